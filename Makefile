@@ -1,0 +1,34 @@
+# rk_apikeys: built by PGXS against the server that pg_config names.
+EXTENSION = rk_apikeys
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" rk_apikeys.control)
+SCRIPT = $(EXTENSION)--$(EXTVERSION).sql
+
+MODULE_big = rk_apikeys
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+DATA_built = $(SCRIPT)
+EXTRA_CLEAN = $(SCRIPT)
+
+# A table of contents: the first makes the extension and the roles, the last removes them.
+REGRESS = install tokens tables roles create guard verify lifecycle rotate \
+	import list_keys views audit badinput uninstall
+REGRESS_OPTS = --inputdir=test
+
+# Each a race between sessions.
+ISOLATION = revoke_vs_verify rotate_vs_rotate first_use delete_vs_verify
+ISOLATION_OPTS = --inputdir=test/isolation --load-extension=pgcrypto \
+	--load-extension=rk_apikeys
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+$(OBJS): $(wildcard src/*.h)
+
+# The parts are joined in the order of their names.
+$(SCRIPT): $(sort $(wildcard sql/*.sql)) rk_apikeys.control
+	cat $(sort $(wildcard sql/*.sql)) > $@
+
+# Take the last run's output over as expected, after its diff was read.
+.PHONY: accept
+accept:
+	for t in $(REGRESS); do cp results/$$t.out expected/$$t.out; done

@@ -1,0 +1,231 @@
+# script/lib.sh: what script/demo, script/test and script/bench share; sourced, not run.
+#
+# It gives a build of the tree and a throwaway server, and leaves the machine as it was, packages apart.
+#
+#   rk_packages             installs what is missing, or ends with one line that says what
+#   rk_open                 makes the temporary folder: $RK_TMP, the private server tree, the copy of the source in $RK_SRC
+#   rk_build COMPILER DIR   builds a copy of the source under -Wall -Wextra -Werror
+#   rk_install DIR          installs what was built there into the private tree
+#   rk_cluster NAME [CONF]  starts a new, empty cluster (and stops the one before); CONF is added to its postgresql.conf
+#   rk_stop                 stops it
+#   rk_run COMMAND...       runs a command as the server's user, so that a signal to the script ends it too
+#
+# The private tree: PostgreSQL and pg_config find share and lib from where their own file lies. So bin is copied and lib and share
+# are folders of links; `make install` then goes there, and the server started from there loads it. Nothing in /usr is touched,
+# and no right to write there is needed.
+#
+# The server's user: root cannot run a server, so as root everything behind rk_open runs as `postgres` (else `nobody`); as any other
+# user, as that user.
+#
+#   PG_CONFIG     the pg_config of the server to use     (default /usr/lib/postgresql/$PG_MAJOR/bin/pg_config)
+#   PG_MAJOR      the major to use and install           (default 15)
+#   RK_KEEP=1     keeps the temporary folder and says where it is
+#   TMPDIR        where it is made                       (default /tmp; must allow to run programs)
+
+RK_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+RK_NAME=script/$(basename "$0")
+RK_TMP= RK_SRC= RK_JOB=
+PG_MAJOR=${PG_MAJOR:-15}
+
+# Ends the script with one line on stderr.
+rk_die() {
+  printf '%s: %s\n' "$RK_NAME" "$*" >&2
+  exit 1
+}
+
+# --- packages -----------------------------------------------------------------------------------------------------------
+
+# The Debian packages that are missing, one a line; nothing when all is there.
+rk_missing() {
+  local prefix=/usr/lib/postgresql/$PG_MAJOR
+  if [ -z "${PG_CONFIG-}" ]; then
+    # Both or none: they come from one source, and a newer half does not fit an older one that is installed.
+    [ -x "$prefix/bin/postgres" ] && [ -e "/usr/share/postgresql/$PG_MAJOR/extension/pgcrypto.control" ] &&
+      [ -e "/usr/include/postgresql/$PG_MAJOR/server/postgres.h" ] && [ -e "$prefix/lib/pgxs/src/makefiles/pgxs.mk" ] ||
+      echo "postgresql-$PG_MAJOR postgresql-server-dev-$PG_MAJOR" | tr ' ' '\n'
+  fi
+  command -v make >/dev/null || echo make
+  command -v gcc >/dev/null || echo gcc
+  [ -e /usr/include/stdio.h ] || echo libc6-dev
+  # libpq/libpq-be.h, which knows the client's address, includes these two; the server's -dev package asks for one of them only
+  [ -e /usr/include/openssl/ssl.h ] || echo libssl-dev
+  [ -e /usr/include/gssapi/gssapi.h ] || ! grep -qs 'libpq/libpq-be\.h' "$RK_ROOT"/src/*.[ch] || echo libkrb5-dev
+  command -v prove >/dev/null && perl -MTest::More -e1 2>/dev/null || echo perl
+  perl -MIPC::Run -e1 2>/dev/null || echo libipc-run-perl
+}
+
+# Installs what rk_missing names. A new postgresql-NN would make and start a cluster of its own: a drop-in file, removed
+# afterwards, tells it not to.
+rk_packages() {
+  local missing sudo=() log dropin=/etc/postgresql-common/createcluster.d/rk_apikeys.conf reason
+  mapfile -t missing < <(rk_missing)
+  if [ ${#missing[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null || rk_die "missing and not installable without apt-get: ${missing[*]}"
+    if [ "$EUID" != 0 ]; then
+      sudo -n true 2>/dev/null || rk_die "missing: ${missing[*]} (neither root nor password-less sudo to install them)"
+      sudo=(sudo -n)
+    fi
+    echo "$RK_NAME: installing ${missing[*]}" >&2
+    log=$(mktemp)
+    "${sudo[@]}" mkdir -p "${dropin%/*}"
+    echo 'create_main_cluster = false' | "${sudo[@]}" tee "$dropin" >/dev/null
+    "${sudo[@]}" apt-get -qq update >"$log" 2>&1 || true
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "${missing[@]}" \
+      >>"$log" 2>&1 </dev/null || true
+    "${sudo[@]}" rm -f "$dropin"
+    "${sudo[@]}" rmdir --ignore-fail-on-non-empty -p "${dropin%/*}" 2>/dev/null || true
+    reason=$(grep -m1 '^E: ' "$log" || true)
+    rm -f "$log"
+    hash -r
+    mapfile -t missing < <(rk_missing)
+    [ ${#missing[@]} -eq 0 ] || rk_die "could not install ${missing[*]}${reason:+ (apt-get: ${reason#E: })}"
+  fi
+  PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/$PG_MAJOR/bin/pg_config}
+  [ -x "$PG_CONFIG" ] || PG_CONFIG=$(command -v "$PG_CONFIG") || rk_die "PG_CONFIG does not name a program"
+  [ -e "$("$PG_CONFIG" --pgxs)" ] && [ -e "$("$PG_CONFIG" --includedir-server)/postgres.h" ] ||
+    rk_die "missing: the development files of the server of $PG_CONFIG (pgxs.mk, postgres.h)"
+  PG_MAJOR=$("$PG_CONFIG" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
+}
+
+# --- temporary folder, private server tree, copy of the source ----------------------------------------------------------
+
+# Ends the running command, every server below $RK_TMP (those of the TAP tests too) and the folder itself.
+rk_cleanup() {
+  local status=$? file
+  trap - EXIT
+  trap '' INT TERM HUP
+  set +e
+  if [ -n "$RK_JOB" ]; then
+    kill -TERM -- "-$RK_JOB" 2>/dev/null
+    wait "$RK_JOB" 2>/dev/null
+  fi
+  [ -d "$RK_TMP" ] || exit "$status"
+  find "$RK_TMP" -name postmaster.pid 2>/dev/null | while read -r file; do rk_end_postmaster "${file%/*}"; done
+  if [ -n "${RK_KEEP-}" ]; then
+    echo "$RK_NAME: kept $RK_TMP" >&2
+  else
+    rm -rf "$RK_TMP"
+  fi
+  exit "$status"
+}
+
+# Stops the postmaster of a data directory and waits for its end. The pid file may be stale: only a process whose
+# working directory is that directory is its postmaster.
+rk_end_postmaster() {
+  local dir=$1 pid signal i
+  pid=$(head -n1 "$dir/postmaster.pid" 2>/dev/null)
+  for signal in INT QUIT KILL; do
+    for i in $(seq 50); do
+      [ -n "$pid" ] && [ "$(readlink "/proc/$pid/cwd")" = "$(readlink -f "$dir")" ] || return 0
+      [ "$i" != 1 ] || kill "-$signal" "$pid"
+      sleep 0.1
+    done
+  done
+}
+
+# Copies the files that git knows or would add (all, where git is missing), so that nothing is built in the checkout.
+rk_copy_source() {
+  local dir=$1
+  mkdir -p "$dir"
+  cd "$RK_ROOT"
+  if git -c safe.directory='*' rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+    git -c safe.directory='*' ls-files -z --cached --others --exclude-standard |
+      while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done | tar --null --files-from=- -cf -
+  else
+    tar --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' -cf - .
+  fi | tar -C "$dir" --no-same-owner -xf -
+  chown -R "$RK_USER:" "$dir"
+  cd "$RK_TMP"
+}
+
+# Makes the server tree that `make install` may write to; $PG_CONFIG names its pg_config afterwards.
+rk_private_tree() {
+  local root=$RK_TMP/root bin lib share include
+  bin=$("$PG_CONFIG" --bindir) lib=$("$PG_CONFIG" --pkglibdir) share=$("$PG_CONFIG" --sharedir)
+  mkdir -p "$root$bin" "$root$lib" "$root$share"
+  cp -RL "$bin/." "$root$bin/"
+  cp -Rs "$lib/." "$root$lib/"
+  cp -Rs "$share/." "$root$share/"
+  rm -f "$root$lib/rk_apikeys.so" "$root$share/extension/rk_apikeys"*
+  for include in "$("$PG_CONFIG" --pkgincludedir)" "$("$PG_CONFIG" --includedir-server)"; do
+    [ -e "$root$include" ] || { mkdir -p "$(dirname "$root$include")" && ln -s "$include" "$root$include"; }
+  done
+  PG_CONFIG=$root$bin/pg_config
+  [ "$("$PG_CONFIG" --pkglibdir)" = "$root$lib" ] || rk_die "cannot relocate the server of $bin"
+}
+
+rk_open() {
+  local variable
+  RK_TMP=$(mktemp -d "${TMPDIR:-/tmp}/rk.XXXXXX")
+  # a socket's path holds 107 bytes, and the TAP tests' folders lie deeper than ours
+  [ ${#RK_TMP} -le 50 ] || { rmdir "$RK_TMP"; RK_TMP=$(mktemp -d /tmp/rk.XXXXXX); }
+  trap rk_cleanup EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  trap 'exit 129' HUP
+  RK_SRC=$RK_TMP/src
+  mkdir "$RK_TMP"/{home,log,socket}
+  RK_USER=$(id -un)
+  RK_AS=(env "HOME=$RK_TMP/home")
+  if [ "$EUID" = 0 ]; then
+    RK_USER=nobody
+    ! id postgres >/dev/null 2>&1 || RK_USER=postgres
+    RK_AS=(setpriv "--reuid=$RK_USER" "--regid=$(id -g "$RK_USER")" --clear-groups "${RK_AS[@]}")
+  fi
+  rk_private_tree
+  rk_copy_source "$RK_SRC"
+  chown -R "$RK_USER:" "$RK_TMP"
+  # what the caller has set for another server, or another make, must not reach ours
+  for variable in $(compgen -e | grep -E '^(PG[A-Z]+|MAKEFLAGS|MAKELEVEL|LC_.*|LANG|LANGUAGE)$'); do unset "$variable"; done
+  export LC_ALL=C.UTF-8 TMPDIR=$RK_TMP PATH
+  PATH=$(dirname "$PG_CONFIG"):$PATH
+  "${RK_AS[@]}" initdb --version >"$RK_TMP/log/initdb.log" 2>&1 ||
+    rk_die "cannot run programs below $RK_TMP (mounted noexec?): set TMPDIR to another folder"
+}
+
+# Runs a command as the server's user in a process group of its own, which rk_cleanup can end; returns its status.
+rk_run() {
+  local status=0
+  setsid "${RK_AS[@]}" "$@" <&0 &  # without <&0 a background command reads /dev/null
+  RK_JOB=$!
+  wait "$RK_JOB" || status=$?
+  RK_JOB=
+  return "$status"
+}
+
+# --- build and server ---------------------------------------------------------------------------------------------------
+
+# -isystem makes PostgreSQL's headers and macros count as the system's: their warnings are not ours to mend. A function that
+# PostgreSQL calls has the parameters that PostgreSQL gives, used or not.
+rk_build() {
+  local compiler=$1 dir=$2 flags
+  flags="-Wall -Wextra -Werror -Wno-unused-parameter -isystem $("$PG_CONFIG" --includedir-server)"
+  # clang is given the flags that PostgreSQL was built with, which are gcc's
+  case $compiler in
+    *clang*) flags+=" -Wno-unknown-warning-option -Wno-ignored-optimization-argument -Wno-unused-command-line-argument" ;;
+  esac
+  rk_run make -s -C "$dir" "PG_CONFIG=$PG_CONFIG" with_llvm=no "CC=$compiler" "COPT=$flags" all
+}
+
+rk_install() {
+  rk_run make -s -C "$1" "PG_CONFIG=$PG_CONFIG" with_llvm=no install
+}
+
+rk_cluster() {
+  local name=$1 conf=${2-}
+  rk_stop
+  [ -d "$RK_TMP/template" ] ||
+    rk_run initdb -D "$RK_TMP/template" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$RK_TMP/log/initdb.log" 2>&1 ||
+    rk_die "initdb failed: $(tail -n1 "$RK_TMP/log/initdb.log")"
+  RK_DATA=$RK_TMP/data-$name RK_LOG=$RK_TMP/log/$name.log
+  rk_run cp -R "$RK_TMP/template" "$RK_DATA"
+  printf '%s\n' "listen_addresses = ''" "unix_socket_directories = '$RK_TMP/socket'" 'fsync = off' \
+    'max_prepared_transactions = 10' "log_line_prefix = '%m [%p] %q%u@%d '" "$conf" >>"$RK_DATA/postgresql.conf"
+  export PGHOST=$RK_TMP/socket PGPORT=5432 PGUSER=postgres PGDATABASE=postgres
+  rk_run pg_ctl -D "$RK_DATA" -l "$RK_LOG" -w start >"$RK_TMP/log/pg_ctl.log" 2>&1 ||
+    rk_die "the server did not start: $(tail -n1 "$RK_LOG")"
+}
+
+rk_stop() {
+  [ -z "${RK_DATA-}" ] || [ ! -e "$RK_DATA/postmaster.pid" ] || rk_end_postmaster "$RK_DATA"
+}

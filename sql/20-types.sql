@@ -1,0 +1,50 @@
+CREATE TYPE rk_apikeys.verdict AS (
+  valid boolean,
+  code text,
+  key_id text,
+  tenant text,
+  name text,
+  environment text,
+  scopes text[],
+  metadata jsonb,
+  expires_at timestamptz,
+  retry_after interval
+);
+COMMENT ON TYPE rk_apikeys.verdict IS
+  'The outcome of a verify. code: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine only valid and code are set.';
+
+CREATE TYPE rk_apikeys.new_key AS (key_id text, secret text);
+COMMENT ON TYPE rk_apikeys.new_key IS
+  'What create_key and rotate_key return. secret: the whole token, shown this once.';
+
+CREATE TYPE rk_apikeys.listed_key AS (
+  key_id text,
+  tenant text,
+  name text,
+  description text,
+  environment text,
+  masked_key text,
+  status text,
+  enabled boolean,
+  scopes text[],
+  allowed_cidrs cidr[],
+  rate_limit integer,
+  rate_window interval,
+  metadata jsonb,
+  expires_at timestamptz,
+  expires_in interval,
+  last_used_at timestamptz,
+  use_count bigint,
+  replaces text,
+  grace_until timestamptz,
+  revoked_at timestamptz,
+  revoked_reason text,
+  created_at timestamptz,
+  created_by text,
+  updated_at timestamptz,
+  updated_by text,
+  cursor text
+);
+COMMENT ON TYPE rk_apikeys.listed_key IS
+  'A row of list_keys: the columns of the view keys but secret. cursor: give that of a page''s last row as "after" to get the next page.';
+

@@ -1,0 +1,97 @@
+-- The keys' settings. Changes rarely; what a use changes is in key_usage.
+CREATE TABLE rk_apikeys.api_keys (
+  -- The C code knows the columns by this order (src/store.h): add at the end.
+  key_id text COLLATE "C" NOT NULL,
+  tenant text NOT NULL DEFAULT rk_apikeys.current_tenant(),
+  name text NOT NULL,
+  description text NOT NULL DEFAULT '',
+  prefix text NOT NULL,
+  environment text NOT NULL DEFAULT rk_apikeys._default_environment(),
+  scopes text[] NOT NULL DEFAULT '{}',
+  allowed_cidrs cidr[],
+  rate_limit integer,
+  rate_window interval,
+  metadata jsonb NOT NULL DEFAULT '{}',
+  enabled boolean NOT NULL DEFAULT true,
+  expires_at timestamptz,
+  replaces text,
+  grace_until timestamptz,
+  revoked_at timestamptz,
+  revoked_reason text,
+  created_at timestamptz NOT NULL,
+  created_by text NOT NULL,
+  updated_at timestamptz NOT NULL,
+  updated_by text NOT NULL,
+  hint text,
+  digest bytea NOT NULL,
+  digest_kind text NOT NULL,
+  pepper_id smallint,
+  CONSTRAINT api_keys_pkey PRIMARY KEY (key_id),
+  -- Only what is true of a key for ever: a restored row may have expired.
+  CONSTRAINT api_keys_key_id_check CHECK (key_id ~ '^[0-9A-Za-z]{12}$'),
+  CONSTRAINT api_keys_tenant_check CHECK (char_length(tenant) BETWEEN 1 AND 200),
+  CONSTRAINT api_keys_name_check CHECK (char_length(btrim(name, E' \t\n\r\f\v')) BETWEEN 1 AND 200),
+  CONSTRAINT api_keys_description_check CHECK (char_length(description) <= 2000),
+  CONSTRAINT api_keys_prefix_check CHECK (prefix ~ '^[a-z][a-z0-9]{0,15}$'),
+  CONSTRAINT api_keys_environment_check CHECK (environment ~ '^[a-z][a-z0-9]{0,15}$'),
+  CONSTRAINT api_keys_scopes_check CHECK (
+    cardinality(scopes) <= 64 AND array_position(scopes, NULL) IS NULL
+    AND array_to_string(scopes, ' ') ~ '^([a-z0-9_*.-]+(:[a-z0-9_*.-]+)*( |$))*$'),
+  CONSTRAINT api_keys_allowed_cidrs_check CHECK (cardinality(allowed_cidrs) BETWEEN 1 AND 64),
+  CONSTRAINT api_keys_rate_check CHECK (
+    (rate_limit IS NULL) = (rate_window IS NULL)
+    AND rate_limit > 0 AND rate_window > '0'),
+  CONSTRAINT api_keys_metadata_check CHECK (
+    jsonb_typeof(metadata) = 'object' AND octet_length(metadata::text) <= 8192),
+  CONSTRAINT api_keys_revoked_check CHECK (
+    (revoked_reason IS NULL OR revoked_at IS NOT NULL) AND char_length(revoked_reason) <= 500),
+  CONSTRAINT api_keys_hint_check CHECK (char_length(hint) <= 4),
+  CONSTRAINT api_keys_digest_check CHECK (
+    octet_length(digest) = CASE digest_kind WHEN 'sha512' THEN 64 ELSE 32 END
+    AND digest_kind IN ('native', 'sha256', 'sha512'))
+);
+-- One page of a tenant's keys, newest first.
+CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);
+-- The name of this index is known to src/store.c.
+CREATE UNIQUE INDEX api_keys_imported_digest ON rk_apikeys.api_keys (digest)
+  WHERE digest_kind <> 'native';
+
+COMMENT ON TABLE rk_apikeys.api_keys IS 'API keys: settings and digests. People use the view keys.';
+COMMENT ON COLUMN rk_apikeys.api_keys.key_id IS 'The public part of the token, 12 base62 digits; safe to log.';
+COMMENT ON COLUMN rk_apikeys.api_keys.tenant IS 'Whoever owns the key.';
+COMMENT ON COLUMN rk_apikeys.api_keys.name IS 'What people call the key: 1 to 200 characters.';
+COMMENT ON COLUMN rk_apikeys.api_keys.description IS 'What it is for: up to 2000 characters.';
+COMMENT ON COLUMN rk_apikeys.api_keys.prefix IS 'The first part of the token, from the setting token_prefix when the key was made.';
+COMMENT ON COLUMN rk_apikeys.api_keys.environment IS 'dev, stage, prod…: the second part of the token.';
+COMMENT ON COLUMN rk_apikeys.api_keys.scopes IS 'What the key may do: names such as records:read, records:* or *.';
+COMMENT ON COLUMN rk_apikeys.api_keys.allowed_cidrs IS 'Networks that the key may be used from; NULL: any.';
+COMMENT ON COLUMN rk_apikeys.api_keys.rate_limit IS 'Uses per rate_window; NULL: no limit.';
+COMMENT ON COLUMN rk_apikeys.api_keys.rate_window IS 'The time that rate_limit counts for.';
+COMMENT ON COLUMN rk_apikeys.api_keys.metadata IS 'Anything of the product''s: a JSON object of up to 8 kB.';
+COMMENT ON COLUMN rk_apikeys.api_keys.enabled IS 'The toggle: a key that is not enabled is refused.';
+COMMENT ON COLUMN rk_apikeys.api_keys.expires_at IS 'The key is good before that moment; NULL: for ever.';
+COMMENT ON COLUMN rk_apikeys.api_keys.replaces IS 'The key that this one was rotated from.';
+COMMENT ON COLUMN rk_apikeys.api_keys.grace_until IS 'Set by a rotation: the key is good before that moment, and before expires_at.';
+COMMENT ON COLUMN rk_apikeys.api_keys.revoked_at IS 'When it was ended for good.';
+COMMENT ON COLUMN rk_apikeys.api_keys.revoked_reason IS 'Why it was ended.';
+COMMENT ON COLUMN rk_apikeys.api_keys.created_at IS 'When it was made.';
+COMMENT ON COLUMN rk_apikeys.api_keys.created_by IS 'The session user who made it.';
+COMMENT ON COLUMN rk_apikeys.api_keys.updated_at IS 'When a setting was last changed; a use does not move it.';
+COMMENT ON COLUMN rk_apikeys.api_keys.updated_by IS 'The session user who last changed a setting.';
+COMMENT ON COLUMN rk_apikeys.api_keys.hint IS 'The last 4 digits of the secret, shown in the masked key.';
+COMMENT ON COLUMN rk_apikeys.api_keys.digest IS 'What is stored of the token; granted to no role.';
+COMMENT ON COLUMN rk_apikeys.api_keys.digest_kind IS 'native, or sha256 or sha512 for an imported key; granted to no role.';
+COMMENT ON COLUMN rk_apikeys.api_keys.pepper_id IS 'The pepper under which the digest was made; granted to no role.';
+COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'One page of a tenant''s keys, newest first.';
+COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'How verify finds an imported key.';
+
+SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.api_keys', '');
+ALTER TABLE rk_apikeys.api_keys ENABLE ROW LEVEL SECURITY;
+CREATE POLICY all_tenants ON rk_apikeys.api_keys TO rk_apikeys_admin USING (true);
+CREATE POLICY all_tenants_read ON rk_apikeys.api_keys FOR SELECT TO rk_apikeys_auditor USING (true);
+CREATE POLICY own_tenant ON rk_apikeys.api_keys TO rk_apikeys_manager
+  USING (tenant = (SELECT rk_apikeys.current_tenant()));
+COMMENT ON POLICY all_tenants ON rk_apikeys.api_keys IS 'An admin manages every tenant''s keys.';
+COMMENT ON POLICY all_tenants_read ON rk_apikeys.api_keys IS 'An auditor reads every tenant''s keys.';
+COMMENT ON POLICY own_tenant ON rk_apikeys.api_keys IS 'A manager manages the keys of its own tenant.';
+

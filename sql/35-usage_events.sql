@@ -1,0 +1,100 @@
+-- What uses change: narrow, so that an update stays on its page.
+CREATE TABLE rk_apikeys.key_usage (
+  -- The C code knows the columns by this order (src/store.c): add at the end.
+  key_id text COLLATE "C" NOT NULL,
+  tenant text NOT NULL,
+  last_used_at timestamptz,
+  last_used_addr inet,
+  use_count bigint NOT NULL DEFAULT 0,
+  denied_count bigint NOT NULL DEFAULT 0,
+  CONSTRAINT key_usage_pkey PRIMARY KEY (key_id)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE rk_apikeys.key_usage IS 'When and how often each key was used; written by verify.';
+COMMENT ON COLUMN rk_apikeys.key_usage.key_id IS 'The key.';
+COMMENT ON COLUMN rk_apikeys.key_usage.tenant IS 'The key''s tenant.';
+COMMENT ON COLUMN rk_apikeys.key_usage.last_used_at IS 'The last use; only ever moves forward.';
+COMMENT ON COLUMN rk_apikeys.key_usage.last_used_addr IS 'The last client_addr that verify_key was told.';
+COMMENT ON COLUMN rk_apikeys.key_usage.use_count IS 'Uses recorded: without preload, at most one per usage_resolution.';
+COMMENT ON COLUMN rk_apikeys.key_usage.denied_count IS 'Genuine tokens refused; counted only with preload.';
+
+-- For reports. Outlives the key.
+CREATE TABLE rk_apikeys.key_usage_daily (
+  key_id text COLLATE "C" NOT NULL,
+  day date NOT NULL,
+  environment text NOT NULL,
+  tenant text NOT NULL,
+  uses bigint NOT NULL DEFAULT 0,
+  denials bigint NOT NULL DEFAULT 0,
+  CONSTRAINT key_usage_daily_pkey PRIMARY KEY (key_id, day)
+) WITH (fillfactor = 70);
+COMMENT ON TABLE rk_apikeys.key_usage_daily IS 'Uses per key and day; outlives the key.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.key_id IS 'The key.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.day IS 'The day, in UTC.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.environment IS 'The key''s environment.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.tenant IS 'The key''s tenant.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.uses IS 'Uses recorded, as in key_usage.use_count.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.denials IS 'Denials, as in key_usage.denied_count.';
+
+-- The audit: append-only, written by triggers. Outlives the key.
+CREATE TABLE rk_apikeys.key_events (
+  event_id bigint GENERATED ALWAYS AS IDENTITY,
+  occurred_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  tenant text,
+  key_id text COLLATE "C",
+  event text NOT NULL,
+  actor text NOT NULL,
+  role text NOT NULL,
+  principal text,
+  client_addr inet,
+  application_name text,
+  changes jsonb,
+  CONSTRAINT key_events_pkey PRIMARY KEY (event_id),
+  CONSTRAINT key_events_event_check CHECK (event IN ('created', 'imported', 'updated',
+    'enabled', 'disabled', 'rotated', 'revoked', 'deleted', 'purged')),
+  CONSTRAINT key_events_key_check CHECK (event = 'purged' OR (key_id IS NOT NULL AND tenant IS NOT NULL))
+);
+CREATE INDEX key_events_key ON rk_apikeys.key_events (tenant, key_id, event_id);
+COMMENT ON TABLE rk_apikeys.key_events IS 'What happened to the keys: append-only, written in the transaction that did it; outlives the key.';
+COMMENT ON COLUMN rk_apikeys.key_events.event_id IS 'Grows with each event.';
+COMMENT ON COLUMN rk_apikeys.key_events.occurred_at IS 'When.';
+COMMENT ON COLUMN rk_apikeys.key_events.tenant IS 'The key''s tenant; NULL for a purge.';
+COMMENT ON COLUMN rk_apikeys.key_events.key_id IS 'The key; NULL for a purge.';
+COMMENT ON COLUMN rk_apikeys.key_events.event IS 'created, imported, updated, enabled, disabled, rotated, revoked, deleted or purged.';
+COMMENT ON COLUMN rk_apikeys.key_events.actor IS 'The session user.';
+COMMENT ON COLUMN rk_apikeys.key_events.role IS 'The role that was current.';
+COMMENT ON COLUMN rk_apikeys.key_events.principal IS 'The key that the transaction had authenticated as.';
+COMMENT ON COLUMN rk_apikeys.key_events.client_addr IS 'The database client''s address; NULL over a Unix-domain socket.';
+COMMENT ON COLUMN rk_apikeys.key_events.application_name IS 'The database client''s application_name.';
+COMMENT ON COLUMN rk_apikeys.key_events.changes IS 'Per changed setting its old and new value; never a digest or secret.';
+COMMENT ON INDEX rk_apikeys.key_events_key IS 'A key''s history.';
+COMMENT ON SEQUENCE rk_apikeys.key_events_event_id_seq IS 'Numbers the events.';
+
+SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage', '');
+SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage_daily', '');
+SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_events', '');
+SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_events_event_id_seq', '');
+
+ALTER TABLE rk_apikeys.key_usage ENABLE ROW LEVEL SECURITY;
+CREATE POLICY all_tenants_read ON rk_apikeys.key_usage FOR SELECT
+  TO rk_apikeys_admin, rk_apikeys_auditor USING (true);
+CREATE POLICY own_tenant_read ON rk_apikeys.key_usage FOR SELECT TO rk_apikeys_manager
+  USING (tenant = (SELECT rk_apikeys.current_tenant()));
+COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_usage IS 'Admins and auditors read every tenant''s usage.';
+COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_usage IS 'A manager reads its own tenant''s usage.';
+
+ALTER TABLE rk_apikeys.key_usage_daily ENABLE ROW LEVEL SECURITY;
+CREATE POLICY all_tenants_read ON rk_apikeys.key_usage_daily FOR SELECT
+  TO rk_apikeys_admin, rk_apikeys_auditor USING (true);
+CREATE POLICY own_tenant_read ON rk_apikeys.key_usage_daily FOR SELECT TO rk_apikeys_manager
+  USING (tenant = (SELECT rk_apikeys.current_tenant()));
+COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_usage_daily IS 'Admins and auditors read every tenant''s usage.';
+COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_usage_daily IS 'A manager reads its own tenant''s usage.';
+
+ALTER TABLE rk_apikeys.key_events ENABLE ROW LEVEL SECURITY;
+CREATE POLICY all_tenants_read ON rk_apikeys.key_events FOR SELECT
+  TO rk_apikeys_admin, rk_apikeys_auditor USING (true);
+CREATE POLICY own_tenant_read ON rk_apikeys.key_events FOR SELECT TO rk_apikeys_manager
+  USING (tenant = (SELECT rk_apikeys.current_tenant()));
+COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_events IS 'Admins and auditors read every tenant''s events.';
+COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_events IS 'A manager reads its own tenant''s events.';
+

@@ -1,0 +1,77 @@
+-- What people and reports read. security_invoker: the tables' policies hold.
+
+CREATE FUNCTION rk_apikeys.reveal(key_id text) RETURNS text
+  LANGUAGE C STABLE PARALLEL RESTRICTED
+  AS 'MODULE_PATHNAME', 'rk_apikeys_reveal';
+COMMENT ON FUNCTION rk_apikeys.reveal(text) IS
+  'The token of a key that this transaction has made, to the role that made it; else NULL.';
+
+CREATE FUNCTION rk_apikeys._status(revoked_at timestamptz, enabled boolean,
+    expires_at timestamptz, grace_until timestamptz) RETURNS text
+  LANGUAGE sql STABLE PARALLEL SAFE
+  RETURN CASE
+    WHEN revoked_at IS NOT NULL THEN 'revoked'
+    WHEN NOT enabled THEN 'disabled'
+    WHEN expires_at <= statement_timestamp() THEN 'expired'
+    WHEN grace_until <= statement_timestamp() THEN 'rotated'
+    WHEN grace_until IS NOT NULL THEN 'grace'
+    ELSE 'active' END;
+COMMENT ON FUNCTION rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz) IS
+  'Private: the status of a key, in the order in which verify looks; as of the statement''s start.';
+
+CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
+  SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
+    k.prefix || '_' || k.environment || '_' || k.key_id || '_********' || coalesce(k.hint, '') AS masked_key,
+    rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) AS status,
+    k.enabled, k.scopes, k.allowed_cidrs, k.rate_limit, k.rate_window, k.metadata,
+    k.expires_at,
+    CASE WHEN k.expires_at IS NOT NULL THEN
+      greatest(date_trunc('second', k.expires_at - statement_timestamp()), '0') END AS expires_in,
+    (SELECT u.last_used_at FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id) AS last_used_at,
+    coalesce((SELECT u.use_count FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id), 0) AS use_count,
+    k.replaces, k.grace_until, k.revoked_at, k.revoked_reason,
+    k.created_at, k.created_by, k.updated_at, k.updated_by,
+    rk_apikeys.reveal(k.key_id) AS secret
+  FROM rk_apikeys.api_keys k;
+COMMENT ON VIEW rk_apikeys.keys IS
+  'The keys, masked: INSERT, UPDATE and DELETE here. secret holds a new key''s token until the transaction ends, and is NULL ever after.';
+COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, but for the last 4 digits.';
+COMMENT ON COLUMN rk_apikeys.keys.status IS 'active, grace (rotated, still accepted), rotated, disabled, expired or revoked.';
+COMMENT ON COLUMN rk_apikeys.keys.expires_in IS 'Time left before expires_at; 0 once it has passed; NULL: for ever.';
+COMMENT ON COLUMN rk_apikeys.keys.last_used_at IS 'The last use that was recorded; NULL: never.';
+COMMENT ON COLUMN rk_apikeys.keys.use_count IS 'Uses recorded.';
+COMMENT ON COLUMN rk_apikeys.keys.secret IS 'The whole token of a key that this transaction has made; else NULL.';
+
+CREATE VIEW rk_apikeys.active_keys WITH (security_invoker = true) AS
+  SELECT key_id, tenant, name, description, environment, masked_key, status, scopes,
+    expires_at, expires_in, last_used_at, use_count, grace_until,
+    created_at, created_by, updated_at, updated_by
+  FROM rk_apikeys.keys WHERE status IN ('active', 'grace');
+COMMENT ON VIEW rk_apikeys.active_keys IS 'The keys that are accepted now: status active or grace.';
+
+CREATE VIEW rk_apikeys.expiring_keys WITH (security_invoker = true) AS
+  SELECT key_id, tenant, name, description, environment, masked_key, status,
+    expires_at, expires_in, last_used_at, use_count, created_at, created_by
+  FROM rk_apikeys.keys
+  WHERE status IN ('active', 'grace')
+    AND expires_at <= statement_timestamp() + rk_apikeys._setting_interval('expiring_window');
+COMMENT ON VIEW rk_apikeys.expiring_keys IS
+  'The accepted keys that expire within the setting rk_apikeys.expiring_window.';
+
+CREATE VIEW rk_apikeys.stale_keys WITH (security_invoker = true) AS
+  SELECT key_id, tenant, name, description, environment, masked_key, status,
+    last_used_at, use_count, created_at, created_by,
+    date_trunc('second', statement_timestamp() - coalesce(last_used_at, created_at)) AS unused_for
+  FROM rk_apikeys.keys
+  WHERE status = 'active'
+    AND coalesce(last_used_at, created_at)
+      < statement_timestamp() - rk_apikeys._setting_interval('stale_after');
+COMMENT ON VIEW rk_apikeys.stale_keys IS
+  'The active keys that nobody has used for the setting rk_apikeys.stale_after, counted from creation if never used.';
+
+CREATE VIEW rk_apikeys.key_activity WITH (security_invoker = true) AS
+  SELECT d.day, d.key_id, d.tenant, k.name, d.environment, d.uses, d.denials
+  FROM rk_apikeys.key_usage_daily d LEFT JOIN rk_apikeys.api_keys k USING (key_id);
+COMMENT ON VIEW rk_apikeys.key_activity IS
+  'Uses and denials per key and day (UTC); name is NULL for a key that was deleted.';
+

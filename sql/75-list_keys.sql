@@ -1,0 +1,126 @@
+CREATE FUNCTION rk_apikeys.list_keys(search text DEFAULT NULL, status text DEFAULT NULL,
+    environment text DEFAULT NULL, sort_by text DEFAULT 'created_at',
+    descending boolean DEFAULT false, page_size integer DEFAULT 25,
+    after text DEFAULT NULL) RETURNS SETOF rk_apikeys.listed_key
+  LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+  SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  -- The expression to sort by, its type, and whether it can be NULL.
+  expression text;
+  type text := 'timestamptz';
+  nullable boolean := false;
+  usage_join text := '';
+  direction text := CASE WHEN descending THEN 'DESC' ELSE 'ASC' END;
+  beyond text := CASE WHEN descending THEN '<' ELSE '>' END;
+  conditions text := '';
+  position jsonb;
+  start_value text;
+  start_key text;
+BEGIN
+  IF sort_by IN ('name', 'environment') THEN
+    expression := 'k.' || sort_by;
+    type := 'text';
+  ELSIF sort_by = 'key_id' THEN
+    expression := 'k.key_id';
+    type := 'text COLLATE "C"';
+  ELSIF sort_by IN ('created_at', 'updated_at') THEN
+    expression := 'k.' || sort_by;
+  ELSIF sort_by = 'expires_at' THEN
+    expression := 'k.expires_at';
+    nullable := true;
+  ELSIF sort_by = 'last_used_at' THEN
+    expression := 'u.last_used_at';
+    nullable := true;
+  ELSIF sort_by = 'use_count' THEN
+    expression := 'coalesce(u.use_count, 0)';
+    type := 'bigint';
+  ELSIF sort_by = 'status' THEN
+    expression := 'rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until)';
+    type := 'text';
+  ELSE
+    RAISE EXCEPTION 'cannot sort by "%"', left(coalesce(sort_by, 'null'), 80)
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Use name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status.';
+  END IF;
+  IF descending IS NULL THEN
+    RAISE EXCEPTION 'descending cannot be null'
+      USING ERRCODE = 'invalid_parameter_value', HINT = 'Use true or false.';
+  END IF;
+  IF page_size IS NULL OR page_size NOT BETWEEN 1 AND 1000 THEN
+    RAISE EXCEPTION 'page_size cannot be %', coalesce(page_size::text, 'null')
+      USING ERRCODE = 'invalid_parameter_value', HINT = 'Use 1 to 1000.';
+  END IF;
+  IF status NOT IN ('active', 'grace', 'rotated', 'disabled', 'expired', 'revoked') THEN
+    RAISE EXCEPTION 'there is no status "%"', left(status, 80)
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Use active, grace, rotated, disabled, expired or revoked.';
+  END IF;
+
+  IF expression LIKE '%u.%' THEN
+    usage_join := 'LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id';
+  END IF;
+  IF search <> '' THEN
+    conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0
+      OR strpos(lower(k.description), lower($1)) > 0
+      OR strpos(lower(k.key_id), lower($1)) > 0
+      OR strpos(k.environment, lower($1)) > 0)$c$;
+  END IF;
+  IF status IS NOT NULL THEN
+    conditions := conditions ||
+      ' AND rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) = $2';
+  END IF;
+  IF environment IS NOT NULL THEN
+    conditions := conditions || ' AND k.environment = $3';
+  END IF;
+
+  IF after IS NOT NULL THEN
+    -- It gives a position, nothing more: what can be seen is decided afresh.
+    BEGIN
+      position := convert_from(decode(translate(after, '-_', '+/'), 'base64'), 'UTF8')::jsonb;
+      start_value := position ->> 'value';
+      start_key := position ->> 'key_id';
+      IF start_value IS NOT NULL THEN
+        EXECUTE 'SELECT $1::' || type USING start_value;
+      END IF;
+    EXCEPTION WHEN data_exception OR character_not_in_repertoire OR syntax_error THEN
+      position := NULL;
+    END;
+    IF position ->> 'sort' IS DISTINCT FROM sort_by
+       OR (position ->> 'descending') IS DISTINCT FROM descending::text
+       OR start_key IS NULL OR (start_value IS NULL AND NOT nullable) THEN
+      RAISE EXCEPTION 'cursor is not one of this list'
+        USING ERRCODE = 'invalid_parameter_value',
+              DETAIL = 'A cursor goes on only with the sort_by and descending that it came from.',
+              HINT = 'Take the cursor of the last row of a page, or start without one.';
+    END IF;
+    IF start_value IS NULL THEN
+      conditions := conditions || format(' AND %s IS NULL AND k.key_id %s $6', expression, beyond);
+    ELSE
+      conditions := conditions || format(' AND ((%s, k.key_id) %s ($5::%s, $6)%s)', expression, beyond, type,
+        CASE WHEN nullable THEN format(' OR %s IS NULL', expression) ELSE '' END);
+    END IF;
+  END IF;
+
+  -- The page is found on the table; what is costly is computed for it alone.
+  RETURN QUERY EXECUTE format($q$
+    SELECT v.key_id, v.tenant, v.name, v.description, v.environment, v.masked_key, v.status, v.enabled,
+        v.scopes, v.allowed_cidrs, v.rate_limit, v.rate_window, v.metadata, v.expires_at, v.expires_in,
+        v.last_used_at, v.use_count, v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
+        v.created_at, v.created_by, v.updated_at, v.updated_by,
+        translate(encode(convert_to(jsonb_build_object('sort', $7, 'descending', $8,
+          'value', p.sort_value, 'key_id', p.key_id)::text, 'UTF8'), 'base64'), E'+/\n', '-_')
+      FROM (SELECT k.key_id, %1$s AS sort_value
+          FROM rk_apikeys.api_keys k %2$s
+          WHERE true %3$s
+          ORDER BY %1$s %4$s %5$s, k.key_id %4$s
+          LIMIT $4) p
+        JOIN rk_apikeys.keys v ON v.key_id = p.key_id
+      ORDER BY p.sort_value %4$s %5$s, p.key_id %4$s$q$,
+      expression, usage_join, conditions, direction,
+      CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END)
+    USING search, status, environment, page_size, start_value, start_key, sort_by, descending;
+END $$;
+COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS
+  'A page of the keys that the caller can see, without secrets. search: in name, description, key id and environment, any case, taken literally; sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status, NULLs last, ties by key_id; page_size: 1 to 1000; after: the cursor of the last row of the page before. Errors: 22023.';
+

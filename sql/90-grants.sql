@@ -1,0 +1,63 @@
+-- The whole access policy.
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA rk_apikeys FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA rk_apikeys FROM PUBLIC;
+GRANT USAGE ON SCHEMA rk_apikeys TO PUBLIC;
+
+-- Any role: tokens as text, and what a session is.
+GRANT EXECUTE ON FUNCTION
+  rk_apikeys.generate_token(text, text), rk_apikeys.is_well_formed(text), rk_apikeys.mask(text),
+  rk_apikeys.hash_token(text), rk_apikeys.digest_equal(bytea, bytea),
+  rk_apikeys.find_tokens(text), rk_apikeys.redact(text), rk_apikeys.seal(text, text),
+  rk_apikeys.current_tenant()
+  TO PUBLIC;
+
+-- A backend: verify, and end a leaked token.
+GRANT EXECUTE ON FUNCTION
+  rk_apikeys.verify(text), rk_apikeys.verify_key(text, text, inet, integer),
+  rk_apikeys.revoke_token(text, text)
+  TO rk_apikeys_verifier, rk_apikeys_admin;
+
+-- Whoever reads: masked keys, usage, events.
+GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_keys,
+  rk_apikeys.stale_keys, rk_apikeys.key_activity,
+  rk_apikeys.key_usage, rk_apikeys.key_usage_daily, rk_apikeys.key_events
+  TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
+GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, allowed_cidrs,
+    rate_limit, rate_window, metadata, enabled, expires_at, replaces, grace_until, revoked_at,
+    revoked_reason, created_at, created_by, updated_at, updated_by, hint)
+  ON rk_apikeys.api_keys TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
+GRANT EXECUTE ON FUNCTION
+  rk_apikeys.list_keys(text, text, text, text, boolean, integer, text), rk_apikeys.reveal(text),
+  rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz),
+  rk_apikeys._setting_interval(text)
+  TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
+
+-- Whoever manages: policies decide on which keys.
+GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
+    metadata, enabled, expires_at, replaces),
+  UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
+    expires_at, grace_until, revoked_at, revoked_reason),
+  DELETE
+  ON rk_apikeys.keys TO rk_apikeys_manager, rk_apikeys_admin;
+GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
+    metadata, enabled, expires_at, replaces),
+  UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
+    expires_at, grace_until, revoked_at, revoked_reason),
+  DELETE
+  ON rk_apikeys.api_keys TO rk_apikeys_manager, rk_apikeys_admin;
+GRANT EXECUTE ON FUNCTION
+  rk_apikeys.create_key(text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text),
+  rk_apikeys.rotate_key(text, interval, timestamptz), rk_apikeys.revoke_key(text, text),
+  rk_apikeys._default_environment(), rk_apikeys._no_such_key(text)
+  TO rk_apikeys_manager, rk_apikeys_admin;
+
+-- The administrator alone: these write with the owner's rights.
+GRANT EXECUTE ON FUNCTION
+  rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer,
+    interval, jsonb, text),
+  rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval)
+  TO rk_apikeys_admin;
+
+-- The triggers' functions (_keys_make, _keys_guard, _keys_settle, _keys_audit_insert,
+-- _keys_audit_update, _keys_audit_delete) are granted to nobody.

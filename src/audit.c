@@ -1,0 +1,131 @@
+/*
+ * audit.c
+ *		The events of a key: what changed, when, and by whom.
+ *
+ * Three statement triggers on api_keys, one per command since a trigger with
+ * transition tables has one, write a row of key_events per key in the same
+ * transaction.  A caller may cause an event but cannot write one, so the rows
+ * are written as the tables' owner.
+ *
+ * Rows that are restored or copied add no events: they bring their own
+ * created_at, whereas a key that is made gets the transaction's time.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type_d.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+
+#include "caller.h"
+#include "guard.h"
+
+/*
+ * The head of each insert.  $1 is the caller's role; session_user is the same
+ * under the owner's rights.
+ */
+#define INSERT_EVENTS \
+	"INSERT INTO rk_apikeys.key_events" \
+	"  (tenant, key_id, event, actor, role, client_addr, application_name," \
+	"   changes)"
+#define WHO \
+	"  session_user, $1, inet_client_addr(), current_setting('application_name')"
+
+/* Columns of a row that are no settings. */
+#define NOT_SETTINGS \
+	"'{key_id,tenant,prefix,created_at,created_by,updated_at,updated_by," \
+	"hint,digest,digest_kind,pepper_id}'::text[]"
+
+static const char *const audit_insert =
+INSERT_EVENTS
+" SELECT tenant, key_id,"
+"  CASE digest_kind WHEN 'native' THEN 'created' ELSE 'imported' END," WHO ","
+"  jsonb_strip_nulls(jsonb_build_object("
+"   'name', jsonb_build_object('new', name),"
+"   'environment', jsonb_build_object('new', environment),"
+"   'expires_at', CASE WHEN expires_at IS NOT NULL"
+"     THEN jsonb_build_object('new', expires_at) END,"
+"   'replaces', CASE WHEN replaces IS NOT NULL"
+"     THEN jsonb_build_object('new', replaces) END))"
+"  FROM new_keys WHERE created_at = now()";
+
+static const char *const audit_update =
+INSERT_EVENTS
+" SELECT n.tenant, n.key_id,"
+"  CASE WHEN c.changes ? 'revoked_at' THEN 'revoked'"
+"   WHEN c.changes ? 'grace_until' AND o.grace_until IS NULL THEN 'rotated'"
+"   WHEN c.changes ? 'enabled' AND n.enabled THEN 'enabled'"
+"   WHEN c.changes ? 'enabled' THEN 'disabled'"
+"   ELSE 'updated' END," WHO ", c.changes"
+"  FROM old_keys o JOIN new_keys n USING (key_id)"
+"   CROSS JOIN LATERAL"
+"   (SELECT jsonb_object_agg(a.key,"
+"      jsonb_build_object('old', b.value, 'new', a.value)) AS changes"
+"     FROM jsonb_each(to_jsonb(n) - " NOT_SETTINGS ") a"
+"      JOIN jsonb_each(to_jsonb(o)) b USING (key)"
+"     WHERE a.value <> b.value) c"
+"  WHERE c.changes IS NOT NULL";
+
+static const char *const audit_delete =
+INSERT_EVENTS
+" SELECT o.tenant, o.key_id, 'deleted'," WHO ","
+"  (SELECT jsonb_object_agg(a.key, jsonb_build_object('old', a.value))"
+"    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(o) - " NOT_SETTINGS ")) a)"
+"  FROM old_keys o";
+
+static Datum audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
+						 const char *query);
+static void insert_events(void *arg);
+
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_insert);
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_update);
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_delete);
+
+/* api_keys_audit_insert, AFTER INSERT, FOR EACH STATEMENT. */
+Datum
+rk_apikeys_keys_audit_insert(PG_FUNCTION_ARGS)
+{
+	return audit_write(fcinfo, "api_keys_audit_insert", audit_insert);
+}
+
+/* api_keys_audit_update, AFTER UPDATE, FOR EACH STATEMENT. */
+Datum
+rk_apikeys_keys_audit_update(PG_FUNCTION_ARGS)
+{
+	return audit_write(fcinfo, "api_keys_audit_update", audit_update);
+}
+
+/* api_keys_audit_delete, AFTER DELETE, FOR EACH STATEMENT. */
+Datum
+rk_apikeys_keys_audit_delete(PG_FUNCTION_ARGS)
+{
+	return audit_write(fcinfo, "api_keys_audit_delete", audit_delete);
+}
+
+static Datum
+audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
+			const char *query)
+{
+	TriggerData *trigger = guard_trigger(fcinfo, trigger_name);
+
+	SPI_connect();
+	if (SPI_register_trigger_data(trigger) < 0)
+		elog(ERROR, "could not see the changed rows");
+	caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
+						insert_events, unconstify(char *, query));
+	SPI_finish();
+	return PointerGetDatum(NULL);
+}
+
+/* OwnerWork */
+static void
+insert_events(void *arg)
+{
+	Oid			type = TEXTOID;
+	Datum		role = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
+
+	SPI_execute_with_args((const char *) arg, 1, &type, &role, NULL, false, 0);
+}

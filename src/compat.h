@@ -1,0 +1,51 @@
+/*
+ * compat.h
+ *		Every difference between PostgreSQL versions; the only #if on them.
+ *
+ * Each gives the new name to an old server, so that callers read as today's
+ * PostgreSQL.
+ */
+#ifndef COMPAT_H
+#define COMPAT_H
+
+#include "postgres.h"
+
+#include "catalog/pg_class.h"
+#include "utils/acl.h"
+
+#if PG_VERSION_NUM < 150000
+#error "rk_apikeys needs PostgreSQL 15 or later"
+#endif
+
+/*
+ * 16: one object_ownercheck for all classes.  Here it is asked for tables only.
+ */
+#if PG_VERSION_NUM < 160000
+static inline bool
+object_ownercheck(Oid classid, Oid objectid, Oid roleid)
+{
+	Assert(classid == RelationRelationId);
+	return pg_class_ownercheck(objectid, roleid);
+}
+#endif
+
+/*
+ * Minors of 2026 declare timingsafe_bcmp, and bring it where the C library has
+ * none; older ones do neither.
+ */
+#ifndef HAVE_DECL_TIMINGSAFE_BCMP
+static inline int
+rk_apikeys_timingsafe_bcmp(const void *b1, const void *b2, size_t n)
+{
+	const volatile unsigned char *p1 = b1;
+	const volatile unsigned char *p2 = b2;
+	unsigned char difference = 0;
+
+	for (; n > 0; n--)
+		difference |= *p1++ ^ *p2++;
+	return difference != 0;
+}
+#define timingsafe_bcmp rk_apikeys_timingsafe_bcmp
+#endif
+
+#endif

@@ -1,0 +1,15 @@
+/*
+ * digest.h
+ *		Digests of tokens, and their constant-time compare.
+ */
+#ifndef DIGEST_H
+#define DIGEST_H
+
+#define DIGEST_SHA256_LEN 32
+#define DIGEST_SHA512_LEN 64
+
+extern void digest_sha256(const char *data, size_t len, uint8 *out);
+extern void digest_sha512(const char *data, size_t len, uint8 *out);
+extern bool digest_matches(const uint8 *a, const uint8 *b, size_t len);
+
+#endif

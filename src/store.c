@@ -1,0 +1,239 @@
+/*
+ * store.c
+ *		The stored keys, read by index under a fresh snapshot.
+ *
+ * No SPI and no executor: a row is fetched through the table's own index.  The
+ * snapshot is the latest, not the transaction's, so that a REPEATABLE READ
+ * transaction sees a revocation too.  No privilege or policy stands between:
+ * the right to verify is EXECUTE on the functions that come here.
+ *
+ * Locking: AccessShareLock on table and index, given back at once, so that an
+ * idle transaction that has verified a key is in nobody's way.
+ *
+ * Memory: results live in the current context.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_collation_d.h"
+#include "catalog/pg_type_d.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "store.h"
+
+#define SCHEMA_NAME "rk_apikeys"
+#define IMPORTED_INDEX "api_keys_imported_digest"
+
+/* Columns of rk_apikeys.key_usage that are read here. */
+#define USAGE_KEY_ID 1
+#define USAGE_LAST_USED_AT 3
+
+/* What is done with a row that was found; runs while it is pinned. */
+typedef void (*RowReader) (HeapTuple row, TupleDesc desc, void *arg);
+
+static bool read_row(const char *table, const char *index, AttrNumber column,
+					 Datum value, RegProcedure equal, RowReader reader,
+					 void *arg);
+static void parse_key(HeapTuple row, TupleDesc desc, void *arg);
+static void parse_last_used(HeapTuple row, TupleDesc desc, void *arg);
+
+/*
+ * The OID of one of the extension's tables.  Nobody but the extension's owner
+ * can put a table into its schema, so the name is enough.  Raises 42P01, or
+ * returns InvalidOid, if it is gone.
+ */
+Oid
+store_table(const char *name, bool missing_ok)
+{
+	Oid			schema = get_namespace_oid(SCHEMA_NAME, true);
+	Oid			table = InvalidOid;
+
+	if (OidIsValid(schema))
+		table = get_relname_relid(name, schema);
+	if (!OidIsValid(table) && !missing_ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table %s.%s does not exist", SCHEMA_NAME, name),
+				 errhint("Create the extension rk_apikeys in this database.")));
+	return table;
+}
+
+/*
+ * The key with that id (TOKEN_KEY_ID_LEN bytes, not terminated), or NULL if
+ * there is none.
+ */
+StoredKey *
+store_find(const char *key_id)
+{
+	StoredKey  *key = NULL;
+	text	   *id = cstring_to_text_with_len(key_id, TOKEN_KEY_ID_LEN);
+
+	read_row("api_keys", NULL, KEY_KEY_ID, PointerGetDatum(id), F_TEXTEQ,
+			 parse_key, &key);
+	pfree(id);
+	return key;
+}
+
+/* The imported key with that digest, or NULL if there is none. */
+StoredKey *
+store_find_imported(DigestKind kind, const uint8 *digest, int len)
+{
+	StoredKey  *key = NULL;
+	bytea	   *value = palloc(VARHDRSZ + len);
+
+	SET_VARSIZE(value, VARHDRSZ + len);
+	memcpy(VARDATA(value), digest, len);
+	read_row("api_keys", IMPORTED_INDEX, KEY_DIGEST, PointerGetDatum(value),
+			 F_BYTEAEQ, parse_key, &key);
+	pfree(value);
+	return key != NULL && key->digest_kind == kind ? key : NULL;
+}
+
+/* Whether the key has a row in key_usage, and the last use that it tells. */
+bool
+store_last_used(const char *key_id, TimestampTz *last_used)
+{
+	text	   *id = cstring_to_text_with_len(key_id, TOKEN_KEY_ID_LEN);
+	bool		found;
+
+	found = read_row("key_usage", NULL, USAGE_KEY_ID, PointerGetDatum(id),
+					 F_TEXTEQ, parse_last_used, last_used);
+	pfree(id);
+	return found;
+}
+
+/*
+ * Find the row whose column equals the value, by the index of that name or by
+ * the primary key if none is named, and hand it to the reader.  Returns
+ * whether there is one; false too if the extension is gone.
+ */
+static bool
+read_row(const char *table, const char *index, AttrNumber column, Datum value,
+		 RegProcedure equal, RowReader reader, void *arg)
+{
+	Relation	rel;
+	Oid			index_oid;
+	Snapshot	snapshot;
+	SysScanDesc scan;
+	ScanKeyData scankey;
+	HeapTuple	row;
+	Oid			table_oid = store_table(table, true);
+
+	if (!OidIsValid(table_oid) ||
+		(rel = try_table_open(table_oid, AccessShareLock)) == NULL)
+		return false;
+
+	/* Looked up each time, under the lock: REINDEX CONCURRENTLY changes it. */
+	if (index == NULL)
+	{
+		list_free(RelationGetIndexList(rel));
+		index_oid = rel->rd_pkindex;
+	}
+	else
+		index_oid = get_relname_relid(index, RelationGetNamespace(rel));
+	if (!OidIsValid(index_oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has lost the index that verify reads by",
+						RelationGetRelationName(rel)),
+				 errhint("Recreate the index that the extension made.")));
+
+	ScanKeyInit(&scankey, column, BTEqualStrategyNumber, equal, value);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = systable_beginscan(rel, index_oid, true, snapshot, 1, &scankey);
+	row = systable_getnext(scan);
+	if (HeapTupleIsValid(row))
+		reader(row, RelationGetDescr(rel), arg);
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+	return HeapTupleIsValid(row);
+}
+
+/* A timestamp column, with NULL as the end of time. */
+static TimestampTz
+timestamp_or_end(Datum value, bool isnull)
+{
+	return isnull ? DT_NOEND : DatumGetTimestampTz(value);
+}
+
+static DigestKind
+parse_kind(const char *kind)
+{
+	if (strcmp(kind, "sha256") == 0)
+		return DIGEST_KIND_SHA256;
+	if (strcmp(kind, "sha512") == 0)
+		return DIGEST_KIND_SHA512;
+	return DIGEST_NATIVE;
+}
+
+/* RowReader: parse a row of api_keys into a new StoredKey. */
+static void
+parse_key(HeapTuple row, TupleDesc desc, void *arg)
+{
+	StoredKey  *key = palloc0(sizeof(StoredKey));
+	Datum		values[KEY_COLUMNS];
+	bool		nulls[KEY_COLUMNS];
+	Datum	   *wide_values = values;
+	bool	   *wide_nulls = nulls;
+	struct varlena *digest;
+
+#define VALUE(column) (wide_values[(column) - 1])
+#define ISNULL(column) (wide_nulls[(column) - 1])
+
+	if (desc->natts < KEY_COLUMNS)
+		elog(ERROR, "table api_keys has %d columns, expected at least %d",
+			 desc->natts, KEY_COLUMNS);
+	if (desc->natts > KEY_COLUMNS)
+	{
+		/* Columns that somebody, or a later version, has added. */
+		wide_values = palloc(desc->natts * sizeof(Datum));
+		wide_nulls = palloc(desc->natts * sizeof(bool));
+	}
+	heap_deform_tuple(row, desc, wide_values, wide_nulls);
+
+	strlcpy(key->key_id, TextDatumGetCString(VALUE(KEY_KEY_ID)),
+			sizeof(key->key_id));
+	key->digest_kind = parse_kind(TextDatumGetCString(VALUE(KEY_DIGEST_KIND)));
+	digest = PG_DETOAST_DATUM_PACKED(VALUE(KEY_DIGEST));
+	key->digest_len = Min(VARSIZE_ANY_EXHDR(digest), DIGEST_SHA512_LEN);
+	memcpy(key->digest, VARDATA_ANY(digest), key->digest_len);
+
+	key->revoked = !ISNULL(KEY_REVOKED_AT);
+	key->enabled = DatumGetBool(VALUE(KEY_ENABLED));
+	key->expires_at = timestamp_or_end(VALUE(KEY_EXPIRES_AT),
+									   ISNULL(KEY_EXPIRES_AT));
+	key->grace_until = timestamp_or_end(VALUE(KEY_GRACE_UNTIL),
+										ISNULL(KEY_GRACE_UNTIL));
+	key->tenant = DatumGetTextPCopy(VALUE(KEY_TENANT));
+	key->name = DatumGetTextPCopy(VALUE(KEY_NAME));
+	key->environment = DatumGetTextPCopy(VALUE(KEY_ENVIRONMENT));
+	key->scopes = DatumGetArrayTypePCopy(VALUE(KEY_SCOPES));
+	if (!ISNULL(KEY_ALLOWED_CIDRS))
+		key->allowed_cidrs = DatumGetArrayTypePCopy(VALUE(KEY_ALLOWED_CIDRS));
+	key->metadata = PG_DETOAST_DATUM_COPY(VALUE(KEY_METADATA));
+
+#undef VALUE
+#undef ISNULL
+
+	*(StoredKey **) arg = key;
+}
+
+/* RowReader: the last use in a row of key_usage. */
+static void
+parse_last_used(HeapTuple row, TupleDesc desc, void *arg)
+{
+	bool		isnull;
+	Datum		value = heap_getattr(row, USAGE_LAST_USED_AT, desc, &isnull);
+
+	*(TimestampTz *) arg = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
+}

@@ -1,0 +1,77 @@
+/*
+ * store.h
+ *		The stored keys, read by index under a fresh snapshot.
+ */
+#ifndef STORE_H
+#define STORE_H
+
+#include "datatype/timestamp.h"
+#include "digest.h"
+#include "token.h"
+#include "utils/array.h"
+#include "utils/relcache.h"
+
+/* Columns of rk_apikeys.api_keys, in the order of its CREATE TABLE. */
+enum KeyColumn
+{
+	KEY_KEY_ID = 1,
+	KEY_TENANT,
+	KEY_NAME,
+	KEY_DESCRIPTION,
+	KEY_PREFIX,
+	KEY_ENVIRONMENT,
+	KEY_SCOPES,
+	KEY_ALLOWED_CIDRS,
+	KEY_RATE_LIMIT,
+	KEY_RATE_WINDOW,
+	KEY_METADATA,
+	KEY_ENABLED,
+	KEY_EXPIRES_AT,
+	KEY_REPLACES,
+	KEY_GRACE_UNTIL,
+	KEY_REVOKED_AT,
+	KEY_REVOKED_REASON,
+	KEY_CREATED_AT,
+	KEY_CREATED_BY,
+	KEY_UPDATED_AT,
+	KEY_UPDATED_BY,
+	KEY_HINT,
+	KEY_DIGEST,
+	KEY_DIGEST_KIND,
+	KEY_PEPPER_ID,
+	KEY_COLUMNS = KEY_PEPPER_ID
+};
+
+typedef enum DigestKind
+{
+	DIGEST_NATIVE,
+	DIGEST_KIND_SHA256,
+	DIGEST_KIND_SHA512
+} DigestKind;
+
+/* One row of api_keys, parsed: what a verify needs of it. */
+typedef struct StoredKey
+{
+	char		key_id[TOKEN_KEY_ID_LEN + 1];
+	DigestKind	digest_kind;
+	int			digest_len;
+	uint8		digest[DIGEST_SHA512_LEN];
+	bool		revoked;
+	bool		enabled;
+	TimestampTz expires_at;		/* DT_NOEND: never */
+	TimestampTz grace_until;	/* DT_NOEND: not rotated */
+	text	   *tenant;
+	text	   *name;
+	text	   *environment;
+	ArrayType  *scopes;
+	ArrayType  *allowed_cidrs;	/* NULL: any address */
+	struct varlena *metadata;	/* jsonb */
+} StoredKey;
+
+extern Oid	store_table(const char *name, bool missing_ok);
+extern StoredKey *store_find(const char *key_id);
+extern StoredKey *store_find_imported(DigestKind kind, const uint8 *digest,
+									  int len);
+extern bool store_last_used(const char *key_id, TimestampTz *last_used);
+
+#endif

@@ -1,0 +1,340 @@
+/*
+ * token.c
+ *		What a token looks like: make, parse, mask, find.
+ *
+ *		rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j
+ *		prefix_environment_key id (12)_secret (43) and check digits (6)
+ *
+ * Knows no catalog and no setting.  Takes any bytes; reads none beyond the
+ * length that it is given.  The server's encodings have no ASCII byte inside a
+ * longer character, so bytes can be looked at one by one.
+ */
+#include "postgres.h"
+
+#include "port.h"
+#include "utils/pg_crc.h"
+
+#include "token.h"
+
+static const char base62[] =
+"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/* Stars of a masked secret. */
+#define MASK_LEN 8
+
+static bool find_tail(const char *s, size_t len, size_t *at, size_t floor,
+					  size_t *environment);
+static void random_digits(char *out, int count);
+static void check_digits(const char *s, size_t len, char *out);
+
+static inline bool
+is_base62(char c)
+{
+	return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') ||
+		(c >= 'a' && c <= 'z');
+}
+
+static inline bool
+is_name_char(char c)
+{
+	return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z');
+}
+
+static inline bool
+is_name_start(char c)
+{
+	return c >= 'a' && c <= 'z';
+}
+
+static bool
+all_base62(const char *s, size_t len)
+{
+	for (size_t i = 0; i < len; i++)
+		if (!is_base62(s[i]))
+			return false;
+	return true;
+}
+
+/* Whether it is [a-z][a-z0-9]{0,15}: a prefix or an environment. */
+bool
+token_name_ok(const char *s, size_t len)
+{
+	if (len < 1 || len > TOKEN_NAME_MAX || !is_name_start(s[0]))
+		return false;
+	for (size_t i = 1; i < len; i++)
+		if (!is_name_char(s[i]))
+			return false;
+	return true;
+}
+
+/*
+ * Whether the string is a token, by its shape and check digits, and its parts.
+ * Works from the right, where the parts have fixed lengths.
+ */
+bool
+token_parse(const char *s, size_t len, TokenParts *parts)
+{
+	char		check[TOKEN_CHECK_LEN];
+	const char *separator;
+	size_t		names_len;
+
+	if (len < TOKEN_MIN_LEN || len > TOKEN_MAX_LEN)
+		return false;
+	parts->secret = s + len - TOKEN_TAIL_LEN;
+	parts->key_id = parts->secret - 1 - TOKEN_KEY_ID_LEN;
+	if (parts->secret[-1] != '_' || parts->key_id[-1] != '_' ||
+		!all_base62(parts->secret, TOKEN_TAIL_LEN) ||
+		!all_base62(parts->key_id, TOKEN_KEY_ID_LEN))
+		return false;
+
+	names_len = parts->key_id - 1 - s;
+	separator = memchr(s, '_', names_len);
+	if (separator == NULL)
+		return false;
+	parts->prefix = s;
+	parts->prefix_len = separator - s;
+	parts->environment = separator + 1;
+	parts->environment_len = names_len - parts->prefix_len - 1;
+	if (!token_name_ok(parts->prefix, parts->prefix_len) ||
+		!token_name_ok(parts->environment, parts->environment_len))
+		return false;
+
+	check_digits(s, len - TOKEN_CHECK_LEN, check);
+	for (int i = 0; i < TOKEN_CHECK_LEN; i++)
+		if (check[i] != s[len - TOKEN_CHECK_LEN + i])
+			return false;
+	return true;
+}
+
+/*
+ * Make a token of a good prefix and environment into a buffer of
+ * TOKEN_MAX_LEN + 1 bytes, terminated; returns its length.
+ */
+size_t
+token_make(const char *prefix, const char *environment, char *token)
+{
+	size_t		len = snprintf(token, TOKEN_MAX_LEN + 1, "%s_%s_",
+							   prefix, environment);
+
+	random_digits(token + len, TOKEN_KEY_ID_LEN);
+	len += TOKEN_KEY_ID_LEN;
+	token[len++] = '_';
+	random_digits(token + len, TOKEN_SECRET_LEN);
+	len += TOKEN_SECRET_LEN;
+	check_digits(token, len, token + len);
+	len += TOKEN_CHECK_LEN;
+	token[len] = '\0';
+	return len;
+}
+
+/* Make a key id into a buffer of TOKEN_KEY_ID_LEN + 1 bytes, terminated. */
+void
+token_make_key_id(char *key_id)
+{
+	random_digits(key_id, TOKEN_KEY_ID_LEN);
+	key_id[TOKEN_KEY_ID_LEN] = '\0';
+}
+
+/*
+ * Write the masked form of a token, rk_prod_7Yh2kQ9mZp1x_********DeFg, into a
+ * buffer of TOKEN_MAX_LEN bytes, not terminated; returns its length.
+ */
+size_t
+token_mask(const TokenParts *parts, char *out)
+{
+	size_t		head = parts->secret - parts->prefix;
+
+	memmove(out, parts->prefix, head);
+	memset(out + head, '*', MASK_LEN);
+	memmove(out + head + MASK_LEN,
+			parts->secret + TOKEN_SECRET_LEN - TOKEN_HINT_LEN, TOKEN_HINT_LEN);
+	return head + MASK_LEN + TOKEN_HINT_LEN;
+}
+
+/*
+ * The next token at or after a position.  The check digits decide where its
+ * prefix begins: the longest that fits them.  Of a longer run of base62 digits
+ * at its end, what belongs to the token counts.  Linear in what it walks over:
+ * a walk that goes on from each token's end sees each byte a bounded number of
+ * times.
+ */
+bool
+token_find(const char *s, size_t len, size_t from, TokenParts *parts,
+		   size_t *start, size_t *token_len)
+{
+	size_t		tail = from;
+	size_t		environment;
+
+	for (; find_tail(s, len, &tail, from, &environment); tail++)
+	{
+		size_t		begin = environment - 1;
+		size_t		first;
+
+		if (len - tail < TOKEN_TAIL_LEN || !all_base62(s + tail, TOKEN_TAIL_LEN))
+			continue;
+		first = begin - Min(begin - from, (size_t) TOKEN_NAME_MAX);
+		while (begin > first && is_name_char(s[begin - 1]))
+			begin--;
+		for (; begin < environment - 1; begin++)
+		{
+			if (token_parse(s + begin, tail + TOKEN_TAIL_LEN - begin, parts))
+			{
+				*start = begin;
+				*token_len = tail + TOKEN_TAIL_LEN - begin;
+				return true;
+			}
+		}
+	}
+	return false;
+}
+
+/*
+ * Mask, in place, all that looks like a token: any run of base62 digits behind
+ * prefix_environment_12 digits_, since texts are cut within a token, and
+ * tokens are mistyped.  Returns the new length, never more than the old one.
+ * Linear; allocates nothing and raises nothing.
+ */
+size_t
+token_redact(char *s, size_t len)
+{
+	size_t		from = 0;		/* first byte that is not dealt with */
+	size_t		to = 0;			/* where it goes */
+	size_t		tail = 0;
+	size_t		environment;
+
+	while (find_tail(s, len, &tail, from, &environment))
+	{
+		size_t		begin = environment - 1;
+		size_t		end = tail;
+		size_t		first;
+		char		masked[MASK_LEN + TOKEN_HINT_LEN];
+		size_t		masked_len = 0;
+		TokenParts	parts;
+
+		while (end < len && is_base62(s[end]))
+			end++;
+		masked_len = Min(end - tail, (size_t) MASK_LEN);
+		memset(masked, '*', masked_len);
+
+		/* The last digits of the secret are shown of a whole token alone. */
+		first = begin - Min(begin - from, (size_t) TOKEN_NAME_MAX);
+		while (end - tail == TOKEN_TAIL_LEN && begin > first &&
+			   is_name_char(s[begin - 1]))
+		{
+			begin--;
+			if (token_parse(s + begin, end - begin, &parts))
+			{
+				memcpy(masked + MASK_LEN,
+					   parts.secret + TOKEN_SECRET_LEN - TOKEN_HINT_LEN,
+					   TOKEN_HINT_LEN);
+				masked_len += TOKEN_HINT_LEN;
+				break;
+			}
+		}
+
+		memmove(s + to, s + from, tail - from);
+		to += tail - from;
+		memcpy(s + to, masked, masked_len);
+		to += masked_len;
+		from = tail = end;
+	}
+	memmove(s + to, s + from, len - from);
+	return to + len - from;
+}
+
+/*
+ * From *at on, the next place where the last part of a token could begin:
+ * behind prefix_environment_12 digits_, none of it before floor.  Sets *at to
+ * it, and *environment to where the environment begins.  Looks at a bounded
+ * number of bytes before each underscore.
+ */
+static bool
+find_tail(const char *s, size_t len, size_t *at, size_t floor,
+		  size_t *environment)
+{
+	/* a_b_ and 12 digits come before the underscore */
+	const size_t before = 4 + TOKEN_KEY_ID_LEN;
+	size_t		at_least = floor + before;
+
+	for (size_t i = Max(*at > 0 ? *at - 1 : 0, at_least); i < len; i++)
+	{
+		const char *found = memchr(s + i, '_', len - i);
+		size_t		begin;
+		size_t		end;
+
+		if (found == NULL)
+			return false;
+		i = found - s;
+		if (s[i - TOKEN_KEY_ID_LEN - 1] != '_' ||
+			!all_base62(s + i - TOKEN_KEY_ID_LEN, TOKEN_KEY_ID_LEN))
+			continue;
+		end = i - TOKEN_KEY_ID_LEN - 1;
+		for (begin = end;
+			 begin > floor && end - begin < TOKEN_NAME_MAX &&
+			 is_name_char(s[begin - 1]);)
+			begin--;
+		if (begin < floor + 2 || s[begin - 1] != '_' ||
+			!token_name_ok(s + begin, end - begin))
+			continue;
+		/* Some letter within reach must be able to begin the prefix. */
+		end = begin - 1;
+		for (size_t b = end; b > floor && end - b < TOKEN_NAME_MAX;)
+		{
+			b--;
+			if (!is_name_char(s[b]))
+				break;
+			if (is_name_start(s[b]))
+			{
+				*environment = begin;
+				*at = i + 1;
+				return true;
+			}
+		}
+	}
+	return false;
+}
+
+/*
+ * Random base62 digits, each equally likely: of the 64 values of six random
+ * bits the two that are no digit are thrown away.
+ */
+static void
+random_digits(char *out, int count)
+{
+	uint8		pool[64];
+	size_t		used = sizeof(pool);
+
+	for (int i = 0; i < count;)
+	{
+		uint8		value;
+
+		if (used == sizeof(pool))
+		{
+			if (!pg_strong_random(pool, sizeof(pool)))
+				ereport(ERROR,
+						(errcode(ERRCODE_INTERNAL_ERROR),
+						 errmsg("could not get random bytes for a token")));
+			used = 0;
+		}
+		value = pool[used++] & 63;
+		if (value < 62)
+			out[i++] = base62[value];
+	}
+	explicit_bzero(pool, sizeof(pool));
+}
+
+/* CRC-32 (IEEE 802.3, as zlib's) as 6 base62 digits, the highest first. */
+static void
+check_digits(const char *s, size_t len, char *out)
+{
+	pg_crc32	crc;
+
+	INIT_TRADITIONAL_CRC32(crc);
+	COMP_TRADITIONAL_CRC32(crc, s, len);
+	FIN_TRADITIONAL_CRC32(crc);
+	for (int i = TOKEN_CHECK_LEN - 1; i >= 0; i--)
+	{
+		out[i] = base62[crc % 62];
+		crc /= 62;
+	}
+}

@@ -1,0 +1,322 @@
+/*
+ * verify.c
+ *		Whether a token is good, and why not.
+ *
+ * The whole story is judge(): parse and check digits, find the row, compare
+ * the digest in constant time, look at the key's state, then at what the call
+ * asks for.  A bad token never raises, whatever its bytes, and an unknown key
+ * id costs what a wrong secret costs.
+ *
+ * The clock is GetCurrentTimestamp(): now() stands still in a long
+ * transaction, and a key would outlive its end there.
+ */
+#include "postgres.h"
+
+#include <sys/socket.h>
+
+#include "access/detoast.h"
+#include "access/htup_details.h"
+#include "catalog/pg_type_d.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+#include "utils/inet.h"
+#include "utils/lsyscache.h"
+#include "utils/timestamp.h"
+
+#include "digest.h"
+#include "rk_apikeys.h"
+#include "store.h"
+#include "token.h"
+#include "usage.h"
+#include "verify.h"
+
+/* Lengths, in bytes, of what may be the token of an imported key. */
+#define IMPORTED_MIN_LEN 16
+#define IMPORTED_MAX_LEN 512
+
+/* The verdict's columns. */
+enum VerdictColumn
+{
+	VERDICT_VALID,
+	VERDICT_CODE,
+	VERDICT_KEY_ID,
+	VERDICT_TENANT,
+	VERDICT_NAME,
+	VERDICT_ENVIRONMENT,
+	VERDICT_SCOPES,
+	VERDICT_METADATA,
+	VERDICT_EXPIRES_AT,
+	VERDICT_RETRY_AFTER,
+	VERDICT_COLUMNS
+};
+
+/* What a call asks of a key, beside being good. */
+typedef struct Request
+{
+	text	   *scope;			/* NULL: none */
+	inet	   *client_addr;	/* NULL: not told */
+} Request;
+
+static const char *judge(text *token, const Request *request,
+						 StoredKey **key);
+static const char *judge_state(const StoredKey *key, const Request *request);
+static bool address_allowed(ArrayType *cidrs, inet *address);
+static inet *unmapped(inet *address);
+static bool scope_granted(ArrayType *scopes, text *wanted);
+
+PG_FUNCTION_INFO_V1(rk_apikeys_verify);
+PG_FUNCTION_INFO_V1(rk_apikeys_verify_key);
+
+/*
+ * rk_apikeys.verify(token text) → boolean
+ *
+ * Whether the token is good now.  NULL is not.
+ */
+Datum
+rk_apikeys_verify(PG_FUNCTION_ARGS)
+{
+	Request		request = {NULL, NULL};
+	StoredKey  *key;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(false);
+	PG_RETURN_BOOL(judge((text *) PG_GETARG_POINTER(0), &request, &key) == NULL);
+}
+
+/*
+ * rk_apikeys.verify_key(token text, scope text, client_addr inet, cost int)
+ *		→ rk_apikeys.verdict
+ *
+ * The verdict, and the key's settings if the token is genuine.  Raises 22023
+ * for a cost below 1.
+ */
+Datum
+rk_apikeys_verify_key(PG_FUNCTION_ARGS)
+{
+	Request		request;
+	StoredKey  *key = NULL;
+	const char *refusal = "malformed";
+	TupleDesc	desc;
+	Datum		values[VERDICT_COLUMNS] = {0};
+	bool		nulls[VERDICT_COLUMNS];
+
+	if (!PG_ARGISNULL(3) && PG_GETARG_INT32(3) < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("cost must be at least 1, not %d", PG_GETARG_INT32(3))));
+	request.scope = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
+	request.client_addr = PG_ARGISNULL(2) ? NULL : PG_GETARG_INET_PP(2);
+	if (!PG_ARGISNULL(0))
+		refusal = judge((text *) PG_GETARG_POINTER(0), &request, &key);
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != VERDICT_COLUMNS)
+		elog(ERROR, "verify_key does not return a verdict");
+	memset(nulls, true, sizeof(nulls));
+	values[VERDICT_VALID] = BoolGetDatum(refusal == NULL);
+	values[VERDICT_CODE] = CStringGetTextDatum(refusal ? refusal : "valid");
+	nulls[VERDICT_VALID] = nulls[VERDICT_CODE] = false;
+	if (key != NULL)
+	{
+		memset(nulls, false, sizeof(nulls));
+		values[VERDICT_KEY_ID] = CStringGetTextDatum(key->key_id);
+		values[VERDICT_TENANT] = PointerGetDatum(key->tenant);
+		values[VERDICT_NAME] = PointerGetDatum(key->name);
+		values[VERDICT_ENVIRONMENT] = PointerGetDatum(key->environment);
+		values[VERDICT_SCOPES] = PointerGetDatum(key->scopes);
+		values[VERDICT_METADATA] = PointerGetDatum(key->metadata);
+		values[VERDICT_EXPIRES_AT] = TimestampTzGetDatum(key->expires_at);
+		nulls[VERDICT_EXPIRES_AT] = key->expires_at == DT_NOEND;
+		nulls[VERDICT_RETRY_AFTER] = true;
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+}
+
+/*
+ * Judge a token (toasted or not).  Returns NULL if it is valid, else the code
+ * of the first check that it fails.  Sets *key if the token is genuine, and
+ * records the use if it is valid.
+ */
+static const char *
+judge(text *token, const Request *request, StoredKey **key)
+{
+	bool		well_formed;
+	const char *refusal;
+
+	*key = verify_genuine(token, &well_formed);
+	if (*key == NULL)
+		return well_formed ? "unknown" : "malformed";
+	refusal = judge_state(*key, request);
+	if (refusal == NULL)
+		usage_record(*key, request->client_addr);
+	return refusal;
+}
+
+/*
+ * The key that a token (toasted or not) belongs to, or NULL if it is not
+ * genuine; then *well_formed tells whether it has a token's shape.  A string
+ * without it may be the token of an imported key, found by its digest.
+ */
+StoredKey *
+verify_genuine(text *token, bool *well_formed)
+{
+	/* What a token with an unknown key id is compared with. */
+	static const uint8 nobody[DIGEST_SHA256_LEN] = {0};
+	size_t		len = toast_raw_datum_size(PointerGetDatum(token)) - VARHDRSZ;
+	text	   *detoasted;
+	const char *bytes;
+	TokenParts	parts;
+	StoredKey  *key = NULL;
+	uint8		digest[DIGEST_SHA512_LEN];
+	bool		matches = false;
+
+	*well_formed = false;
+	if (len < IMPORTED_MIN_LEN || len > IMPORTED_MAX_LEN)
+		return NULL;
+
+	detoasted = (text *) PG_DETOAST_DATUM_PACKED(PointerGetDatum(token));
+	bytes = VARDATA_ANY(detoasted);
+	*well_formed = token_parse(bytes, len, &parts);
+	digest_sha256(bytes, len, digest);
+	if (*well_formed)
+	{
+		key = store_find(parts.key_id);
+		if (key != NULL && key->digest_kind == DIGEST_NATIVE &&
+			key->digest_len == DIGEST_SHA256_LEN)
+			matches = digest_matches(key->digest, digest, DIGEST_SHA256_LEN);
+		else
+			(void) digest_matches(nobody, digest, DIGEST_SHA256_LEN);
+	}
+	else
+	{
+		key = store_find_imported(DIGEST_KIND_SHA256, digest,
+								  DIGEST_SHA256_LEN);
+		if (key == NULL)
+		{
+			digest_sha512(bytes, len, digest);
+			key = store_find_imported(DIGEST_KIND_SHA512, digest,
+									  DIGEST_SHA512_LEN);
+		}
+		if (key != NULL)
+			matches = digest_matches(key->digest, digest, key->digest_len);
+	}
+	explicit_bzero(digest, sizeof(digest));
+	if (detoasted != token)
+		explicit_bzero(VARDATA_ANY(detoasted), len);
+	return matches ? key : NULL;
+}
+
+/*
+ * The state of a genuine token's key, and what the call asks of it, in the
+ * order in which a refusal is told.  NULL if nothing stands against it.
+ */
+static const char *
+judge_state(const StoredKey *key, const Request *request)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (key->revoked)
+		return "revoked";
+	if (!key->enabled)
+		return "disabled";
+	if (now >= key->expires_at)
+		return "expired";
+	if (now >= key->grace_until)
+		return "rotated";
+	if (key->allowed_cidrs != NULL &&
+		!address_allowed(key->allowed_cidrs, request->client_addr))
+		return "address_denied";
+	if (request->scope != NULL && !scope_granted(key->scopes, request->scope))
+		return "scope_missing";
+	return NULL;
+}
+
+/* Whether the address is told and lies in one of the networks. */
+static bool
+address_allowed(ArrayType *cidrs, inet *address)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+	int			i;
+
+	if (address == NULL)
+		return false;
+	address = unmapped(address);
+	/* A client is a host, whatever netmask was written behind it. */
+	ip_bits(address) = ip_maxbits(address);
+	deconstruct_array(cidrs, CIDROID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &count);
+	for (i = 0; i < count; i++)
+		if (!nulls[i] &&
+			DatumGetBool(DirectFunctionCall2(network_subeq,
+											 InetPGetDatum(address),
+											 InetPGetDatum(unmapped(DatumGetInetPP(elements[i]))))))
+			return true;
+	return false;
+}
+
+/*
+ * A copy of the address or network, as IPv4 if it is an IPv4-mapped IPv6 one
+ * (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2).
+ */
+static inet *
+unmapped(inet *address)
+{
+	static const unsigned char mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+	inet	   *result = palloc0(sizeof(inet));
+
+	if (ip_family(address) == PGSQL_AF_INET6 && ip_bits(address) >= 96 &&
+		memcmp(ip_addr(address), mapped, sizeof(mapped)) == 0)
+	{
+		ip_family(result) = PGSQL_AF_INET;
+		ip_bits(result) = ip_bits(address) - 96;
+		memcpy(ip_addr(result), ip_addr(address) + 12, 4);
+	}
+	else
+	{
+		ip_family(result) = ip_family(address);
+		ip_bits(result) = ip_bits(address);
+		memcpy(ip_addr(result), ip_addr(address), ip_addrsize(address));
+	}
+	SET_INET_VARSIZE(result);
+	return result;
+}
+
+/*
+ * Whether one of the scopes grants the one that is wanted: itself, "*", or
+ * "a:*" for all that begins with "a:".
+ */
+static bool
+scope_granted(ArrayType *scopes, text *wanted)
+{
+	const char *want = VARDATA_ANY(wanted);
+	int			want_len = VARSIZE_ANY_EXHDR(wanted);
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+	int			i;
+
+	deconstruct_array(scopes, TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &count);
+	for (i = 0; i < count; i++)
+	{
+		const char *have;
+		int			have_len;
+
+		if (nulls[i])
+			continue;
+		have = VARDATA_ANY(DatumGetPointer(elements[i]));
+		have_len = VARSIZE_ANY_EXHDR(DatumGetPointer(elements[i]));
+		if (have_len == want_len && memcmp(have, want, want_len) == 0)
+			return true;
+		if (have_len == 1 && have[0] == '*')
+			return true;
+		if (have_len >= 2 && have[have_len - 2] == ':' &&
+			have[have_len - 1] == '*' && want_len >= have_len &&
+			memcmp(have, want, have_len - 1) == 0)
+			return true;
+	}
+	return false;
+}

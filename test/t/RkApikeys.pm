@@ -1,0 +1,166 @@
+# test/t/RkApikeys.pm: what the TAP tests share: a server with the extension and one login role per part in the story, psql as a role,
+# and a set of keys with one in every state.
+package RkApikeys;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(usleep);
+
+our @EXPORT = qw(rk_node rk_initdb start_after_kill9 sql_as session token_of verdicts expected_verdicts
+  keys_of_every_state contents files_holding);
+
+# The superuser is postgres, whoever runs the tests.
+$ENV{PGUSER} = 'postgres';
+
+# The login roles and the one group role of each. acme and globex are tenants: a session's tenant is its role's name.
+my %roles = (
+	acme => 'rk_apikeys_manager',
+	globex => 'rk_apikeys_manager',
+	backend => 'rk_apikeys_verifier',
+	boss => 'rk_apikeys_admin');
+
+# A started server without the extension; what follows the name is added to its configuration.
+sub rk_initdb
+{
+	my ($name, @conf) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+	$node->init(extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8' ]);
+	$node->append_conf('postgresql.conf', join "\n", @conf) if @conf;
+	$node->start;
+	return $node;
+}
+
+# The same with the extension and the roles.
+sub rk_node
+{
+	my $node = rk_initdb(@_);
+	$node->safe_psql('postgres', 'CREATE EXTENSION rk_apikeys CASCADE');
+	$node->safe_psql('postgres', "CREATE ROLE $_ LOGIN; GRANT $roles{$_} TO $_") foreach sort keys %roles;
+	return $node;
+}
+
+# Starts a server whose postmaster was killed: its children take a moment to notice, and hold the shared memory until then.
+sub start_after_kill9
+{
+	my ($node) = @_;
+	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return if $node->start(fail_ok => 1);
+		usleep(100_000);
+	}
+	die 'the server did not start after kill -9';
+}
+
+# What a role's psql prints for some SQL; dies if that fails.
+sub sql_as
+{
+	my ($node, $role, $sql, $database) = @_;
+	return $node->safe_psql($database // 'postgres', $sql, extra_params => [ '-U', $role ]);
+}
+
+# A role's session that stays open: see PostgreSQL::Test::BackgroundPsql.
+sub session
+{
+	my ($node, $role) = @_;
+	return $node->background_psql('postgres', extra_params => [ '-U', $role ]);
+}
+
+# The tokens that a statement returns as rows of label and token, as a hash.
+sub token_of
+{
+	my ($node, $role, $sql) = @_;
+	return map { split /\|/, $_, 2 } split /\n/, sql_as($node, $role, $sql);
+}
+
+# The codes that verify_key gives, as the backend, for a hash of tokens by label.
+sub verdicts
+{
+	my ($node, $tokens, $database) = @_;
+	my $values = join ', ', map { "('$_', '$tokens->{$_}')" } sort keys %$tokens;
+	return { map { split /\|/, $_, 2 } split /\n/, sql_as($node, 'backend',
+			"SELECT label, v.code FROM (VALUES $values) t(label, token), LATERAL rk_apikeys.verify_key(t.token) v",
+			$database) };
+}
+
+# What verdicts() gives for keys_of_every_state().
+sub expected_verdicts
+{
+	return {
+		active => 'valid',
+		named => 'valid',
+		neighbour => 'valid',
+		imported => 'valid',
+		grace => 'valid',
+		successor => 'valid',
+		replacement => 'valid',
+		disabled => 'disabled',
+		expired => 'expired',
+		revoked => 'revoked',
+		rotated => 'rotated',
+		deleted => 'unknown',
+		garbled => 'malformed' };
+}
+
+# Makes a key in every state, for two tenants, with every kind of setting; returns their tokens by label.
+sub keys_of_every_state
+{
+	my ($node) = @_;
+	my %token = token_of($node, 'acme', q{
+		SELECT 'active', secret FROM rk_apikeys.create_key('active', 'plain', scopes => '{records:read,billing:*}',
+			metadata => '{"team": "data", "deep": {"list": [1, null, "ü"]}}');
+		SELECT 'named', secret FROM rk_apikeys.create_key('Übersicht – 概要 🔑', E'two\nlines\tand a \\\\', environment => 'stage',
+			allowed_cidrs => NULL, expires_at => now() + interval '30 days');
+		SELECT 'disabled', secret FROM rk_apikeys.create_key('disabled');
+		SELECT 'revoked', secret FROM rk_apikeys.create_key('revoked', metadata => '{}');
+		SELECT 'grace', secret FROM rk_apikeys.create_key('grace');
+		SELECT 'rotated', secret FROM rk_apikeys.create_key('rotated');
+		SELECT 'deleted', secret FROM rk_apikeys.create_key('deleted');
+		SELECT 'expired', secret FROM rk_apikeys.create_key('expired', expires_at => clock_timestamp() + interval '1 second');
+		UPDATE rk_apikeys.keys SET enabled = false WHERE name = 'disabled';
+		DELETE FROM rk_apikeys.keys WHERE name = 'deleted';
+		SELECT FROM rk_apikeys.keys, rk_apikeys.revoke_key(key_id, 'it''s leaked') WHERE name = 'revoked' \g /dev/null
+		SELECT 'successor', r.secret FROM rk_apikeys.keys k, rk_apikeys.rotate_key(k.key_id, '1 day') r WHERE name = 'grace';
+		SELECT 'replacement', r.secret FROM rk_apikeys.keys k, rk_apikeys.rotate_key(k.key_id, '0') r WHERE name = 'rotated';
+	});
+	%token = (%token, token_of($node, 'globex', q{SELECT 'neighbour', secret FROM rk_apikeys.create_key('neighbour')}));
+	$token{imported} = 'legacy-key-0123456789';
+	sql_as($node, 'boss', qq{SELECT rk_apikeys.import_key('imported', sha256('$token{imported}'), 'sha256', tenant => 'acme')});
+	($token{garbled} = $token{active}) =~ s/.$/-/;
+	$node->poll_query_until('postgres', "SELECT expires_at < clock_timestamp() FROM rk_apikeys.api_keys WHERE name = 'expired'")
+	  or die 'the key did not expire';
+	return \%token;
+}
+
+# The rows of the extension's tables, in a fixed order, as one text each by table name.
+sub contents
+{
+	my ($node, $database) = @_;
+	return {
+		map { $_ => $node->safe_psql($database // 'postgres', "COPY (SELECT * FROM rk_apikeys.$_ ORDER BY 1, 2) TO STDOUT") }
+		  qw(api_keys key_usage key_usage_daily key_events) };
+}
+
+# The files below a folder that hold a text.
+sub files_holding
+{
+	my ($dir, $text) = @_;
+	my @found;
+	foreach my $file (grep { $_ !~ m{/\.\.?$} } glob "'$dir'/* '$dir'/.*")
+	{
+		if (-d $file) { push @found, files_holding($file, $text); }
+		elsif (-f $file)
+		{
+			open my $fh, '<:raw', $file or next;
+			local $/;
+			push @found, $file if index(<$fh>, $text) >= 0;
+		}
+	}
+	return @found;
+}
+
+1;
