@@ -27,6 +27,17 @@ ALTER TABLE rk_apikeys.api_keys ENABLE ALWAYS TRIGGER api_keys_settle;
 COMMENT ON TRIGGER api_keys_settle ON rk_apikeys.api_keys IS
   'Tells every session of a changed key, and deletes the usage of a deleted one.';
 
+CREATE FUNCTION rk_apikeys._keys_settle_imported() RETURNS trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_settle_imported';
+COMMENT ON FUNCTION rk_apikeys._keys_settle_imported() IS
+  'Private: tells every session that there are imported keys.';
+CREATE TRIGGER api_keys_settle_imported AFTER INSERT ON rk_apikeys.api_keys
+  FOR EACH ROW WHEN (NEW.digest_kind <> 'native')
+  EXECUTE FUNCTION rk_apikeys._keys_settle_imported();
+ALTER TABLE rk_apikeys.api_keys ENABLE ALWAYS TRIGGER api_keys_settle_imported;
+COMMENT ON TRIGGER api_keys_settle_imported ON rk_apikeys.api_keys IS
+  'Tells every session that there are imported keys.';
+
 CREATE FUNCTION rk_apikeys._keys_audit_insert() RETURNS trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_audit_insert';
 COMMENT ON FUNCTION rk_apikeys._keys_audit_insert() IS 'Private: the events created and imported.';

@@ -19,6 +19,19 @@ CREATE FUNCTION rk_apikeys._status(revoked_at timestamptz, enabled boolean,
 COMMENT ON FUNCTION rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz) IS
   'Private: the status of a key, in the order in which verify looks; as of the statement''s start.';
 
+-- STABLE, so that the views stay simple to the planner, though memory moves on.
+CREATE FUNCTION rk_apikeys._live_last_used_at(key_id text) RETURNS timestamptz
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_live_last_used_at';
+COMMENT ON FUNCTION rk_apikeys._live_last_used_at(text) IS
+  'Private: the last use that shared memory knows of, for a key of the caller''s tenant; else NULL.';
+
+CREATE FUNCTION rk_apikeys._live_use_count(key_id text) RETURNS bigint
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_live_use_count';
+COMMENT ON FUNCTION rk_apikeys._live_use_count(text) IS
+  'Private: the uses that shared memory knows of, for a key of the caller''s tenant; else NULL.';
+
 CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
   SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
     k.prefix || '_' || k.environment || '_' || k.key_id || '_********' || coalesce(k.hint, '') AS masked_key,
@@ -27,8 +40,10 @@ CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
     k.expires_at,
     CASE WHEN k.expires_at IS NOT NULL THEN
       greatest(date_trunc('second', k.expires_at - statement_timestamp()), '0') END AS expires_in,
-    (SELECT u.last_used_at FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id) AS last_used_at,
-    coalesce((SELECT u.use_count FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id), 0) AS use_count,
+    greatest((SELECT u.last_used_at FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
+    greatest((SELECT u.use_count FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_use_count(k.key_id), 0) AS use_count,
     k.replaces, k.grace_until, k.revoked_at, k.revoked_reason,
     k.created_at, k.created_by, k.updated_at, k.updated_by,
     rk_apikeys.reveal(k.key_id) AS secret
@@ -74,4 +89,24 @@ CREATE VIEW rk_apikeys.key_activity WITH (security_invoker = true) AS
   FROM rk_apikeys.key_usage_daily d LEFT JOIN rk_apikeys.api_keys k USING (key_id);
 COMMENT ON VIEW rk_apikeys.key_activity IS
   'Uses and denials per key and day (UTC); name is NULL for a key that was deleted.';
+
+CREATE FUNCTION rk_apikeys._stats(OUT preloaded boolean,
+    OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT disabled bigint,
+    OUT expired bigint, OUT rotated bigint, OUT address_denied bigint, OUT scope_missing bigint,
+    OUT rate_limited bigint, OUT limiter_unavailable bigint, OUT verified bigint,
+    OUT cache_hits bigint, OUT cache_misses bigint, OUT overflow bigint, OUT dropped bigint,
+    OUT flushes bigint, OUT flushed_keys bigint, OUT tracked_keys bigint, OUT max_tracked_keys bigint,
+    OUT pending_keys bigint, OUT last_flush_at timestamptz, OUT flush_lag_ms bigint) RETURNS record
+  LANGUAGE C VOLATILE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_stats';
+COMMENT ON FUNCTION rk_apikeys._stats() IS 'Private: the row of the view stats.';
+
+CREATE VIEW rk_apikeys.stats WITH (security_invoker = true) AS
+  SELECT preloaded, verified, malformed, unknown, revoked, disabled, expired, rotated, address_denied,
+    scope_missing, rate_limited, limiter_unavailable, cache_hits, cache_misses,
+    tracked_keys, max_tracked_keys, pending_keys, overflow, dropped,
+    flushes, flushed_keys, last_flush_at, flush_lag_ms
+  FROM rk_apikeys._stats();
+COMMENT ON VIEW rk_apikeys.stats IS
+  'One row: counters of this server since its start, over all databases; all but preloaded are NULL without preload.';
 

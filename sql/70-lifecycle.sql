@@ -130,6 +130,12 @@ CREATE FUNCTION rk_apikeys.purge_events(older_than interval) RETURNS bigint
 COMMENT ON FUNCTION rk_apikeys.purge_events(interval) IS
   'Deletes the events older than that, leaving one event purged; returns how many. Errors: 22023 if negative.';
 
+CREATE FUNCTION rk_apikeys.flush_usage() RETURNS bigint
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_flush_usage';
+COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
+  'Writes what shared memory holds of this database''s keys to key_usage and key_usage_daily now; returns how many keys. 0 without preload, or if another flush is under way. Commit soon: other flushes wait their turn until then.';
+
 -- The names of pgcrypto's functions are resolved here, once: its schema is on
 -- the path of this script, because the control file requires it.
 CREATE FUNCTION rk_apikeys.seal(secret text, pgp_public_key text) RETURNS text

@@ -30,10 +30,10 @@ BEGIN
     expression := 'k.expires_at';
     nullable := true;
   ELSIF sort_by = 'last_used_at' THEN
-    expression := 'u.last_used_at';
+    expression := 'greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id))';
     nullable := true;
   ELSIF sort_by = 'use_count' THEN
-    expression := 'coalesce(u.use_count, 0)';
+    expression := 'greatest(u.use_count, rk_apikeys._live_use_count(k.key_id), 0)';
     type := 'bigint';
   ELSIF sort_by = 'status' THEN
     expression := 'rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until)';

@@ -30,7 +30,8 @@ GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, al
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.list_keys(text, text, text, text, boolean, integer, text), rk_apikeys.reveal(text),
   rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz),
-  rk_apikeys._setting_interval(text)
+  rk_apikeys._setting_interval(text), rk_apikeys._live_last_used_at(text),
+  rk_apikeys._live_use_count(text)
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 
 -- Whoever manages: policies decide on which keys.
@@ -52,12 +53,16 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._default_environment(), rk_apikeys._no_such_key(text)
   TO rk_apikeys_manager, rk_apikeys_admin;
 
+-- Counters of the whole server tell of every tenant.
+GRANT SELECT ON rk_apikeys.stats TO rk_apikeys_auditor, rk_apikeys_admin;
+GRANT EXECUTE ON FUNCTION rk_apikeys._stats() TO rk_apikeys_auditor, rk_apikeys_admin;
+
 -- The administrator alone: these write with the owner's rights.
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer,
     interval, jsonb, text),
-  rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval)
+  rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval), rk_apikeys.flush_usage()
   TO rk_apikeys_admin;
 
--- The triggers' functions (_keys_make, _keys_guard, _keys_settle, _keys_audit_insert,
--- _keys_audit_update, _keys_audit_delete) are granted to nobody.
+-- The triggers' functions (_keys_make, _keys_guard, _keys_settle, _keys_settle_imported,
+-- _keys_audit_insert, _keys_audit_update, _keys_audit_delete) are granted to nobody.

@@ -19,6 +19,7 @@
 
 #include "caller.h"
 #include "store.h"
+#include "usage.h"
 #include "verify.h"
 
 /* A statement that runs as the owner of api_keys. */
@@ -41,6 +42,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_revoke_token);
 PG_FUNCTION_INFO_V1(rk_apikeys_import_key);
 PG_FUNCTION_INFO_V1(rk_apikeys_purge_keys);
 PG_FUNCTION_INFO_V1(rk_apikeys_purge_events);
+PG_FUNCTION_INFO_V1(rk_apikeys_flush_usage);
 
 /*
  * rk_apikeys.revoke_token(token text, reason text) → boolean
@@ -54,7 +56,7 @@ rk_apikeys_revoke_token(PG_FUNCTION_ARGS)
 	Oid			types[2] = {TEXTOID, TEXTOID};
 	Datum		values[2];
 	char		nulls[2] = {' ', ' '};
-	StoredKey  *key;
+	const StoredKey *key;
 	bool		well_formed;
 	OwnerQuery	query = {
 		.query = "UPDATE rk_apikeys.api_keys SET revoked_at = now(), revoked_reason = $2"
@@ -190,6 +192,34 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 	run_as_owner(&query);
 	PG_RETURN_DATUM(DirectFunctionCall1(int8in,
 										CStringGetDatum(text_to_cstring(query.first))));
+}
+
+/*
+ * rk_apikeys.flush_usage() → bigint
+ *
+ * Write what shared memory holds of this database's keys to the tables now;
+ * returns how many keys.  0 without preload, or if another flush is under way.
+ */
+Datum
+rk_apikeys_flush_usage(PG_FUNCTION_ARGS)
+{
+	UsageCopy  *copies;
+	int			count;
+	int64		total = 0;
+
+	if (!usage_is_shared())
+		PG_RETURN_INT64(0);
+	copies = usage_pending(MyDatabaseId, &count);
+	for (int i = 0; i < count; i += USAGE_BATCH)
+	{
+		bool		flushed[USAGE_BATCH];
+		bool		gone[USAGE_BATCH];
+
+		CHECK_FOR_INTERRUPTS();
+		total += usage_flush(copies + i, Min(count - i, USAGE_BATCH), flushed,
+							 gone);
+	}
+	PG_RETURN_INT64(total);
 }
 
 static void

@@ -12,6 +12,7 @@
 
 #include "access/table.h"
 #include "catalog/pg_class_d.h"
+#include "common/hashfn.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -49,6 +50,34 @@ caller_tenant(void)
 	if (rk_apikeys_tenant[0] != '\0')
 		return pstrdup(rk_apikeys_tenant);
 	return GetUserNameFromId(caller_role(), false);
+}
+
+/* A hash of the caller's tenant, for comparing without a copy. */
+uint64
+caller_tenant_hash(void)
+{
+	char	   *tenant = caller_tenant();
+	uint64		hash = hash_any_extended((unsigned char *) tenant,
+										 strlen(tenant), 0);
+
+	pfree(tenant);
+	return hash;
+}
+
+/* Whether the caller has a role that reads every tenant's keys. */
+bool
+caller_sees_all_tenants(void)
+{
+	static const char *const roles[] = {"rk_apikeys_admin", "rk_apikeys_auditor"};
+
+	for (int i = 0; i < (int) lengthof(roles); i++)
+	{
+		Oid			role = get_role_oid(roles[i], true);
+
+		if (OidIsValid(role) && has_privs_of_role(caller_role(), role))
+			return true;
+	}
+	return false;
 }
 
 /*

@@ -11,6 +11,8 @@
 #include "postgres.h"
 
 #include "catalog/pg_class.h"
+#include "miscadmin.h"
+#include "storage/backendid.h"
 #include "utils/acl.h"
 
 #if PG_VERSION_NUM < 150000
@@ -28,6 +30,15 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 	return pg_class_ownercheck(objectid, roleid);
 }
 #endif
+
+/* 17: a backend's number counts from 0 and has another name. */
+#if PG_VERSION_NUM < 170000
+#define COMPAT_BACKEND_NUMBER (MyBackendId > 0 ? MyBackendId : 0)
+#else
+#define COMPAT_BACKEND_NUMBER (MyProcNumber >= 0 ? MyProcNumber + 1 : 0)
+#endif
+/* Numbers that can be; auxiliary processes verify nothing. */
+#define COMPAT_BACKENDS MaxBackends
 
 /*
  * Minors of 2026 declare timingsafe_bcmp, and bring it where the C library has

@@ -70,6 +70,7 @@ static void delete_usage(void *arg);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_make);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_guard);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_settle);
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_settle_imported);
 
 #define VALUE(key, column) ((key)->values[(column) - 1])
 #define ISNULL(key, column) ((key)->nulls[(column) - 1])
@@ -222,6 +223,19 @@ rk_apikeys_keys_settle(PG_FUNCTION_ARGS)
 		caller_run_as_owner(usage, delete_usage,
 							DatumGetPointer(VALUE(key, KEY_KEY_ID)));
 	}
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * api_keys_settle_imported, AFTER INSERT of an imported key: sessions may have
+ * remembered that there are none.
+ */
+Datum
+rk_apikeys_keys_settle_imported(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = guard_trigger(fcinfo, "api_keys_settle_imported");
+
+	CacheInvalidateRelcache(trigger->tg_relation);
 	return PointerGetDatum(NULL);
 }
 

@@ -15,13 +15,19 @@
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
 
+#include "cache.h"
 #include "issued.h"
 #include "rk_apikeys.h"
+#include "stats.h"
 #include "token.h"
+#include "usage.h"
+#include "worker.h"
 
 PG_MODULE_MAGIC;
 
@@ -34,8 +40,14 @@ char	   *rk_apikeys_token_prefix = NULL;
 char	   *rk_apikeys_expiring_window = NULL;
 char	   *rk_apikeys_max_lifetime = NULL;
 char	   *rk_apikeys_stale_after = NULL;
+int			rk_apikeys_cache_size = 1024;
+int			rk_apikeys_max_tracked_keys = 65536;
 bool		rk_apikeys_track_usage = true;
+int			rk_apikeys_usage_flush_interval = 10000;
 int			rk_apikeys_usage_resolution = 60;
+
+static shmem_request_hook_type previous_shmem_request_hook = NULL;
+static shmem_startup_hook_type previous_shmem_startup_hook = NULL;
 
 void		_PG_init(void);
 
@@ -147,6 +159,12 @@ rk_apikeys_setting_environment(PG_FUNCTION_ARGS)
 static void
 define_settings(void)
 {
+	DefineCustomIntVariable("rk_apikeys.cache_size",
+							"The keys that a session keeps in memory; 0 for none.",
+							NULL,
+							&rk_apikeys_cache_size, 1024, 0, 1000000,
+							PGC_USERSET, 0,
+							NULL, NULL, NULL);
 	DefineCustomStringVariable("rk_apikeys.default_environment",
 							   "The environment of a key that is created without one.",
 							   NULL,
@@ -165,6 +183,15 @@ define_settings(void)
 							   &rk_apikeys_max_lifetime, "0",
 							   PGC_SUSET, 0,
 							   check_interval, NULL, NULL);
+	/* It sizes shared memory, so it means nothing later. */
+	if (process_shared_preload_libraries_in_progress)
+		DefineCustomIntVariable("rk_apikeys.max_tracked_keys",
+								"The keys whose use is kept in shared memory.",
+								NULL,
+								&rk_apikeys_max_tracked_keys,
+								65536, 16, 16777216,
+								PGC_POSTMASTER, 0,
+								NULL, NULL, NULL);
 	DefineCustomStringVariable("rk_apikeys.stale_after",
 							   "How long a key goes unused before the view stale_keys shows it.",
 							   NULL,
@@ -189,6 +216,12 @@ define_settings(void)
 							 &rk_apikeys_track_usage, true,
 							 PGC_SUSET, 0,
 							 NULL, NULL, NULL);
+	DefineCustomIntVariable("rk_apikeys.usage_flush_interval",
+							"How often usage is written from shared memory to the tables.",
+							NULL,
+							&rk_apikeys_usage_flush_interval, 10000, 100, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
 	DefineCustomIntVariable("rk_apikeys.usage_resolution",
 							"Without preload, the least time between two records of a key's use.",
 							NULL,
@@ -198,9 +231,39 @@ define_settings(void)
 	MarkGUCPrefixReserved("rk_apikeys");
 }
 
+/* Reserve shared memory and locks. */
+static void
+request_shmem(void)
+{
+	if (previous_shmem_request_hook)
+		previous_shmem_request_hook();
+	usage_shmem_request();
+	stats_shmem_request();
+}
+
+static void
+startup_shmem(void)
+{
+	if (previous_shmem_startup_hook)
+		previous_shmem_startup_hook();
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	usage_shmem_startup();
+	stats_shmem_startup();
+	LWLockRelease(AddinShmemInitLock);
+}
+
 void
 _PG_init(void)
 {
 	define_settings();
 	issued_init();
+	cache_init();
+	if (process_shared_preload_libraries_in_progress)
+	{
+		previous_shmem_request_hook = shmem_request_hook;
+		shmem_request_hook = request_shmem;
+		previous_shmem_startup_hook = shmem_startup_hook;
+		shmem_startup_hook = startup_shmem;
+		worker_init();
+	}
 }

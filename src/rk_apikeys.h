@@ -17,7 +17,10 @@ extern char *rk_apikeys_expiring_window;
 extern char *rk_apikeys_max_lifetime;
 extern char *rk_apikeys_stale_after;
 
+extern int	rk_apikeys_cache_size;	/* keys */
+extern int	rk_apikeys_max_tracked_keys;
 extern bool rk_apikeys_track_usage;
+extern int	rk_apikeys_usage_flush_interval;	/* milliseconds */
 extern int	rk_apikeys_usage_resolution;	/* seconds */
 
 extern void rk_apikeys_parse_interval(const char *value, Interval *result);

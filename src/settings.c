@@ -21,10 +21,12 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "limiter.h"
 #include "rk_apikeys.h"
 #include "settings.h"
 #include "store.h"
 #include "token.h"
+#include "usage.h"
 
 #define NAME_MAX_CHARS 200
 #define TENANT_MAX_CHARS 200
@@ -259,10 +261,16 @@ check_rate(Datum *values, bool *nulls)
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
 				 errmsg("rate_window of an API key must be positive")));
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("rate limits are not available in this version of rk_apikeys"),
-			 errhint("Create the key without rate_limit and rate_window.")));
+	if (limiter_window(window) > LIMITER_MAX_WINDOW)
+		ereport(ERROR,
+				(errcode(ERRCODE_CHECK_VIOLATION),
+				 errmsg("rate_window of an API key is too long"),
+				 errhint("Use at most 366 days.")));
+	if (!usage_is_shared())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("rate limits need rk_apikeys to be preloaded"),
+				 errhint("Add rk_apikeys to shared_preload_libraries and restart the server.")));
 }
 
 /*

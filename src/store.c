@@ -36,6 +36,8 @@
 /* Columns of rk_apikeys.key_usage that are read here. */
 #define USAGE_KEY_ID 1
 #define USAGE_LAST_USED_AT 3
+#define USAGE_USE_COUNT 5
+#define USAGE_DENIED_COUNT 6
 
 /* What is done with a row that was found; runs while it is pinned. */
 typedef void (*RowReader) (HeapTuple row, TupleDesc desc, void *arg);
@@ -44,7 +46,8 @@ static bool read_row(const char *table, const char *index, AttrNumber column,
 					 Datum value, RegProcedure equal, RowReader reader,
 					 void *arg);
 static void parse_key(HeapTuple row, TupleDesc desc, void *arg);
-static void parse_last_used(HeapTuple row, TupleDesc desc, void *arg);
+static void parse_usage(HeapTuple row, TupleDesc desc, void *arg);
+static void parse_nothing(HeapTuple row, TupleDesc desc, void *arg);
 
 /*
  * The OID of one of the extension's tables.  Nobody but the extension's owner
@@ -98,23 +101,32 @@ store_find_imported(DigestKind kind, const uint8 *digest, int len)
 	return key != NULL && key->digest_kind == kind ? key : NULL;
 }
 
-/* Whether the key has a row in key_usage, and the last use that it tells. */
+/* Whether there is any imported key. */
 bool
-store_last_used(const char *key_id, TimestampTz *last_used)
+store_has_imported(void)
+{
+	return read_row("api_keys", IMPORTED_INDEX, 0, (Datum) 0, InvalidOid,
+					parse_nothing, NULL);
+}
+
+/* Whether the key has a row in key_usage, and what it says. */
+bool
+store_find_usage(const char *key_id, StoredUsage *usage)
 {
 	text	   *id = cstring_to_text_with_len(key_id, TOKEN_KEY_ID_LEN);
 	bool		found;
 
 	found = read_row("key_usage", NULL, USAGE_KEY_ID, PointerGetDatum(id),
-					 F_TEXTEQ, parse_last_used, last_used);
+					 F_TEXTEQ, parse_usage, usage);
 	pfree(id);
 	return found;
 }
 
 /*
- * Find the row whose column equals the value, by the index of that name or by
- * the primary key if none is named, and hand it to the reader.  Returns
- * whether there is one; false too if the extension is gone.
+ * Find the row whose column equals the value (any row, for column 0), by the
+ * index of that name or by the primary key if none is named, and hand it to
+ * the reader.  Returns whether there is one; false too if the extension is
+ * gone.
  */
 static bool
 read_row(const char *table, const char *index, AttrNumber column, Datum value,
@@ -147,9 +159,11 @@ read_row(const char *table, const char *index, AttrNumber column, Datum value,
 						RelationGetRelationName(rel)),
 				 errhint("Recreate the index that the extension made.")));
 
-	ScanKeyInit(&scankey, column, BTEqualStrategyNumber, equal, value);
+	if (column != 0)
+		ScanKeyInit(&scankey, column, BTEqualStrategyNumber, equal, value);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	scan = systable_beginscan(rel, index_oid, true, snapshot, 1, &scankey);
+	scan = systable_beginscan(rel, index_oid, true, snapshot,
+							  column != 0 ? 1 : 0, &scankey);
 	row = systable_getnext(scan);
 	if (HeapTupleIsValid(row))
 		reader(row, RelationGetDescr(rel), arg);
@@ -208,12 +222,18 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	key->digest_len = Min(VARSIZE_ANY_EXHDR(digest), DIGEST_SHA512_LEN);
 	memcpy(key->digest, VARDATA_ANY(digest), key->digest_len);
 
+	key->xmin = HeapTupleHeaderGetXmin(row->t_data);
 	key->revoked = !ISNULL(KEY_REVOKED_AT);
 	key->enabled = DatumGetBool(VALUE(KEY_ENABLED));
 	key->expires_at = timestamp_or_end(VALUE(KEY_EXPIRES_AT),
 									   ISNULL(KEY_EXPIRES_AT));
 	key->grace_until = timestamp_or_end(VALUE(KEY_GRACE_UNTIL),
 										ISNULL(KEY_GRACE_UNTIL));
+	if (!ISNULL(KEY_RATE_LIMIT) && !ISNULL(KEY_RATE_WINDOW))
+	{
+		key->rate_limit = DatumGetInt32(VALUE(KEY_RATE_LIMIT));
+		key->rate_window = *DatumGetIntervalP(VALUE(KEY_RATE_WINDOW));
+	}
 	key->tenant = DatumGetTextPCopy(VALUE(KEY_TENANT));
 	key->name = DatumGetTextPCopy(VALUE(KEY_NAME));
 	key->environment = DatumGetTextPCopy(VALUE(KEY_ENVIRONMENT));
@@ -228,12 +248,24 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	*(StoredKey **) arg = key;
 }
 
-/* RowReader: the last use in a row of key_usage. */
+/* RowReader: parse a row of key_usage. */
 static void
-parse_last_used(HeapTuple row, TupleDesc desc, void *arg)
+parse_usage(HeapTuple row, TupleDesc desc, void *arg)
 {
+	StoredUsage *usage = arg;
 	bool		isnull;
-	Datum		value = heap_getattr(row, USAGE_LAST_USED_AT, desc, &isnull);
+	Datum		value;
 
-	*(TimestampTz *) arg = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
+	value = heap_getattr(row, USAGE_LAST_USED_AT, desc, &isnull);
+	usage->last_used_at = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
+	value = heap_getattr(row, USAGE_USE_COUNT, desc, &isnull);
+	usage->use_count = isnull ? 0 : DatumGetInt64(value);
+	value = heap_getattr(row, USAGE_DENIED_COUNT, desc, &isnull);
+	usage->denied_count = isnull ? 0 : DatumGetInt64(value);
+}
+
+/* RowReader: that there is a row is all that was asked. */
+static void
+parse_nothing(HeapTuple row, TupleDesc desc, void *arg)
+{
 }

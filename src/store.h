@@ -58,8 +58,11 @@ typedef struct StoredKey
 	uint8		digest[DIGEST_SHA512_LEN];
 	bool		revoked;
 	bool		enabled;
+	TransactionId xmin;			/* who wrote the row */
 	TimestampTz expires_at;		/* DT_NOEND: never */
 	TimestampTz grace_until;	/* DT_NOEND: not rotated */
+	int32		rate_limit;		/* 0: none */
+	Interval	rate_window;
 	text	   *tenant;
 	text	   *name;
 	text	   *environment;
@@ -68,10 +71,19 @@ typedef struct StoredKey
 	struct varlena *metadata;	/* jsonb */
 } StoredKey;
 
+/* One row of key_usage. */
+typedef struct StoredUsage
+{
+	TimestampTz last_used_at;	/* DT_NOBEGIN: never */
+	int64		use_count;
+	int64		denied_count;
+} StoredUsage;
+
 extern Oid	store_table(const char *name, bool missing_ok);
 extern StoredKey *store_find(const char *key_id);
 extern StoredKey *store_find_imported(DigestKind kind, const uint8 *digest,
 									  int len);
-extern bool store_last_used(const char *key_id, TimestampTz *last_used);
+extern bool store_has_imported(void);
+extern bool store_find_usage(const char *key_id, StoredUsage *usage);
 
 #endif

@@ -8,6 +8,62 @@
 #include "store.h"
 #include "utils/inet.h"
 
-extern void usage_record(const StoredKey *key, inet *client_addr);
+/* Keys that a flush writes in one statement. */
+#define USAGE_BATCH 1000
+
+/* What a verify came to. */
+typedef enum UsageKind
+{
+	USAGE_USE,
+	USAGE_DENIAL
+} UsageKind;
+
+typedef enum LimitResult
+{
+	LIMIT_PASSED,
+	LIMIT_REACHED,
+	LIMIT_UNAVAILABLE
+} LimitResult;
+
+/* One key's usage, copied from shared memory. */
+typedef struct UsageCopy
+{
+	char		key_id[TOKEN_KEY_ID_LEN + 1];
+	TimestampTz last_used_at;	/* 0: never */
+	int64		use_count;
+	int64		denied_count;
+	bool		has_addr;
+	inet_struct addr;
+} UsageCopy;
+
+typedef struct UsageTotals
+{
+	int64		tracked;
+	int64		max_tracked;
+	int64		pending;
+	TimestampTz last_flush_at;	/* 0: none yet */
+	TimestampTz pending_since;	/* when the last flush began */
+} UsageTotals;
+
+/* usage.c */
+extern void usage_shmem_request(void);
+extern void usage_shmem_startup(void);
+extern bool usage_is_shared(void);
+extern void usage_record(const StoredKey *key, UsageKind kind,
+						 inet *client_addr);
+extern LimitResult usage_limit(const StoredKey *key, int cost,
+							   TimestampTz now, int64 *wait);
+extern UsageCopy *usage_pending(Oid database, int *count);
+extern List *usage_pending_databases(void);
+extern void usage_mark_flushed(Oid database, const UsageCopy *copy);
+extern void usage_forget(Oid database, const char *key_id);
+extern void usage_flush_began(void);
+extern void usage_evict(void);
+extern void usage_totals(UsageTotals *totals);
+
+/* usage_table.c */
+extern void usage_record_in_table(const StoredKey *key, inet *client_addr);
+extern int	usage_flush(UsageCopy *copies, int count, bool *flushed,
+						bool *gone);
 
 #endif

@@ -24,8 +24,11 @@
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
+#include "cache.h"
 #include "digest.h"
+#include "limiter.h"
 #include "rk_apikeys.h"
+#include "stats.h"
 #include "store.h"
 #include "token.h"
 #include "usage.h"
@@ -56,11 +59,20 @@ typedef struct Request
 {
 	text	   *scope;			/* NULL: none */
 	inet	   *client_addr;	/* NULL: not told */
+	int			cost;			/* taken from the rate limit */
+	int64		retry_after;	/* result, microseconds: when it was reached */
 } Request;
 
-static const char *judge(text *token, const Request *request,
-						 StoredKey **key);
-static const char *judge_state(const StoredKey *key, const Request *request);
+/* The codes of the verdicts that STATS_MALFORMED … STATS_VALID count. */
+static const char *const codes[] = {
+	"malformed", "unknown", "revoked", "disabled", "expired", "rotated",
+	"address_denied", "scope_missing", "rate_limited", "limiter_unavailable",
+	"valid"
+};
+
+static StatsCounter judge(text *token, Request *request,
+						  const StoredKey **key);
+static StatsCounter judge_key(const StoredKey *key, Request *request);
 static bool address_allowed(ArrayType *cidrs, inet *address);
 static inet *unmapped(inet *address);
 static bool scope_granted(ArrayType *scopes, text *wanted);
@@ -76,12 +88,12 @@ PG_FUNCTION_INFO_V1(rk_apikeys_verify_key);
 Datum
 rk_apikeys_verify(PG_FUNCTION_ARGS)
 {
-	Request		request = {NULL, NULL};
-	StoredKey  *key;
+	Request		request = {NULL, NULL, 1, 0};
+	const StoredKey *key;
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_BOOL(false);
-	PG_RETURN_BOOL(judge((text *) PG_GETARG_POINTER(0), &request, &key) == NULL);
+	PG_RETURN_BOOL(judge((text *) PG_GETARG_POINTER(0), &request, &key) == STATS_VALID);
 }
 
 /*
@@ -89,14 +101,14 @@ rk_apikeys_verify(PG_FUNCTION_ARGS)
  *		→ rk_apikeys.verdict
  *
  * The verdict, and the key's settings if the token is genuine.  Raises 22023
- * for a cost below 1.
+ * for a cost below 1 or above the key's rate_limit.
  */
 Datum
 rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 {
 	Request		request;
-	StoredKey  *key = NULL;
-	const char *refusal = "malformed";
+	const StoredKey *key = NULL;
+	StatsCounter verdict = STATS_MALFORMED;
 	TupleDesc	desc;
 	Datum		values[VERDICT_COLUMNS] = {0};
 	bool		nulls[VERDICT_COLUMNS];
@@ -107,15 +119,17 @@ rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 				 errmsg("cost must be at least 1, not %d", PG_GETARG_INT32(3))));
 	request.scope = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
 	request.client_addr = PG_ARGISNULL(2) ? NULL : PG_GETARG_INET_PP(2);
+	request.cost = PG_ARGISNULL(3) ? 1 : PG_GETARG_INT32(3);
+	request.retry_after = 0;
 	if (!PG_ARGISNULL(0))
-		refusal = judge((text *) PG_GETARG_POINTER(0), &request, &key);
+		verdict = judge((text *) PG_GETARG_POINTER(0), &request, &key);
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
 		desc->natts != VERDICT_COLUMNS)
 		elog(ERROR, "verify_key does not return a verdict");
 	memset(nulls, true, sizeof(nulls));
-	values[VERDICT_VALID] = BoolGetDatum(refusal == NULL);
-	values[VERDICT_CODE] = CStringGetTextDatum(refusal ? refusal : "valid");
+	values[VERDICT_VALID] = BoolGetDatum(verdict == STATS_VALID);
+	values[VERDICT_CODE] = CStringGetTextDatum(codes[verdict]);
 	nulls[VERDICT_VALID] = nulls[VERDICT_CODE] = false;
 	if (key != NULL)
 	{
@@ -128,29 +142,37 @@ rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 		values[VERDICT_METADATA] = PointerGetDatum(key->metadata);
 		values[VERDICT_EXPIRES_AT] = TimestampTzGetDatum(key->expires_at);
 		nulls[VERDICT_EXPIRES_AT] = key->expires_at == DT_NOEND;
-		nulls[VERDICT_RETRY_AFTER] = true;
+		nulls[VERDICT_RETRY_AFTER] = verdict != STATS_RATE_LIMITED;
+		if (verdict == STATS_RATE_LIMITED)
+			values[VERDICT_RETRY_AFTER] =
+				DirectFunctionCall2(timestamp_mi,
+									TimestampGetDatum(request.retry_after),
+									TimestampGetDatum(0));
 	}
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }
 
 /*
- * Judge a token (toasted or not).  Returns NULL if it is valid, else the code
- * of the first check that it fails.  Sets *key if the token is genuine, and
- * records the use if it is valid.
+ * Judge a token (toasted or not), count the verdict, and record the use.
+ * Sets *key if the token is genuine; good until the next verify.
  */
-static const char *
-judge(text *token, const Request *request, StoredKey **key)
+static StatsCounter
+judge(text *token, Request *request, const StoredKey **key)
 {
 	bool		well_formed;
-	const char *refusal;
+	StatsCounter verdict;
 
 	*key = verify_genuine(token, &well_formed);
 	if (*key == NULL)
-		return well_formed ? "unknown" : "malformed";
-	refusal = judge_state(*key, request);
-	if (refusal == NULL)
-		usage_record(*key, request->client_addr);
-	return refusal;
+		verdict = well_formed ? STATS_UNKNOWN : STATS_MALFORMED;
+	else
+	{
+		verdict = judge_key(*key, request);
+		usage_record(*key, verdict == STATS_VALID ? USAGE_USE : USAGE_DENIAL,
+					 request->client_addr);
+	}
+	stats_count(verdict);
+	return verdict;
 }
 
 /*
@@ -158,7 +180,7 @@ judge(text *token, const Request *request, StoredKey **key)
  * genuine; then *well_formed tells whether it has a token's shape.  A string
  * without it may be the token of an imported key, found by its digest.
  */
-StoredKey *
+const StoredKey *
 verify_genuine(text *token, bool *well_formed)
 {
 	/* What a token with an unknown key id is compared with. */
@@ -167,7 +189,7 @@ verify_genuine(text *token, bool *well_formed)
 	text	   *detoasted;
 	const char *bytes;
 	TokenParts	parts;
-	StoredKey  *key = NULL;
+	const StoredKey *key = NULL;
 	uint8		digest[DIGEST_SHA512_LEN];
 	bool		matches = false;
 
@@ -181,21 +203,21 @@ verify_genuine(text *token, bool *well_formed)
 	digest_sha256(bytes, len, digest);
 	if (*well_formed)
 	{
-		key = store_find(parts.key_id);
+		key = cache_find(parts.key_id);
 		if (key != NULL && key->digest_kind == DIGEST_NATIVE &&
 			key->digest_len == DIGEST_SHA256_LEN)
 			matches = digest_matches(key->digest, digest, DIGEST_SHA256_LEN);
 		else
 			(void) digest_matches(nobody, digest, DIGEST_SHA256_LEN);
 	}
-	else
+	else if (cache_has_imported())
 	{
-		key = store_find_imported(DIGEST_KIND_SHA256, digest,
+		key = cache_find_imported(DIGEST_KIND_SHA256, digest,
 								  DIGEST_SHA256_LEN);
 		if (key == NULL)
 		{
 			digest_sha512(bytes, len, digest);
-			key = store_find_imported(DIGEST_KIND_SHA512, digest,
+			key = cache_find_imported(DIGEST_KIND_SHA512, digest,
 									  DIGEST_SHA512_LEN);
 		}
 		if (key != NULL)
@@ -209,27 +231,44 @@ verify_genuine(text *token, bool *well_formed)
 
 /*
  * The state of a genuine token's key, and what the call asks of it, in the
- * order in which a refusal is told.  NULL if nothing stands against it.
+ * order in which a refusal is told.
  */
-static const char *
-judge_state(const StoredKey *key, const Request *request)
+static StatsCounter
+judge_key(const StoredKey *key, Request *request)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
 	if (key->revoked)
-		return "revoked";
+		return STATS_REVOKED;
 	if (!key->enabled)
-		return "disabled";
+		return STATS_DISABLED;
 	if (now >= key->expires_at)
-		return "expired";
+		return STATS_EXPIRED;
 	if (now >= key->grace_until)
-		return "rotated";
+		return STATS_ROTATED;
 	if (key->allowed_cidrs != NULL &&
 		!address_allowed(key->allowed_cidrs, request->client_addr))
-		return "address_denied";
+		return STATS_ADDRESS_DENIED;
 	if (request->scope != NULL && !scope_granted(key->scopes, request->scope))
-		return "scope_missing";
-	return NULL;
+		return STATS_SCOPE_MISSING;
+	if (key->rate_limit > 0)
+	{
+		if (request->cost > key->rate_limit)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("cost %d is above the rate limit of API key \"%s\", %d",
+							request->cost, key->key_id, key->rate_limit)));
+		switch (usage_limit(key, request->cost, now, &request->retry_after))
+		{
+			case LIMIT_PASSED:
+				break;
+			case LIMIT_REACHED:
+				return STATS_RATE_LIMITED;
+			case LIMIT_UNAVAILABLE:
+				return STATS_LIMITER_UNAVAILABLE;
+		}
+	}
+	return STATS_VALID;
 }
 
 /* Whether the address is told and lies in one of the networks. */

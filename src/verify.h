@@ -7,6 +7,6 @@
 
 #include "store.h"
 
-extern StoredKey *verify_genuine(text *token, bool *well_formed);
+extern const StoredKey *verify_genuine(text *token, bool *well_formed);
 
 #endif

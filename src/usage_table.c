@@ -1,0 +1,338 @@
+/*
+ * usage_table.c
+ *		The record of a key's use, in the tables: by a flush of shared memory,
+ *		or, where the library is not preloaded, by the verify itself.
+ *
+ * Without preload a verify writes key_usage, at most once per key and
+ * rk_apikeys.usage_resolution, so last_used_at is exact to that resolution and
+ * use_count counts such periods, not uses.
+ *
+ * It never waits, never raises (but for a cancel that the client asked for),
+ * and writes nothing where a write would be refused or could make the
+ * transaction fail: read-only, REPEATABLE READ and SERIALIZABLE transactions,
+ * parallel mode, recovery.
+ *
+ * Locking: the row in key_usage is taken with SKIP LOCKED and stays locked
+ * until the caller's transaction ends.  The first use of a key inserts the row;
+ * two at once would wait for each other in the unique index, so it takes an
+ * advisory lock first, by trying, and the key FOR KEY SHARE SKIP LOCKED, so that
+ * no row is left behind for a key that is being deleted.
+ */
+#include "postgres.h"
+
+#include <sys/socket.h>
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type_d.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/array.h"
+#include "utils/inet.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+
+#include "caller.h"
+#include "rk_apikeys.h"
+#include "usage.h"
+
+/* Seconds before a key whose row was locked is tried again. */
+#define RETRY_SECONDS 1
+#define RETRY_SLOTS 64
+
+typedef struct Use
+{
+	const StoredKey *key;
+	inet	   *client_addr;	/* NULL: not told */
+	TimestampTz at;
+	bool		first;			/* the key has no row in key_usage yet */
+	bool		recorded;		/* result */
+} Use;
+
+/* Keys whose row was locked at the last try, by a hash of the key id. */
+static struct
+{
+	char		key_id[TOKEN_KEY_ID_LEN + 1];
+	TimestampTz at;
+}			skipped[RETRY_SLOTS];
+
+/* A batch that is flushed as the tables' owner. */
+typedef struct Batch
+{
+	UsageCopy  *copies;
+	int			count;
+	bool	   *flushed;		/* result, per copy: it is in the tables */
+	bool	   *gone;			/* result, per copy: there is no such key */
+	int			total;			/* result: how many are in the tables */
+} Batch;
+
+static bool usage_try_record(Use *use);
+static void usage_write(void *arg);
+static void write_batch(void *arg);
+
+/*
+ * Without preload: record that the key was used now, from that address (NULL:
+ * not told), if it is time to.
+ */
+void
+usage_record_in_table(const StoredKey *key, inet *client_addr)
+{
+	Use			use;
+	StoredUsage usage;
+	int			slot;
+
+	if (RecoveryInProgress() || XactReadOnly || IsInParallelMode() ||
+		IsolationUsesXactSnapshot())
+		return;
+
+	use.key = key;
+	use.client_addr = client_addr;
+	use.at = GetCurrentTimestamp();
+	use.first = !store_find_usage(key->key_id, &usage);
+	use.recorded = false;
+	if (!use.first &&
+		usage.last_used_at != DT_NOBEGIN &&
+		!TimestampDifferenceExceeds(usage.last_used_at, use.at,
+									rk_apikeys_usage_resolution * 1000))
+		return;
+
+	slot = (unsigned char) (key->key_id[0] * 31 + key->key_id[1]) % RETRY_SLOTS;
+	if (strcmp(skipped[slot].key_id, key->key_id) == 0 &&
+		!TimestampDifferenceExceeds(skipped[slot].at, use.at,
+									RETRY_SECONDS * 1000))
+		return;
+	if (!usage_try_record(&use))
+	{
+		strlcpy(skipped[slot].key_id, key->key_id, sizeof(skipped[slot].key_id));
+		skipped[slot].at = use.at;
+	}
+}
+
+/*
+ * Record a use in a subtransaction, so that an error in it is not the
+ * caller's.  Returns whether it was recorded.
+ */
+static bool
+usage_try_record(Use *use)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	Oid			table = store_table("key_usage", true);
+
+	if (!OidIsValid(table))
+		return false;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		caller_run_as_owner(table, usage_write, use);
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		use->recorded = false;
+		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+			ReThrowError(error);
+		ereport(LOG,
+				(errmsg("could not record the use of API key \"%s\": %s",
+						use->key->key_id, error->message)));
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+	return use->recorded;
+}
+
+/* OwnerWork: write the row of a use, unless somebody else has it locked. */
+static void
+usage_write(void *arg)
+{
+	static const char *const first =
+		"INSERT INTO rk_apikeys.key_usage AS u"
+		"  (key_id, tenant, last_used_at, last_used_addr, use_count)"
+		" SELECT key_id, tenant, $2, $3, 1"
+		"  FROM rk_apikeys.api_keys"
+		"  WHERE key_id = $1"
+		"   AND pg_try_advisory_xact_lock(hashtext('rk_apikeys.key_usage'), hashtext($1))"
+		"  FOR KEY SHARE SKIP LOCKED"
+		" ON CONFLICT DO NOTHING";
+	static const char *const again =
+		"WITH mine AS MATERIALIZED"
+		"  (SELECT key_id FROM rk_apikeys.key_usage WHERE key_id = $1"
+		"    FOR NO KEY UPDATE SKIP LOCKED)"
+		" UPDATE rk_apikeys.key_usage u"
+		"  SET last_used_at = greatest(u.last_used_at, $2),"
+		"   last_used_addr = coalesce($3, u.last_used_addr), use_count = u.use_count + 1"
+		"  FROM mine WHERE u.key_id = mine.key_id";
+	static const char *const daily =
+		"INSERT INTO rk_apikeys.key_usage_daily AS d"
+		"  (key_id, day, environment, tenant, uses)"
+		" VALUES ($1, ($2 AT TIME ZONE 'UTC')::date, $4, $5, 1)"
+		" ON CONFLICT (key_id, day) DO UPDATE SET uses = d.uses + 1";
+	Use		   *use = arg;
+	Oid			types[5] = {TEXTOID, TIMESTAMPTZOID, INETOID, TEXTOID, TEXTOID};
+	Datum		values[5];
+	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
+
+	values[0] = CStringGetTextDatum(use->key->key_id);
+	values[1] = TimestampTzGetDatum(use->at);
+	values[2] = PointerGetDatum(use->client_addr);
+	nulls[2] = use->client_addr == NULL ? 'n' : ' ';
+	values[3] = PointerGetDatum(use->key->environment);
+	values[4] = PointerGetDatum(use->key->tenant);
+
+	SPI_connect();
+	SPI_execute_with_args(use->first ? first : again, 3, types, values, nulls,
+						  false, 0);
+	use->recorded = SPI_processed == 1;
+	/* The row of the day belongs to whoever holds the key's usage row. */
+	if (use->recorded)
+		SPI_execute_with_args(daily, 5, types, values, nulls, false, 0);
+	SPI_finish();
+}
+
+/*
+ * Write a batch of copies into key_usage and key_usage_daily, in the caller's
+ * transaction; returns how many.  Sets flushed[] and gone[] per copy; a row
+ * that somebody has locked is neither.  Writes nothing if another flush is
+ * under way in this database.
+ */
+int
+usage_flush(UsageCopy *copies, int count, bool *flushed, bool *gone)
+{
+	Batch		batch = {copies, count, flushed, gone, 0};
+
+	memset(flushed, 0, count * sizeof(bool));
+	memset(gone, 0, count * sizeof(bool));
+	if (count > 0)
+		caller_run_as_owner(store_table("key_usage", false), write_batch,
+							&batch);
+	return batch.total;
+}
+
+/*
+ * OwnerWork.  Times and counts only grow.  The day's counts grow by what the
+ * key's grew by, so a batch that is written twice counts once.  A key's first
+ * row is inserted under FOR KEY SHARE, so that it does not outlive the key.
+ */
+static void
+write_batch(void *arg)
+{
+	static const char *const query =
+		"WITH only_one AS MATERIALIZED"
+		"  (SELECT pg_try_advisory_xact_lock(hashtext('rk_apikeys.flush'), 0) AS mine),"
+		" b AS MATERIALIZED"
+		"  (SELECT b.* FROM only_one, unnest($1::text[], $2::timestamptz[], $3::inet[], $4::bigint[], $5::bigint[])"
+		"    WITH ORDINALITY AS b(key_id, last_used_at, addr, uses, denials, n) WHERE mine),"
+		" old AS MATERIALIZED"
+		"  (SELECT u.key_id, u.use_count, u.denied_count"
+		"    FROM rk_apikeys.key_usage u JOIN b ON u.key_id = b.key_id"
+		"    ORDER BY u.key_id FOR NO KEY UPDATE OF u SKIP LOCKED),"
+		" grown AS"
+		"  (UPDATE rk_apikeys.key_usage u"
+		"    SET last_used_at = greatest(u.last_used_at, b.last_used_at),"
+		"     last_used_addr = coalesce(b.addr, u.last_used_addr),"
+		"     use_count = greatest(u.use_count, b.uses),"
+		"     denied_count = greatest(u.denied_count, b.denials)"
+		"    FROM old JOIN b ON old.key_id = b.key_id WHERE u.key_id = old.key_id"
+		"    RETURNING b.n, u.key_id, u.tenant, u.use_count - old.use_count AS uses,"
+		"     u.denied_count - old.denied_count AS denials),"
+		" live AS MATERIALIZED"
+		"  (SELECT b.n, k.key_id, k.tenant, b.last_used_at, b.addr, b.uses, b.denials"
+		"    FROM rk_apikeys.api_keys k JOIN b ON k.key_id = b.key_id"
+		"    WHERE NOT EXISTS (SELECT FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id)"
+		"    FOR KEY SHARE OF k SKIP LOCKED),"
+		" fresh AS"
+		"  (INSERT INTO rk_apikeys.key_usage"
+		"    (key_id, tenant, last_used_at, last_used_addr, use_count, denied_count)"
+		"    SELECT key_id, tenant, last_used_at, addr, uses, denials FROM live"
+		"    ON CONFLICT DO NOTHING RETURNING key_id),"
+		" written AS"
+		"  (SELECT n, key_id, uses, denials FROM grown"
+		"   UNION ALL SELECT n, key_id, uses, denials FROM live JOIN fresh USING (key_id)),"
+		" daily AS"
+		"  (INSERT INTO rk_apikeys.key_usage_daily AS d (key_id, day, environment, tenant, uses, denials)"
+		"    SELECT w.key_id, (clock_timestamp() AT TIME ZONE 'UTC')::date, k.environment, k.tenant, w.uses, w.denials"
+		"     FROM written w JOIN rk_apikeys.api_keys k ON k.key_id = w.key_id"
+		"     WHERE w.uses > 0 OR w.denials > 0"
+		"    ON CONFLICT (key_id, day) DO UPDATE"
+		"     SET uses = d.uses + excluded.uses, denials = d.denials + excluded.denials)"
+		" SELECT b.n, w.n IS NOT NULL,"
+		"   NOT EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = b.key_id)"
+		"  FROM b LEFT JOIN written w ON w.n = b.n";
+	Batch	   *batch = arg;
+	int			count = batch->count;
+	Oid			types[5] = {TEXTARRAYOID, 1185 /* timestamptz[] */ , 1041 /* inet[] */ ,
+	INT8ARRAYOID, INT8ARRAYOID};
+	Oid			elements[5] = {TEXTOID, TIMESTAMPTZOID, INETOID, INT8OID, INT8OID};
+	Datum		values[5];
+	Datum	   *columns[5];
+	bool	   *nulls = palloc0(count * 2 * sizeof(bool));
+	bool	   *no_time = nulls;
+	bool	   *no_addr = nulls + count;
+	int			dims[1] = {count};
+	int			lower[1] = {1};
+
+	for (int c = 0; c < 5; c++)
+		columns[c] = palloc(count * sizeof(Datum));
+	for (int i = 0; i < count; i++)
+	{
+		UsageCopy  *copy = &batch->copies[i];
+
+		columns[0][i] = CStringGetTextDatum(copy->key_id);
+		columns[1][i] = TimestampTzGetDatum(copy->last_used_at);
+		no_time[i] = copy->last_used_at == 0;
+		no_addr[i] = !copy->has_addr;
+		if (copy->has_addr)
+		{
+			inet	   *addr = palloc0(sizeof(inet));
+
+			addr->inet_data = copy->addr;
+			SET_INET_VARSIZE(addr);
+			columns[2][i] = InetPGetDatum(addr);
+		}
+		columns[3][i] = Int64GetDatum(copy->use_count);
+		columns[4][i] = Int64GetDatum(copy->denied_count);
+	}
+	for (int c = 0; c < 5; c++)
+	{
+		int16		len;
+		bool		byval;
+		char		align;
+
+		get_typlenbyvalalign(elements[c], &len, &byval, &align);
+		values[c] = PointerGetDatum(construct_md_array(columns[c],
+													   c == 1 ? no_time : c == 2 ? no_addr : NULL,
+													   1, dims, lower,
+													   elements[c], len, byval,
+													   align));
+	}
+
+	SPI_connect();
+	if (SPI_execute_with_args(query, 5, types, values, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not flush usage");
+	for (uint64 row = 0; row < SPI_processed; row++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[row];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+		int64		n = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull)) - 1;
+
+		batch->flushed[n] = DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull));
+		batch->gone[n] = DatumGetBool(SPI_getbinval(tuple, desc, 3, &isnull));
+		batch->total += batch->flushed[n];
+	}
+	SPI_finish();
+}

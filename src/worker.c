@@ -1,0 +1,302 @@
+/*
+ * worker.c
+ *		The processes that flush usage to the tables.
+ *
+ * A launcher, which reads shared catalogs only, starts one short worker per
+ * database that has something pending, one after the other, every
+ * rk_apikeys.usage_flush_interval.  It starts when recovery has ended: a
+ * standby flushes nothing.
+ *
+ * Trust: a database's owner may have left a schema of our name behind, with
+ * tables and triggers of his own, where the extension was dropped.  A worker
+ * writes only to tables that are members of the extension, as their owner and
+ * as a security-restricted operation, under settings that it forces.
+ *
+ * A worker keeps a database busy for under two seconds, since DROP DATABASE
+ * waits for five.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+#include "rk_apikeys.h"
+#include "stats.h"
+#include "store.h"
+#include "usage.h"
+#include "worker.h"
+
+/* Milliseconds after which a worker begins no other batch, or gives one up. */
+#define WORKER_BUDGET_MS 1000
+#define BATCH_TIMEOUT_MS 1500
+/* Seconds that a use of a key which nobody can see yet is kept for. */
+#define GONE_AFTER_SECONDS 60
+
+static void flush_all(void);
+static bool database_is_open(Oid database);
+static void drop_entries(Oid database);
+static void flush_one(Oid database);
+static bool tables_are_ours(void);
+static bool flush_batch(UsageCopy *copies, int count);
+
+/* Register the launcher; while the library is preloaded. */
+void
+worker_init(void)
+{
+	BackgroundWorker worker = {0};
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = 5;
+	strlcpy(worker.bgw_library_name, "rk_apikeys", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "rk_apikeys_launcher_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_name, "rk_apikeys launcher", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "rk_apikeys launcher", BGW_MAXLEN);
+	RegisterBackgroundWorker(&worker);
+}
+
+void
+rk_apikeys_launcher_main(Datum arg)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	pgstat_report_appname("rk_apikeys launcher");
+
+	while (!ShutdownRequestPending)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 rk_apikeys_usage_flush_interval, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		if (!ShutdownRequestPending)
+			flush_all();
+	}
+	proc_exit(0);
+}
+
+/* Flush every database that has something pending, one after the other. */
+static void
+flush_all(void)
+{
+	List	   *databases;
+	ListCell   *cell;
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	MemoryContextSwitchTo(TopTransactionContext);
+	usage_flush_began();
+	databases = usage_pending_databases();
+	foreach(cell, databases)
+	{
+		if (!database_is_open(lfirst_oid(cell)))
+		{
+			drop_entries(lfirst_oid(cell));
+			lfirst_oid(cell) = InvalidOid;
+		}
+	}
+	usage_evict();
+	MemoryContextSwitchTo(TopMemoryContext);
+	databases = list_copy(databases);
+	CommitTransactionCommand();
+
+	foreach(cell, databases)
+	{
+		BackgroundWorker worker = {0};
+		BackgroundWorkerHandle *handle;
+
+		if (ShutdownRequestPending)
+			break;
+		if (!OidIsValid(lfirst_oid(cell)))
+			continue;
+		worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+		worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+		worker.bgw_restart_time = BGW_NEVER_RESTART;
+		strlcpy(worker.bgw_library_name, "rk_apikeys", BGW_MAXLEN);
+		strlcpy(worker.bgw_function_name, "rk_apikeys_flush_main", BGW_MAXLEN);
+		strlcpy(worker.bgw_name, "rk_apikeys flush", BGW_MAXLEN);
+		strlcpy(worker.bgw_type, "rk_apikeys flush", BGW_MAXLEN);
+		worker.bgw_main_arg = ObjectIdGetDatum(lfirst_oid(cell));
+		worker.bgw_notify_pid = MyProcPid;
+		/* No free slot: what is pending waits for the next round. */
+		if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+			break;
+		(void) WaitForBackgroundWorkerShutdown(handle);
+		pfree(handle);
+	}
+	list_free(databases);
+}
+
+/* Whether the database exists and lets anybody in. */
+static bool
+database_is_open(Oid database)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+	bool		open = false;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		open = ((Form_pg_database) GETSTRUCT(tuple))->datallowconn;
+		ReleaseSysCache(tuple);
+	}
+	return open;
+}
+
+/* Throw away what is pending of a database that cannot be flushed. */
+static void
+drop_entries(Oid database)
+{
+	int			count;
+	UsageCopy  *copies = usage_pending(database, &count);
+
+	for (int i = 0; i < count; i++)
+		usage_forget(database, copies[i].key_id);
+	stats_count_many(STATS_DROPPED, count);
+	pfree(copies);
+}
+
+void
+rk_apikeys_flush_main(Datum database)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(database),
+											  InvalidOid, 0);
+	/* What the database's or the role's own settings say does not count. */
+	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("session_replication_role", "origin", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("row_security", "on", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	pgstat_report_appname("rk_apikeys flush");
+	flush_one(DatumGetObjectId(database));
+	proc_exit(0);
+}
+
+/* Flush what is pending of this database, batch by batch. */
+static void
+flush_one(Oid database)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "rk_apikeys flush",
+												  ALLOCSET_DEFAULT_SIZES);
+	TimestampTz start = GetCurrentTimestamp();
+	UsageCopy  *copies;
+	int			count;
+
+	MemoryContextSwitchTo(context);
+	copies = usage_pending(database, &count);
+	for (int i = 0; i < count; i += USAGE_BATCH)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
+									   WORKER_BUDGET_MS))
+			break;
+		if (!flush_batch(copies + i, Min(count - i, USAGE_BATCH)))
+		{
+			drop_entries(database);
+			break;
+		}
+	}
+}
+
+/*
+ * Flush one batch in a transaction of its own.  Returns false if the extension
+ * is not in this database.
+ */
+static bool
+flush_batch(UsageCopy *copies, int count)
+{
+	MemoryContext context = CurrentMemoryContext;
+	bool	   *flushed = palloc0(count * sizeof(bool));
+	bool	   *gone = palloc0(count * sizeof(bool));
+	bool		ours;
+	int			total = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	StartTransactionCommand();
+	pgstat_report_activity(STATE_RUNNING, "flushing the usage of API keys");
+	PushActiveSnapshot(GetTransactionSnapshot());
+	enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
+	ours = tables_are_ours();
+	if (ours)
+	{
+		Oid			userid;
+		int			security;
+
+		GetUserIdAndSecContext(&userid, &security);
+		SetUserIdAndSecContext(userid, security | SECURITY_RESTRICTED_OPERATION);
+		total = usage_flush(copies, count, flushed, gone);
+		SetUserIdAndSecContext(userid, security);
+	}
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	PopActiveSnapshot();
+	/* From the commit to the marks nothing may come in between. */
+	HOLD_INTERRUPTS();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	for (int i = 0; i < count; i++)
+	{
+		if (flushed[i])
+			usage_mark_flushed(MyDatabaseId, &copies[i]);
+		else if (gone[i] &&
+				 TimestampDifferenceExceeds(copies[i].last_used_at, now,
+											GONE_AFTER_SECONDS * 1000))
+			usage_forget(MyDatabaseId, copies[i].key_id);
+	}
+	RESUME_INTERRUPTS();
+	stats_count(STATS_FLUSHES);
+	stats_count_many(STATS_FLUSHED_KEYS, total);
+	pgstat_report_activity(STATE_IDLE, NULL);
+	return ours;
+}
+
+/* Whether the tables are there, and are members of the extension. */
+static bool
+tables_are_ours(void)
+{
+	static const char *const names[] = {"api_keys", "key_usage", "key_usage_daily"};
+	Oid			extension = get_extension_oid("rk_apikeys", true);
+
+	if (!OidIsValid(extension))
+		return false;
+	for (int i = 0; i < (int) lengthof(names); i++)
+	{
+		Oid			table = store_table(names[i], true);
+
+		if (!OidIsValid(table) ||
+			getExtensionOfObject(RelationRelationId, table) != extension)
+			return false;
+	}
+	return true;
+}
