@@ -64,5 +64,9 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval), rk_apikeys.flush_usage()
   TO rk_apikeys_admin;
 
--- The triggers' functions (_keys_make, _keys_guard, _keys_settle, _keys_settle_imported,
--- _keys_audit_insert, _keys_audit_update, _keys_audit_delete) are granted to nobody.
+-- Nobody: the triggers' functions.
+REVOKE ALL ON FUNCTION
+  rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
+  rk_apikeys._keys_settle_imported(), rk_apikeys._keys_audit_insert(),
+  rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete()
+  FROM PUBLIC;

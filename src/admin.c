@@ -18,6 +18,7 @@
 #include "utils/timestamp.h"
 
 #include "caller.h"
+#include "compat.h"
 #include "store.h"
 #include "usage.h"
 #include "verify.h"

@@ -27,6 +27,7 @@
 #include "utils/memutils.h"
 
 #include "cache.h"
+#include "compat.h"
 #include "rk_apikeys.h"
 #include "stats.h"
 

@@ -12,8 +12,18 @@
 
 #include "catalog/pg_class.h"
 #include "miscadmin.h"
-#include "storage/backendid.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
+
+/* 16: the macros on varlena have a header of their own. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/* 17: numbers of processes replace those of backends. */
+#if PG_VERSION_NUM < 170000
+#include "storage/backendid.h"
+#endif
 
 #if PG_VERSION_NUM < 150000
 #error "rk_apikeys needs PostgreSQL 15 or later"

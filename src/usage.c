@@ -38,6 +38,7 @@
 #include "utils/timestamp.h"
 
 #include "caller.h"
+#include "compat.h"
 #include "limiter.h"
 #include "rk_apikeys.h"
 #include "stats.h"

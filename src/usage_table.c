@@ -36,6 +36,7 @@
 #include "utils/timestamp.h"
 
 #include "caller.h"
+#include "compat.h"
 #include "rk_apikeys.h"
 #include "usage.h"
 

@@ -25,6 +25,7 @@
 #include "utils/timestamp.h"
 
 #include "cache.h"
+#include "compat.h"
 #include "digest.h"
 #include "limiter.h"
 #include "rk_apikeys.h"
