@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # script/lib.sh: what script/demo, script/test and script/bench share; sourced, not run.
 #
 # It gives a build of the tree and a throwaway server, and leaves the machine as it was, packages apart.
@@ -24,7 +25,7 @@
 
 RK_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 RK_NAME=script/$(basename "$0")
-RK_TMP= RK_SRC= RK_JOB=
+RK_TMP='' RK_SRC='' RK_JOB=''
 PG_MAJOR=${PG_MAJOR:-15}
 
 # Ends the script with one line on stderr.
@@ -157,8 +158,11 @@ rk_private_tree() {
 rk_open() {
   local variable
   RK_TMP=$(mktemp -d "${TMPDIR:-/tmp}/rk.XXXXXX")
-  # a socket's path holds 107 bytes, and the TAP tests' folders lie deeper than ours
-  [ ${#RK_TMP} -le 50 ] || { rmdir "$RK_TMP"; RK_TMP=$(mktemp -d /tmp/rk.XXXXXX); }
+  # a socket's path holds 107 bytes, and the TAP tests' folders lie deeper than ours; make knows no blanks in a path
+  if [ ${#RK_TMP} -gt 50 ] || [[ $RK_TMP = *[[:space:]]* ]]; then
+    rmdir "$RK_TMP"
+    RK_TMP=$(mktemp -d /tmp/rk.XXXXXX)
+  fi
   trap rk_cleanup EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM
@@ -189,7 +193,7 @@ rk_run() {
   setsid "${RK_AS[@]}" "$@" <&0 &  # without <&0 a background command reads /dev/null
   RK_JOB=$!
   wait "$RK_JOB" || status=$?
-  RK_JOB=
+  RK_JOB=''
   return "$status"
 }
 

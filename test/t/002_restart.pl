@@ -20,13 +20,13 @@ is_deeply(verdicts($node, $token), $expected, 'same verdicts after a restart');
 
 # Committed, and then the server dies without a checkpoint.
 my %late = token_of($node, 'acme', q{SELECT 'late', secret FROM rk_apikeys.create_key('late')});
-sql_as($node, 'acme', q{UPDATE rk_apikeys.keys SET enabled = false WHERE name = 'named'});
+sql_as($node, 'acme', q{UPDATE rk_apikeys.keys SET enabled = false WHERE environment = 'stage'});
 my $open = session($node, 'acme');
 $open->query_safe(q{BEGIN; INSERT INTO rk_apikeys.keys (name) VALUES ('never committed')});
 $before = contents($node);
-$node->kill9;
+kill_server($node);
 eval { $open->quit };
-start_after_kill9($node);
+$node->start;
 is_deeply(contents($node), $before, 'a crash loses no committed row, and keeps no other');
 is_deeply(
 	verdicts($node, { %$token, %late }),

@@ -11,7 +11,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(rk_node rk_initdb start_after_kill9 sql_as session token_of verdicts expected_verdicts
+our @EXPORT = qw(rk_node rk_initdb kill_server sql_as session token_of verdicts expected_verdicts
   keys_of_every_state contents files_holding);
 
 # The superuser is postgres, whoever runs the tests.
@@ -44,16 +44,19 @@ sub rk_node
 	return $node;
 }
 
-# Starts a server whose postmaster was killed: its children take a moment to notice, and hold the shared memory until then.
-sub start_after_kill9
+# Kills the postmaster, and waits until its children have noticed. Where nobody reaps orphans (a container without an init) the
+# dead postmaster still looks alive to the next one, so its lock files go too.
+sub kill_server
 {
 	my ($node) = @_;
+	my $dir = $node->data_dir;
+	$node->kill9;
 	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
 	{
-		return if $node->start(fail_ok => 1);
+		last unless grep { (readlink($_) // '') eq $dir } glob '/proc/[0-9]*/cwd';
 		usleep(100_000);
 	}
-	die 'the server did not start after kill -9';
+	unlink "$dir/postmaster.pid", $node->host . '/.s.PGSQL.' . $node->port . '.lock';
 }
 
 # What a role's psql prints for some SQL; dies if that fails.
