@@ -4,7 +4,39 @@ CREATE FUNCTION rk_apikeys.current_tenant() RETURNS text
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_current_tenant';
 COMMENT ON FUNCTION rk_apikeys.current_tenant() IS
-  'The tenant whose keys this session manages: the setting rk_apikeys.tenant, or else the name of the current role. For rk_apikeys'' own tables: policies on other tables must not rest on it.';
+  'The tenant whose keys this session manages: the principal''s (NULL if it has died since), or else the setting rk_apikeys.tenant, or else the name of the current role. For rk_apikeys'' own tables: policies on other tables must not rest on it.';
+
+-- The principal. They look at the key afresh, and never fall back to a role or
+-- a setting: policies on the users' tables rest on them.
+CREATE FUNCTION rk_apikeys.current_key_id() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_current_key_id';
+COMMENT ON FUNCTION rk_apikeys.current_key_id() IS
+  'The key that this transaction has authenticated as; NULL without one, or if it has died since.';
+
+CREATE FUNCTION rk_apikeys.current_key_tenant() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_current_key_tenant';
+COMMENT ON FUNCTION rk_apikeys.current_key_tenant() IS
+  'The tenant of the key that this transaction has authenticated as; NULL without one, or if it has died since.';
+
+CREATE FUNCTION rk_apikeys.current_scopes() RETURNS text[]
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_current_scopes';
+COMMENT ON FUNCTION rk_apikeys.current_scopes() IS
+  'The scopes of the key that this transaction has authenticated as; NULL without one, or if it has died since.';
+
+CREATE FUNCTION rk_apikeys.has_scope(scope text) RETURNS boolean
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_has_scope';
+COMMENT ON FUNCTION rk_apikeys.has_scope(text) IS
+  'Whether the key that this transaction has authenticated as has the scope, by itself, by a:* or by *; false without one, or if it has died since.';
+
+CREATE FUNCTION rk_apikeys._may_manage() RETURNS boolean
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_may_manage';
+COMMENT ON FUNCTION rk_apikeys._may_manage() IS
+  'Private: false if a principal is set that lacks the scope apikeys:manage, or has died.';
 
 CREATE FUNCTION rk_apikeys._default_environment() RETURNS text
   LANGUAGE C STABLE PARALLEL SAFE

@@ -94,4 +94,8 @@ CREATE POLICY own_tenant ON rk_apikeys.api_keys TO rk_apikeys_manager
 COMMENT ON POLICY all_tenants ON rk_apikeys.api_keys IS 'An admin manages every tenant''s keys.';
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.api_keys IS 'An auditor reads every tenant''s keys.';
 COMMENT ON POLICY own_tenant ON rk_apikeys.api_keys IS 'A manager manages the keys of its own tenant.';
+CREATE POLICY principal ON rk_apikeys.api_keys AS RESTRICTIVE
+  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
+  USING ((SELECT rk_apikeys._may_manage()));
+COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A key sees and changes keys only if it has the scope apikeys:manage.';
 

@@ -81,6 +81,10 @@ CREATE POLICY own_tenant_read ON rk_apikeys.key_usage FOR SELECT TO rk_apikeys_m
   USING (tenant = (SELECT rk_apikeys.current_tenant()));
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_usage IS 'Admins and auditors read every tenant''s usage.';
 COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_usage IS 'A manager reads its own tenant''s usage.';
+CREATE POLICY principal ON rk_apikeys.key_usage AS RESTRICTIVE
+  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
+  USING ((SELECT rk_apikeys._may_manage()));
+COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A key sees and changes keys only if it has the scope apikeys:manage.';
 
 ALTER TABLE rk_apikeys.key_usage_daily ENABLE ROW LEVEL SECURITY;
 CREATE POLICY all_tenants_read ON rk_apikeys.key_usage_daily FOR SELECT
@@ -89,6 +93,10 @@ CREATE POLICY own_tenant_read ON rk_apikeys.key_usage_daily FOR SELECT TO rk_api
   USING (tenant = (SELECT rk_apikeys.current_tenant()));
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_usage_daily IS 'Admins and auditors read every tenant''s usage.';
 COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_usage_daily IS 'A manager reads its own tenant''s usage.';
+CREATE POLICY principal ON rk_apikeys.key_usage_daily AS RESTRICTIVE
+  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
+  USING ((SELECT rk_apikeys._may_manage()));
+COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A key sees and changes keys only if it has the scope apikeys:manage.';
 
 ALTER TABLE rk_apikeys.key_events ENABLE ROW LEVEL SECURITY;
 CREATE POLICY all_tenants_read ON rk_apikeys.key_events FOR SELECT
@@ -97,4 +105,8 @@ CREATE POLICY own_tenant_read ON rk_apikeys.key_events FOR SELECT TO rk_apikeys_
   USING (tenant = (SELECT rk_apikeys.current_tenant()));
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_events IS 'Admins and auditors read every tenant''s events.';
 COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_events IS 'A manager reads its own tenant''s events.';
+CREATE POLICY principal ON rk_apikeys.key_events AS RESTRICTIVE
+  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
+  USING ((SELECT rk_apikeys._may_manage()));
+COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A key sees and changes keys only if it has the scope apikeys:manage.';
 

@@ -13,6 +13,13 @@ CREATE FUNCTION rk_apikeys.verify_key(token text, scope text DEFAULT NULL,
 COMMENT ON FUNCTION rk_apikeys.verify_key(text, text, inet, integer) IS
   'The verdict on a token: the scope that the request needs, the address of the API''s client, and the uses that the request costs. Never raises for a bad token; a cost below 1 raises 22023.';
 
+CREATE FUNCTION rk_apikeys.authenticate(token text, scope text DEFAULT NULL,
+    client_addr inet DEFAULT NULL) RETURNS rk_apikeys.verdict
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_authenticate';
+COMMENT ON FUNCTION rk_apikeys.authenticate(text, text, inet) IS
+  'Verifies, and makes the key the principal until the transaction ends: call it as the first statement of a transaction. Errors: 28000 unless valid; the message ends with the code.';
+
 CREATE FUNCTION rk_apikeys.revoke_token(token text, reason text DEFAULT NULL) RETURNS boolean
   LANGUAGE C VOLATILE PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_revoke_token';

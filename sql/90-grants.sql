@@ -9,12 +9,14 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys.generate_token(text, text), rk_apikeys.is_well_formed(text), rk_apikeys.mask(text),
   rk_apikeys.hash_token(text), rk_apikeys.digest_equal(bytea, bytea),
   rk_apikeys.find_tokens(text), rk_apikeys.redact(text), rk_apikeys.seal(text, text),
-  rk_apikeys.current_tenant()
+  rk_apikeys.current_tenant(), rk_apikeys.current_key_id(), rk_apikeys.current_key_tenant(),
+  rk_apikeys.current_scopes(), rk_apikeys.has_scope(text)
   TO PUBLIC;
 
 -- A backend: verify, and end a leaked token.
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.verify(text), rk_apikeys.verify_key(text, text, inet, integer),
+  rk_apikeys.authenticate(text, text, inet),
   rk_apikeys.revoke_token(text, text)
   TO rk_apikeys_verifier, rk_apikeys_admin;
 
@@ -30,7 +32,7 @@ GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, al
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.list_keys(text, text, text, text, boolean, integer, text), rk_apikeys.reveal(text),
   rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz),
-  rk_apikeys._setting_interval(text), rk_apikeys._live_last_used_at(text),
+  rk_apikeys._setting_interval(text), rk_apikeys._may_manage(), rk_apikeys._live_last_used_at(text),
   rk_apikeys._live_use_count(text)
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 

@@ -22,17 +22,18 @@
 
 #include "caller.h"
 #include "guard.h"
+#include "principal.h"
 
 /*
- * The head of each insert.  $1 is the caller's role; session_user is the same
+ * The head of each insert.  $1 is the caller's role, $2 the principal; session_user is the same
  * under the owner's rights.
  */
 #define INSERT_EVENTS \
 	"INSERT INTO rk_apikeys.key_events" \
-	"  (tenant, key_id, event, actor, role, client_addr, application_name," \
+	"  (tenant, key_id, event, actor, role, principal, client_addr, application_name," \
 	"   changes)"
 #define WHO \
-	"  session_user, $1, inet_client_addr(), current_setting('application_name')"
+	"  session_user, $1, $2, inet_client_addr(), current_setting('application_name')"
 
 /* Columns of a row that are no settings. */
 #define NOT_SETTINGS \
@@ -124,8 +125,15 @@ audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 static void
 insert_events(void *arg)
 {
-	Oid			type = TEXTOID;
-	Datum		role = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2] = {0};
+	char		nulls[2] = {' ', 'n'};
 
-	SPI_execute_with_args((const char *) arg, 1, &type, &role, NULL, false, 0);
+	values[0] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
+	if (principal_is_set())
+	{
+		values[1] = CStringGetTextDatum(principal_key_id());
+		nulls[1] = ' ';
+	}
+	SPI_execute_with_args((const char *) arg, 2, types, values, nulls, false, 0);
 }

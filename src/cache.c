@@ -190,6 +190,7 @@ keep(const CacheKey *key, StoredKey *row, uint64 messages_before)
 	stats_count(STATS_CACHE_MISSES);
 	if (row == NULL || messages != messages_before ||
 		messages != messages_done || rk_apikeys_cache_size == 0 ||
+		IsInParallelMode() ||
 		TransactionIdIsCurrentTransactionId(row->xmin))
 		return row;
 

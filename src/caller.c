@@ -23,6 +23,7 @@
 
 #include "caller.h"
 #include "compat.h"
+#include "principal.h"
 #include "rk_apikeys.h"
 
 /* The caller that caller_run_as_owner saved; InvalidOid outside of it. */
@@ -41,27 +42,28 @@ caller_role(void)
 }
 
 /*
- * The tenant whose keys the caller manages: the setting, or else the caller's
- * name.  Palloc'd.
+ * The tenant whose keys the caller manages: the principal's, NULL if it has
+ * died; without one the setting, or else the caller's name.  Palloc'd.
  */
 char *
 caller_tenant(void)
 {
+	if (principal_is_set())
+	{
+		const StoredKey *key = principal_key();
+
+		return key == NULL ? NULL : text_to_cstring(key->tenant);
+	}
 	if (rk_apikeys_tenant[0] != '\0')
 		return pstrdup(rk_apikeys_tenant);
 	return GetUserNameFromId(caller_role(), false);
 }
 
-/* A hash of the caller's tenant, for comparing without a copy. */
+/* A hash of a tenant, for comparing without a copy. */
 uint64
-caller_tenant_hash(void)
+caller_tenant_hash(const char *tenant)
 {
-	char	   *tenant = caller_tenant();
-	uint64		hash = hash_any_extended((unsigned char *) tenant,
-										 strlen(tenant), 0);
-
-	pfree(tenant);
-	return hash;
+	return hash_any_extended((const unsigned char *) tenant, strlen(tenant), 0);
 }
 
 /* Whether the caller has a role that reads every tenant's keys. */
@@ -136,11 +138,16 @@ caller_run_as_owner(Oid table, OwnerWork work, void *arg)
 /*
  * rk_apikeys.current_tenant() → text
  *
- * The tenant whose keys this session manages.  Our own tables' policies
+ * The tenant whose keys this session manages; NULL while a principal is set
+ * that has died.  Our own tables' policies
  * compare with it; policies of other tables must not (it can be set).
  */
 Datum
 rk_apikeys_current_tenant(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_TEXT_P(cstring_to_text(caller_tenant()));
+	char	   *tenant = caller_tenant();
+
+	if (tenant == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(tenant));
 }

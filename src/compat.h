@@ -41,6 +41,13 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 }
 #endif
 
+/* 16: a setting can refuse RESET. */
+#if PG_VERSION_NUM < 160000
+#define COMPAT_GUC_NO_RESET 0
+#else
+#define COMPAT_GUC_NO_RESET GUC_NO_RESET
+#endif
+
 /* 17: a backend's number counts from 0 and has another name. */
 #if PG_VERSION_NUM < 170000
 #define COMPAT_BACKEND_NUMBER (MyBackendId > 0 ? MyBackendId : 0)

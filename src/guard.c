@@ -16,6 +16,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_class_d.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_type_d.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
@@ -33,9 +34,11 @@
 #include "compat.h"
 #include "guard.h"
 #include "issued.h"
+#include "principal.h"
 #include "rk_apikeys.h"
 #include "settings.h"
 #include "store.h"
+#include "verify.h"
 
 /* The columns of a row of api_keys, by KeyColumn - 1. */
 typedef struct KeyTuple
@@ -62,6 +65,7 @@ static KeyTuple *unpack(TriggerData *trigger, HeapTuple row);
 static HeapTuple repack(TriggerData *trigger, HeapTuple row, KeyTuple *key);
 static void make_token(KeyTuple *key);
 static void make_imported(KeyTuple *key);
+static void check_principal(KeyTuple *key);
 static void check_replaces(KeyTuple *key);
 static void check_transition(KeyTuple *old, KeyTuple *new,
 							 const bool *changed, Relation rel);
@@ -152,6 +156,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 
 	memset(all, true, sizeof(all));
 	settings_check(key->values, key->nulls, all, DatumGetTimestampTz(now));
+	check_principal(key);
 	if (!ISNULL(key, KEY_REPLACES))
 		check_replaces(key);
 	set_value(key, KEY_CREATED_AT, now);
@@ -193,6 +198,7 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 
 	settings_check(new->values, new->nulls, changed,
 				   DatumGetTimestampTz(VALUE(new, KEY_CREATED_AT)));
+	check_principal(new);
 	if (!caller_owns(RelationGetRelid(trigger->tg_relation)))
 		check_transition(old, new, changed, trigger->tg_relation);
 	if (ISNULL(old, KEY_GRACE_UNTIL) && !ISNULL(new, KEY_GRACE_UNTIL))
@@ -341,6 +347,45 @@ make_imported(KeyTuple *key)
 	token_make_key_id(key_id);
 	set_value(key, KEY_KEY_ID, CStringGetTextDatum(key_id));
 	set_value(key, KEY_PREFIX, CStringGetTextDatum(rk_apikeys_token_prefix));
+}
+
+/*
+ * A key that is made or changed by a principal may have only what the
+ * principal has: its environment, and scopes that its own scopes grant.
+ */
+static void
+check_principal(KeyTuple *key)
+{
+	const StoredKey *principal;
+	Datum	   *scopes;
+	int			count;
+
+	if (!principal_is_set())
+		return;
+	principal = principal_key();
+	if (principal == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("API key \"%s\" is no longer good",
+						principal_key_id())));
+	if (ISNULL(key, KEY_ENVIRONMENT) || ISNULL(key, KEY_SCOPES))
+		return;					/* NOT NULL refuses it later */
+	if (!DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
+											  VALUE(key, KEY_ENVIRONMENT),
+											  PointerGetDatum(principal->environment))))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("API key \"%s\" cannot manage keys of environment \"%s\"",
+						principal->key_id,
+						TextDatumGetCString(VALUE(key, KEY_ENVIRONMENT)))));
+	deconstruct_array(DatumGetArrayTypeP(VALUE(key, KEY_SCOPES)), TEXTOID, -1,
+					  false, TYPALIGN_INT, &scopes, NULL, &count);
+	for (int i = 0; i < count; i++)
+		if (!verify_scope_granted(principal->scopes, DatumGetTextPP(scopes[i])))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("API key \"%s\" cannot grant scope \"%s\", which it does not have",
+							principal->key_id, TextDatumGetCString(scopes[i]))));
 }
 
 /*

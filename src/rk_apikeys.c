@@ -23,6 +23,7 @@
 
 #include "cache.h"
 #include "issued.h"
+#include "principal.h"
 #include "rk_apikeys.h"
 #include "stats.h"
 #include "token.h"
@@ -192,6 +193,7 @@ define_settings(void)
 								65536, 16, 16777216,
 								PGC_POSTMASTER, 0,
 								NULL, NULL, NULL);
+	principal_init();
 	DefineCustomStringVariable("rk_apikeys.stale_after",
 							   "How long a key goes unused before the view stale_keys shows it.",
 							   NULL,

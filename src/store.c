@@ -18,6 +18,7 @@
 #include "access/htup_details.h"
 #include "access/stratnum.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_collation_d.h"
 #include "catalog/pg_type_d.h"
@@ -161,7 +162,9 @@ read_row(const char *table, const char *index, AttrNumber column, Datum value,
 
 	if (column != 0)
 		ScanKeyInit(&scankey, column, BTEqualStrategyNumber, equal, value);
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	/* In parallel mode no snapshot can be taken. */
+	snapshot = RegisterSnapshot(IsInParallelMode() ? GetActiveSnapshot() :
+								GetLatestSnapshot());
 	scan = systable_beginscan(rel, index_oid, true, snapshot,
 							  column != 0 ? 1 : 0, &scankey);
 	row = systable_getnext(scan);

@@ -645,13 +645,18 @@ find_for_caller(FunctionCallInfo fcinfo, LWLock **lock)
 	UsageKey	id;
 	uint32		hash;
 	UsageEntry *entry;
-	uint64		tenant;
+	char	   *tenant;
+	uint64		tenant_hash;
 	bool		all;
 
 	if (!usage_is_shared() || VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN)
 		return NULL;
 	all = caller_sees_all_tenants();
-	tenant = caller_tenant_hash();
+	tenant = caller_tenant();
+	if (tenant == NULL)
+		return NULL;
+	tenant_hash = caller_tenant_hash(tenant);
+	pfree(tenant);
 
 	id.database = MyDatabaseId;
 	memcpy(id.key_id, VARDATA_ANY(key_id), TOKEN_KEY_ID_LEN);
@@ -659,7 +664,7 @@ find_for_caller(FunctionCallInfo fcinfo, LWLock **lock)
 	*lock = &locks[hash % PARTITIONS].lock;
 	LWLockAcquire(*lock, LW_SHARED);
 	entry = hash_search_with_hash_value(table, &id, hash, HASH_FIND, NULL);
-	if (entry != NULL && (all || entry->tenant == tenant))
+	if (entry != NULL && (all || entry->tenant == tenant_hash))
 		return entry;
 	LWLockRelease(*lock);
 	return NULL;

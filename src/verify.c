@@ -16,6 +16,7 @@
 
 #include "access/detoast.h"
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/pg_type_d.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -28,6 +29,7 @@
 #include "compat.h"
 #include "digest.h"
 #include "limiter.h"
+#include "principal.h"
 #include "rk_apikeys.h"
 #include "stats.h"
 #include "store.h"
@@ -71,15 +73,17 @@ static const char *const codes[] = {
 	"valid"
 };
 
+static Datum verdict_row(FunctionCallInfo fcinfo, StatsCounter verdict,
+						 const StoredKey *key, const Request *request);
 static StatsCounter judge(text *token, Request *request,
 						  const StoredKey **key);
 static StatsCounter judge_key(const StoredKey *key, Request *request);
 static bool address_allowed(ArrayType *cidrs, inet *address);
 static inet *unmapped(inet *address);
-static bool scope_granted(ArrayType *scopes, text *wanted);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_verify);
 PG_FUNCTION_INFO_V1(rk_apikeys_verify_key);
+PG_FUNCTION_INFO_V1(rk_apikeys_authenticate);
 
 /*
  * rk_apikeys.verify(token text) → boolean
@@ -110,9 +114,6 @@ rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 	Request		request;
 	const StoredKey *key = NULL;
 	StatsCounter verdict = STATS_MALFORMED;
-	TupleDesc	desc;
-	Datum		values[VERDICT_COLUMNS] = {0};
-	bool		nulls[VERDICT_COLUMNS];
 
 	if (!PG_ARGISNULL(3) && PG_GETARG_INT32(3) < 1)
 		ereport(ERROR,
@@ -125,9 +126,54 @@ rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(0))
 		verdict = judge((text *) PG_GETARG_POINTER(0), &request, &key);
 
+	PG_RETURN_DATUM(verdict_row(fcinfo, verdict, key, &request));
+}
+
+/*
+ * rk_apikeys.authenticate(token text, scope text, client_addr inet)
+ *		→ rk_apikeys.verdict
+ *
+ * Makes the key the principal until the transaction ends.  Raises 28000, with
+ * the statement and its context kept from the log, unless the token is valid.
+ */
+Datum
+rk_apikeys_authenticate(PG_FUNCTION_ARGS)
+{
+	Request		request = {NULL, NULL, 1, 0};
+	const StoredKey *key = NULL;
+	StatsCounter verdict = STATS_MALFORMED;
+	Datum		row;
+
+	request.scope = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
+	request.client_addr = PG_ARGISNULL(2) ? NULL : PG_GETARG_INET_PP(2);
+	if (!PG_ARGISNULL(0))
+		verdict = judge((text *) PG_GETARG_POINTER(0), &request, &key);
+	if (verdict != STATS_VALID)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("API key is not accepted: %s", codes[verdict]),
+				 verdict == STATS_RATE_LIMITED ?
+				 errhint("Try again in " INT64_FORMAT " ms.",
+						 (request.retry_after + 999) / 1000) : 0,
+				 errhidestmt(true), errhidecontext(true)));
+	WarnNoTransactionBlock(true, "rk_apikeys.authenticate()");
+	row = verdict_row(fcinfo, verdict, key, &request);
+	principal_set(key->key_id);
+	PG_RETURN_DATUM(row);
+}
+
+/* The verdict as a row; the key is NULL if the token is not genuine. */
+static Datum
+verdict_row(FunctionCallInfo fcinfo, StatsCounter verdict,
+			const StoredKey *key, const Request *request)
+{
+	TupleDesc	desc;
+	Datum		values[VERDICT_COLUMNS] = {0};
+	bool		nulls[VERDICT_COLUMNS];
+
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
 		desc->natts != VERDICT_COLUMNS)
-		elog(ERROR, "verify_key does not return a verdict");
+		elog(ERROR, "the function does not return a verdict");
 	memset(nulls, true, sizeof(nulls));
 	values[VERDICT_VALID] = BoolGetDatum(verdict == STATS_VALID);
 	values[VERDICT_CODE] = CStringGetTextDatum(codes[verdict]);
@@ -147,10 +193,10 @@ rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 		if (verdict == STATS_RATE_LIMITED)
 			values[VERDICT_RETRY_AFTER] =
 				DirectFunctionCall2(timestamp_mi,
-									TimestampGetDatum(request.retry_after),
+									TimestampGetDatum(request->retry_after),
 									TimestampGetDatum(0));
 	}
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 }
 
 /*
@@ -230,15 +276,10 @@ verify_genuine(text *token, bool *well_formed)
 	return matches ? key : NULL;
 }
 
-/*
- * The state of a genuine token's key, and what the call asks of it, in the
- * order in which a refusal is told.
- */
-static StatsCounter
-judge_key(const StoredKey *key, Request *request)
+/* Whether a key is good by itself, at that moment; else why not. */
+StatsCounter
+verify_state(const StoredKey *key, TimestampTz now)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
 	if (key->revoked)
 		return STATS_REVOKED;
 	if (!key->enabled)
@@ -247,10 +288,25 @@ judge_key(const StoredKey *key, Request *request)
 		return STATS_EXPIRED;
 	if (now >= key->grace_until)
 		return STATS_ROTATED;
+	return STATS_VALID;
+}
+
+/*
+ * The state of a genuine token's key, and what the call asks of it, in the
+ * order in which a refusal is told.
+ */
+static StatsCounter
+judge_key(const StoredKey *key, Request *request)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	StatsCounter state = verify_state(key, now);
+
+	if (state != STATS_VALID)
+		return state;
 	if (key->allowed_cidrs != NULL &&
 		!address_allowed(key->allowed_cidrs, request->client_addr))
 		return STATS_ADDRESS_DENIED;
-	if (request->scope != NULL && !scope_granted(key->scopes, request->scope))
+	if (request->scope != NULL && !verify_scope_granted(key->scopes, request->scope))
 		return STATS_SCOPE_MISSING;
 	if (key->rate_limit > 0)
 	{
@@ -328,8 +384,8 @@ unmapped(inet *address)
  * Whether one of the scopes grants the one that is wanted: itself, "*", or
  * "a:*" for all that begins with "a:".
  */
-static bool
-scope_granted(ArrayType *scopes, text *wanted)
+bool
+verify_scope_granted(ArrayType *scopes, text *wanted)
 {
 	const char *want = VARDATA_ANY(wanted);
 	int			want_len = VARSIZE_ANY_EXHDR(wanted);
