@@ -36,6 +36,7 @@ CREATE TABLE rk_apikeys.api_keys (
   CONSTRAINT api_keys_environment_check CHECK (environment ~ '^[a-z][a-z0-9]{0,15}$'),
   CONSTRAINT api_keys_scopes_check CHECK (
     cardinality(scopes) <= 64 AND array_position(scopes, NULL) IS NULL
+    AND cardinality(string_to_array(array_to_string(scopes, ' '), ' ')) = cardinality(scopes)
     AND array_to_string(scopes, ' ') ~ '^([a-z0-9_*.-]+(:[a-z0-9_*.-]+)*( |$))*$'),
   CONSTRAINT api_keys_allowed_cidrs_check CHECK (cardinality(allowed_cidrs) BETWEEN 1 AND 64),
   CONSTRAINT api_keys_rate_check CHECK (

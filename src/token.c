@@ -22,8 +22,27 @@ static const char base62[] =
 /* Stars of a masked secret. */
 #define MASK_LEN 8
 
-static bool find_tail(const char *s, size_t len, size_t *at, size_t floor,
-					  size_t *environment);
+/* What is known of a field, a run of base62 digits, in a text. */
+typedef struct Field
+{
+	size_t		len;
+	bool		name;			/* its bytes make a name, but for its length */
+	size_t		since_letter;	/* bytes of names at its end, from the last
+								 * letter on; 0: none has a letter */
+} Field;
+
+/* The last fields of a text that is read byte by byte, one '_' between them. */
+typedef struct FieldScan
+{
+	Field		prefix;			/* it, or what ends in it */
+	Field		environment;
+	Field		key_id;
+	Field		current;
+} FieldScan;
+
+static bool scan_byte(FieldScan *scan, char c);
+static size_t environment_to_tail(const FieldScan *scan);
+static size_t prefix_begin(const char *s, size_t prefix_end, size_t floor);
 static void random_digits(char *out, int count);
 static void check_digits(const char *s, size_t len, char *out);
 
@@ -162,20 +181,20 @@ bool
 token_find(const char *s, size_t len, size_t from, TokenParts *parts,
 		   size_t *start, size_t *token_len)
 {
-	size_t		tail = from;
-	size_t		environment;
+	FieldScan	scan = {0};
 
-	for (; find_tail(s, len, &tail, from, &environment); tail++)
+	for (size_t i = from; i < len; i++)
 	{
-		size_t		begin = environment - 1;
-		size_t		first;
+		size_t		tail = i + 1;
+		size_t		prefix_end;
 
+		if (!scan_byte(&scan, s[i]))
+			continue;
 		if (len - tail < TOKEN_TAIL_LEN || !all_base62(s + tail, TOKEN_TAIL_LEN))
 			continue;
-		first = begin - Min(begin - from, (size_t) TOKEN_NAME_MAX);
-		while (begin > first && is_name_char(s[begin - 1]))
-			begin--;
-		for (; begin < environment - 1; begin++)
+		prefix_end = tail - environment_to_tail(&scan) - 1;
+		for (size_t begin = prefix_begin(s, prefix_end, from);
+			 begin < prefix_end; begin++)
 		{
 			if (token_parse(s + begin, tail + TOKEN_TAIL_LEN - begin, parts))
 			{
@@ -191,46 +210,50 @@ token_find(const char *s, size_t len, size_t from, TokenParts *parts,
 /*
  * Mask, in place, all that looks like a token: any run of base62 digits behind
  * prefix_environment_12 digits_, since texts are cut within a token, and
- * tokens are mistyped.  Returns the new length, never more than the old one.
- * Linear; allocates nothing and raises nothing.
+ * tokens are mistyped.  The parts of one may be parts of another, as where two
+ * were pasted without a blank between them.  Returns the new length, never
+ * more than the old one.  Linear; allocates nothing and raises nothing.
  */
 size_t
 token_redact(char *s, size_t len)
 {
-	size_t		from = 0;		/* first byte that is not dealt with */
+	FieldScan	scan = {0};
+	size_t		from = 0;		/* first byte that was not moved yet */
 	size_t		to = 0;			/* where it goes */
-	size_t		tail = 0;
-	size_t		environment;
 
-	while (find_tail(s, len, &tail, from, &environment))
+	for (size_t tail = 0; tail < len;)
 	{
-		size_t		begin = environment - 1;
-		size_t		end = tail;
-		size_t		first;
+		size_t		end;
+		size_t		prefix_end;
 		char		masked[MASK_LEN + TOKEN_HINT_LEN];
-		size_t		masked_len = 0;
+		size_t		masked_len;
 		TokenParts	parts;
 
-		while (end < len && is_base62(s[end]))
-			end++;
+		if (!scan_byte(&scan, s[tail++]))
+			continue;
+		prefix_end = tail - environment_to_tail(&scan) - 1;
+		for (end = tail; end < len && is_base62(s[end]); end++)
+			scan_byte(&scan, s[end]);
 		masked_len = Min(end - tail, (size_t) MASK_LEN);
 		memset(masked, '*', masked_len);
 
-		/* The last digits of the secret are shown of a whole token alone. */
-		first = begin - Min(begin - from, (size_t) TOKEN_NAME_MAX);
-		while (end - tail == TOKEN_TAIL_LEN && begin > first &&
-			   is_name_char(s[begin - 1]))
-		{
-			begin--;
-			if (token_parse(s + begin, end - begin, &parts))
+		/*
+		 * The last digits of the secret are shown of a whole token alone, and
+		 * only if none of it was dealt with before.
+		 */
+		if (end - tail == TOKEN_TAIL_LEN)
+			for (size_t begin = prefix_begin(s, prefix_end, from);
+				 begin < prefix_end; begin++)
 			{
-				memcpy(masked + MASK_LEN,
-					   parts.secret + TOKEN_SECRET_LEN - TOKEN_HINT_LEN,
-					   TOKEN_HINT_LEN);
-				masked_len += TOKEN_HINT_LEN;
-				break;
+				if (token_parse(s + begin, end - begin, &parts))
+				{
+					memcpy(masked + MASK_LEN,
+						   parts.secret + TOKEN_SECRET_LEN - TOKEN_HINT_LEN,
+						   TOKEN_HINT_LEN);
+					masked_len += TOKEN_HINT_LEN;
+					break;
+				}
 			}
-		}
 
 		memmove(s + to, s + from, tail - from);
 		to += tail - from;
@@ -243,55 +266,64 @@ token_redact(char *s, size_t len)
 }
 
 /*
- * From *at on, the next place where the last part of a token could begin:
- * behind prefix_environment_12 digits_, none of it before floor.  Sets *at to
- * it, and *environment to where the environment begins.  Looks at a bounded
- * number of bytes before each underscore.
+ * Take in the next byte of a text.  Returns whether the last part of a token
+ * could begin behind it: it ends prefix_environment_12 digits_.
  */
 static bool
-find_tail(const char *s, size_t len, size_t *at, size_t floor,
-		  size_t *environment)
+scan_byte(FieldScan *scan, char c)
 {
-	/* a_b_ and 12 digits come before the underscore */
-	const size_t before = 4 + TOKEN_KEY_ID_LEN;
-	size_t		at_least = floor + before;
+	Field	   *field = &scan->current;
 
-	for (size_t i = Max(*at > 0 ? *at - 1 : 0, at_least); i < len; i++)
+	if (is_base62(c))
 	{
-		const char *found = memchr(s + i, '_', len - i);
-		size_t		begin;
-		size_t		end;
-
-		if (found == NULL)
-			return false;
-		i = found - s;
-		if (s[i - TOKEN_KEY_ID_LEN - 1] != '_' ||
-			!all_base62(s + i - TOKEN_KEY_ID_LEN, TOKEN_KEY_ID_LEN))
-			continue;
-		end = i - TOKEN_KEY_ID_LEN - 1;
-		for (begin = end;
-			 begin > floor && end - begin < TOKEN_NAME_MAX &&
-			 is_name_char(s[begin - 1]);)
-			begin--;
-		if (begin < floor + 2 || s[begin - 1] != '_' ||
-			!token_name_ok(s + begin, end - begin))
-			continue;
-		/* Some letter within reach must be able to begin the prefix. */
-		end = begin - 1;
-		for (size_t b = end; b > floor && end - b < TOKEN_NAME_MAX;)
-		{
-			b--;
-			if (!is_name_char(s[b]))
-				break;
-			if (is_name_start(s[b]))
-			{
-				*environment = begin;
-				*at = i + 1;
-				return true;
-			}
-		}
+		if (field->len == 0)
+			field->name = is_name_start(c);
+		else
+			field->name = field->name && is_name_char(c);
+		if (is_name_start(c))
+			field->since_letter = 1;
+		else if (!is_name_char(c))
+			field->since_letter = 0;
+		else if (field->since_letter > 0)
+			field->since_letter++;
+		field->len++;
+		return false;
 	}
-	return false;
+	if (c != '_')
+	{
+		memset(scan, 0, sizeof(*scan));
+		return false;
+	}
+	scan->prefix = scan->environment;
+	scan->environment = scan->key_id;
+	scan->key_id = *field;
+	memset(field, 0, sizeof(*field));
+	return scan->key_id.len == TOKEN_KEY_ID_LEN &&
+		scan->environment.name && scan->environment.len <= TOKEN_NAME_MAX &&
+		scan->prefix.since_letter > 0 &&
+		scan->prefix.since_letter <= TOKEN_NAME_MAX;
+}
+
+/* How far before a token's last part its environment begins. */
+static size_t
+environment_to_tail(const FieldScan *scan)
+{
+	return scan->environment.len + 1 + TOKEN_KEY_ID_LEN + 1;
+}
+
+/*
+ * The first place where a prefix with a given end could begin, none of it
+ * before floor; its end, if it could not.
+ */
+static size_t
+prefix_begin(const char *s, size_t prefix_end, size_t floor)
+{
+	size_t		begin = prefix_end;
+
+	while (begin > floor && prefix_end - begin < TOKEN_NAME_MAX &&
+		   is_name_char(s[begin - 1]))
+		begin--;
+	return begin;
 }
 
 /*

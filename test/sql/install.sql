@@ -1,0 +1,29 @@
+-- The extension is made, and the roles that every other test uses.
+\set VERBOSITY terse
+SET client_min_messages = warning;
+CREATE EXTENSION rk_apikeys CASCADE;
+CREATE ROLE rk_test_manager IN ROLE rk_apikeys_manager;
+CREATE ROLE rk_test_other IN ROLE rk_apikeys_manager;
+CREATE ROLE rk_test_admin IN ROLE rk_apikeys_admin;
+CREATE ROLE rk_test_auditor IN ROLE rk_apikeys_auditor;
+CREATE ROLE rk_test_verifier IN ROLE rk_apikeys_verifier;
+CREATE ROLE rk_test_nobody;
+SELECT extversion FROM pg_extension WHERE extname = 'rk_apikeys';
+
+-- A schema that somebody made before is an error, not a trap.
+CREATE DATABASE rk_test_trap;
+\c rk_test_trap
+\set VERBOSITY terse
+SET client_min_messages = warning;
+CREATE SCHEMA rk_apikeys;
+CREATE EXTENSION rk_apikeys CASCADE; -- fails: the schema exists
+DROP SCHEMA rk_apikeys;
+
+-- A group role with members is told of, and one that is more than a group refused.
+CREATE EXTENSION rk_apikeys CASCADE;
+DROP EXTENSION rk_apikeys;
+ALTER ROLE rk_apikeys_auditor LOGIN;
+CREATE EXTENSION rk_apikeys CASCADE; -- fails: LOGIN
+ALTER ROLE rk_apikeys_auditor NOLOGIN;
+\c contrib_regression
+DROP DATABASE rk_test_trap;

@@ -1,0 +1,96 @@
+-- Tokens as text, by a role without any right.
+\set VERBOSITY sqlstate
+SET ROLE rk_test_nobody;
+
+-- The vectors of another implementation.
+CREATE TEMP TABLE vectors (token text, prefix text, environment text, key_id text, sha256 text, last4 text);
+INSERT INTO vectors VALUES
+  ('rk_prod_000000000000_00000000000000000000000000000000000000000001SXSHc', 'rk', 'prod', '000000000000',
+   'f503e449c4159e5c643a05cecdd49a7bdce6ab6a3fafe657a55a348bfe9ced5b', '0000'),
+  ('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j', 'rk', 'prod', '7Yh2kQ9mZp1x',
+   'a9937338c51bdc90c387d9972a815c7a7c68490666ea533d127ddbdf657df391', 'DeFg'),
+  ('acme1_stage2_zzzzzzzzzzzz_zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz1Y5vGh', 'acme1', 'stage2', 'zzzzzzzzzzzz',
+   '428f6542420e0921aad2835dfd1f6bd00d27f805d9964b312e7aaef40e42022d', 'zzzz'),
+  ('r_d_A0a9Z0z9b8Y7_QwErTyUiOpAsDfGhJkLzXcVbNm1234567890qWeRtYu3zcPWk', 'r', 'd', 'A0a9Z0z9b8Y7',
+   '0882bf79284d2b26ff4e6726fc8dd959a663d8954099c1b240b68e322c04aed1', 'RtYu');
+SELECT key_id, rk_apikeys.is_well_formed(token) AS well_formed,
+    rk_apikeys.mask(token) = prefix || '_' || environment || '_' || key_id || '_********' || last4 AS masked,
+    encode(rk_apikeys.hash_token(token), 'hex') = sha256 AS hashed,
+    rk_apikeys.hash_token(token) = public.digest(token, 'sha256') AS as_pgcrypto
+  FROM vectors;
+SELECT rk_apikeys.mask('nonsense'), rk_apikeys.mask(''), rk_apikeys.mask(NULL) IS NULL AS null_is_null;
+
+-- No substitution, deletion, insertion or swap of neighbours goes unnoticed.
+SELECT count(*) AS tried, count(*) FILTER (WHERE rk_apikeys.is_well_formed(changed)) AS passed
+  FROM vectors, generate_series(1, length(token)) i,
+    LATERAL (SELECT overlay(token PLACING c FROM i FOR 1) AS changed FROM regexp_split_to_table('_0aZz-*é', '') c
+      UNION ALL SELECT overlay(token PLACING '' FROM i FOR 1)
+      UNION ALL SELECT overlay(token PLACING '0' FROM i FOR 0)
+      UNION ALL SELECT overlay(token PLACING reverse(substr(token, i, 2)) FROM i FOR 2)) m
+  WHERE changed <> token;
+
+-- Any string is an answer, never an error.
+SELECT s AS string, rk_apikeys.is_well_formed(s), rk_apikeys.mask(s), rk_apikeys.redact(s)
+  FROM unnest(ARRAY['', '_', '____', 'rk_prod_', 'rk_prod_7Yh2kQ9mZp1x_', 'é_é_é', E'a\nb']) s;
+SELECT rk_apikeys.is_well_formed(repeat('a', 10000000)) AS ten_megabytes;
+
+-- Fresh tokens: well-formed, all different, all 62 digits, prefix and environment as asked.
+SELECT count(DISTINCT t), bool_and(rk_apikeys.is_well_formed(t)), bool_and(t LIKE 'rk\_prod\_%')
+  FROM (SELECT rk_apikeys.generate_token() t FROM generate_series(1, 2000)) x;
+SELECT count(DISTINCT c) AS digits, min(n) > 0.8 * avg(n) AND max(n) < 1.2 * avg(n) AS even
+  FROM (SELECT c, count(*) n
+    FROM (SELECT split_part(rk_apikeys.generate_token(), '_', 4) t FROM generate_series(1, 4000)) x,
+      regexp_split_to_table(left(t, 43), '') c GROUP BY c) y;
+SELECT rk_apikeys.generate_token('dev', 'acme') ~ '^acme_dev_[0-9A-Za-z]{12}_[0-9A-Za-z]{49}$' AS as_asked;
+SELECT rk_apikeys.generate_token('Prod'); -- fails: capital letter
+SELECT rk_apikeys.generate_token('prod', ''); -- fails: empty prefix
+SELECT rk_apikeys.generate_token('prod', 'a2345678901234567'); -- fails: 17 characters
+\set VERBOSITY terse
+SELECT rk_apikeys.generate_token('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j'); -- fails: a token, shown masked
+\set VERBOSITY sqlstate
+
+-- Found where people leave them; start counts characters.
+CREATE TEMP TABLE documents (n int, document text);
+INSERT INTO documents
+  SELECT 1, token FROM vectors WHERE key_id = '7Yh2kQ9mZp1x' UNION ALL
+  SELECT 2, 'curl -H "Authorization: Bearer ' || token || '" x' FROM vectors WHERE key_id = '7Yh2kQ9mZp1x' UNION ALL
+  SELECT 3, 'naïve – ключ: ' || token || '.' FROM vectors WHERE key_id = '7Yh2kQ9mZp1x' UNION ALL
+  SELECT 4, string_agg(token, '' ORDER BY key_id) FROM vectors WHERE key_id ~ '0' UNION ALL
+  SELECT 5, '{"a":"' || string_agg(token, '","' ORDER BY key_id) || '"}' FROM vectors UNION ALL
+  SELECT 6, 'XYZ' || token || 'trailing' FROM vectors WHERE key_id = '7Yh2kQ9mZp1x' UNION ALL
+  SELECT 7, left(token, 60) FROM vectors WHERE key_id = '7Yh2kQ9mZp1x' UNION ALL
+  SELECT 8, 'no_such_thing_here and prod_000000000000_x' UNION ALL
+  SELECT 9, overlay(token PLACING 'X' FROM 30 FOR 1) FROM vectors WHERE key_id = '7Yh2kQ9mZp1x';
+SELECT n, f.token_mask, f.key_id, f.start, rk_apikeys.mask(substr(document, f.start, length(v.token))) = f.token_mask AS there
+  FROM documents, rk_apikeys.find_tokens(document) f JOIN vectors v USING (key_id) ORDER BY n, start;
+-- Redacted is what looks like a token: cut and mistyped ones too.
+SELECT n, rk_apikeys.redact(document) FROM documents ORDER BY n;
+-- Also where the end of one is the beginning of another.
+SELECT s AS string, rk_apikeys.redact(s) FROM unnest(ARRAY['a_b_000000000000_r_d_A0a9Z0z9b8Y7_QwErTyUi',
+  'rk_prod_000000000000_rk_prod_A0a9Z0z9b8Y7_QwErTyUi', 'a_b_c00000000000_d_A0a9Z0z9b8Y7_QwErTyUi']) s;
+SELECT count(*) AS longer FROM documents WHERE length(rk_apikeys.redact(document)) > length(document);
+
+-- Linear: eight times the text takes about eight times as long.
+DO $$
+DECLARE
+  part text := repeat('a_b_c_', 20) || repeat('rk_prod_7Yh2kQ9mZp1x_', 3) || 'AbC ';
+  start timestamptz;
+  small interval;
+  large interval;
+BEGIN
+  PERFORM rk_apikeys.redact(repeat(part, 1000));
+  start := clock_timestamp();
+  PERFORM rk_apikeys.redact(repeat(part, 5000)), count(*) FROM rk_apikeys.find_tokens(repeat(part, 5000));
+  small := clock_timestamp() - start;
+  start := clock_timestamp();
+  PERFORM rk_apikeys.redact(repeat(part, 40000)), count(*) FROM rk_apikeys.find_tokens(repeat(part, 40000));
+  large := clock_timestamp() - start;
+  IF large > small * 32 THEN
+    RAISE EXCEPTION 'not linear: % and %', small, large;
+  END IF;
+END $$;
+
+SELECT rk_apikeys.digest_equal('\x00ff', '\x00ff') AS same, rk_apikeys.digest_equal('\x00ff', '\x00fe') AS differs,
+  rk_apikeys.digest_equal('\x00ff', '\x00') AS shorter, rk_apikeys.digest_equal('', '') AS empty;
+RESET ROLE;
+DROP TABLE vectors, documents;
