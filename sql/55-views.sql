@@ -38,7 +38,7 @@ CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
     rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) AS status,
     k.enabled, k.scopes, k.allowed_cidrs, k.rate_limit, k.rate_window, k.metadata,
     k.expires_at,
-    CASE WHEN k.expires_at IS NOT NULL THEN
+    CASE WHEN isfinite(k.expires_at) THEN
       greatest(date_trunc('second', k.expires_at - statement_timestamp()), '0') END AS expires_in,
     greatest((SELECT u.last_used_at FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
       rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
@@ -48,6 +48,9 @@ CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
     k.created_at, k.created_by, k.updated_at, k.updated_by,
     rk_apikeys.reveal(k.key_id) AS secret
   FROM rk_apikeys.api_keys k;
+-- For UPDATE … SET column = DEFAULT; an INSERT takes the table's.
+ALTER VIEW rk_apikeys.keys ALTER description SET DEFAULT '', ALTER scopes SET DEFAULT '{}',
+  ALTER metadata SET DEFAULT '{}', ALTER enabled SET DEFAULT true;
 COMMENT ON VIEW rk_apikeys.keys IS
   'The keys, masked: INSERT, UPDATE and DELETE here. secret holds a new key''s token until the transaction ends, and is NULL ever after.';
 COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, but for the last 4 digits.';

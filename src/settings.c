@@ -53,7 +53,7 @@ static void check_expiry(TimestampTz expires_at, bool endless,
 /*
  * Check the settings that have changed (all of them in a new key) of a row of
  * api_keys.  NULLs are left to the table's NOT NULL.  Trims the name in
- * values[].  Raises 23514 for what has a wrong shape, 22023 for an expiry that
+ * values[], and makes an expiry at infinity NULL.  Raises 23514 for what has a wrong shape, 22023 for an expiry that
  * cannot be, 55000 for a rate limit where there is no limiter.
  */
 void
@@ -87,6 +87,10 @@ settings_check(Datum *values, bool *nulls, const bool *changed,
 		check_metadata(DatumGetJsonbP(values[KEY_METADATA - 1]));
 	if (changed[KEY_RATE_LIMIT - 1] || changed[KEY_RATE_WINDOW - 1])
 		check_rate(values, nulls);
+	/* One way to say "never": nothing can be subtracted from infinity. */
+	if (CHECKED(KEY_EXPIRES_AT) &&
+		DatumGetTimestampTz(values[KEY_EXPIRES_AT - 1]) == DT_NOEND)
+		nulls[KEY_EXPIRES_AT - 1] = true;
 	if (changed[KEY_EXPIRES_AT - 1])
 		check_expiry(DatumGetTimestampTz(values[KEY_EXPIRES_AT - 1]),
 					 nulls[KEY_EXPIRES_AT - 1], created_at);

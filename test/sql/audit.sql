@@ -1,0 +1,56 @@
+-- What the events tell.
+\set VERBOSITY sqlstate
+SET application_name = 'the audit test';
+SET ROLE rk_test_manager;
+SELECT key_id, secret FROM rk_apikeys.create_key('audited', environment => 'dev') \gset
+UPDATE rk_apikeys.keys SET name = 'renamed', scopes = '{a}', metadata = '{"secret": "not a token"}';
+UPDATE rk_apikeys.keys SET name = 'renamed', scopes = '{a}';
+UPDATE rk_apikeys.keys SET enabled = false;
+UPDATE rk_apikeys.keys SET enabled = true, name = 'renamed again';
+SELECT count(*) FROM (SELECT * FROM rk_apikeys.rotate_key(:'key_id', '1 hour')) x;
+UPDATE rk_apikeys.keys SET grace_until = now() WHERE key_id = :'key_id';
+SELECT rk_apikeys.revoke_key(:'key_id', 'over');
+DELETE FROM rk_apikeys.keys WHERE key_id = :'key_id';
+SELECT event, key_id = :'key_id' AS the_old_one, role, principal, application_name, actor = session_user AS by_me,
+    ARRAY(SELECT jsonb_object_keys(changes) ORDER BY 1) AS changed
+  FROM rk_apikeys.key_events ORDER BY event_id;
+SELECT event, changes - 'grace_until' - 'revoked_at' - 'replaces' AS changes FROM rk_apikeys.key_events ORDER BY event_id;
+-- Never a digest, never a secret.
+RESET ROLE;
+SELECT count(*) FROM rk_apikeys.key_events WHERE to_jsonb(key_events)::text ~ 'digest|"hint"' OR to_jsonb(key_events)::text LIKE '%' || :'secret' || '%';
+
+-- Under another role, the role is told, and who logged in.
+SET ROLE rk_test_admin;
+UPDATE rk_apikeys.keys SET description = 'by the admin';
+SET ROLE rk_test_manager;
+SELECT tenant, event, role FROM rk_apikeys.key_events ORDER BY event_id DESC LIMIT 1;
+-- A change that is undone leaves no event; a statement that touches many writes one each.
+BEGIN;
+UPDATE rk_apikeys.keys SET description = 'undone';
+ROLLBACK;
+INSERT INTO rk_apikeys.keys (name) SELECT 'many ' || n FROM generate_series(1, 5) n;
+UPDATE rk_apikeys.keys SET enabled = false WHERE name LIKE 'many%';
+SELECT event, count(*) FROM rk_apikeys.key_events GROUP BY 1 ORDER BY 1;
+-- An insert that ends in an update, and one that ends in nothing.
+INSERT INTO rk_apikeys.keys (name) SELECT 'none' WHERE false;
+SELECT count(*) FROM rk_apikeys.key_events;
+
+-- Append-only; purged by the administrator alone, and that is told.
+SET ROLE rk_test_admin;
+UPDATE rk_apikeys.key_events SET event = 'created'; -- fails: not granted
+DELETE FROM rk_apikeys.key_events; -- fails: not granted
+INSERT INTO rk_apikeys.key_events (tenant, key_id, event, actor, role) VALUES ('x', 'x', 'created', 'x', 'x'); -- fails: not granted
+SELECT rk_apikeys.purge_events('1 hour') AS none, rk_apikeys.purge_events(NULL) AS null;
+SELECT rk_apikeys.purge_events('-1 hour'); -- fails: negative
+RESET ROLE;
+UPDATE rk_apikeys.key_events SET occurred_at = occurred_at - interval '2 years' WHERE event = 'updated';
+SET ROLE rk_test_admin;
+SELECT rk_apikeys.purge_events('1 year') AS purged;
+SELECT tenant, key_id, event, role, changes FROM rk_apikeys.key_events WHERE event IN ('purged', 'updated');
+-- A manager does not see that event: it is nobody's key.
+SET ROLE rk_test_manager;
+SELECT count(*) FROM rk_apikeys.key_events WHERE event = 'purged';
+RESET ROLE;
+DELETE FROM rk_apikeys.api_keys;
+TRUNCATE rk_apikeys.key_events;
+RESET application_name;

@@ -1,0 +1,48 @@
+-- Keys issued elsewhere, by the digest of their token.
+\set VERBOSITY sqlstate
+SET ROLE rk_test_verifier;
+SELECT code FROM rk_apikeys.verify_key('sk_live_0123456789abcdef');
+SET ROLE rk_test_admin;
+SELECT rk_apikeys.import_key('old 256', sha256('sk_live_0123456789abcdef'), 'sha256', hint => 'cdef', tenant => 'rk_test_manager',
+  scopes => '{a}', metadata => '{"from": "legacy"}') ~ '^[0-9A-Za-z]{12}$' AS imported;
+SELECT rk_apikeys.import_key('old 512', sha512('Ünïcode – any bytes at all'), 'sha512', tenant => 'rk_test_manager') IS NOT NULL AS imported;
+SELECT rk_apikeys.import_key('again', sha256('sk_live_0123456789abcdef'), 'sha256'); -- fails: there already
+SELECT rk_apikeys.import_key('short', '\x00', 'sha256'); -- fails: not a SHA-256
+SELECT rk_apikeys.import_key('wrong', sha256('x'), 'sha512'); -- fails: not a SHA-512
+SELECT rk_apikeys.import_key('md5', '\x00', 'md5'); -- fails: no such kind
+SELECT rk_apikeys.import_key('native', sha256('x'), 'native'); -- fails: no such kind
+SELECT rk_apikeys.import_key('null', NULL, 'sha256'); -- fails: null
+SELECT rk_apikeys.import_key('null', sha256('x'), NULL); -- fails: null
+SELECT rk_apikeys.import_key('hint', sha256('x'), 'sha256', hint => 'abcde'); -- fails: five characters
+SELECT rk_apikeys.import_key('', sha256('x'), 'sha256'); -- fails: name
+SELECT rk_apikeys.import_key('past', sha256('x'), 'sha256', expires_at => now()); -- fails: past
+SELECT name, tenant, scopes, metadata, created_by = session_user AS by_me, right(masked_key, 12) AS masked, secret FROM rk_apikeys.keys ORDER BY name;
+SELECT tenant, event, role, changes #>> '{name,new}' AS name FROM rk_apikeys.key_events ORDER BY event_id;
+
+SET ROLE rk_test_verifier;
+SELECT v.code, v.name, v.scopes FROM rk_apikeys.verify_key('sk_live_0123456789abcdef', 'a') v;
+SELECT v.code, v.name FROM rk_apikeys.verify_key('Ünïcode – any bytes at all') v;
+SELECT t AS token, (rk_apikeys.verify_key(t)).code
+  FROM unnest(ARRAY['sk_live_0123456789abcdee', 'short', '0123456789abcdef', repeat('x', 512), repeat('x', 513)]) t WHERE length(t) < 100;
+SELECT (rk_apikeys.verify_key(repeat('x', 512))).code, (rk_apikeys.verify_key(repeat('x', 513))).code;
+SELECT rk_apikeys.verify(rk_apikeys.generate_token());
+-- It lives as the others do.
+SET ROLE rk_test_manager;
+SELECT key_id FROM rk_apikeys.keys WHERE name = 'old 256' \gset
+UPDATE rk_apikeys.keys SET enabled = false WHERE key_id = :'key_id';
+SET ROLE rk_test_verifier;
+SELECT (rk_apikeys.verify_key('sk_live_0123456789abcdef')).code;
+SET ROLE rk_test_manager;
+UPDATE rk_apikeys.keys SET enabled = true WHERE key_id = :'key_id';
+SELECT last_used_at IS NOT NULL AS used FROM rk_apikeys.keys WHERE key_id = :'key_id';
+-- A rotation gives it a token of ours.
+SELECT rk_apikeys.is_well_formed(secret) AS ours FROM rk_apikeys.rotate_key(:'key_id', '0');
+SET ROLE rk_test_verifier;
+SELECT (rk_apikeys.verify_key('sk_live_0123456789abcdef')).code;
+SELECT rk_apikeys.revoke_token('Ünïcode – any bytes at all');
+SELECT (rk_apikeys.verify_key('Ünïcode – any bytes at all')).code;
+-- Without any, what has no shape is malformed again.
+RESET ROLE;
+DELETE FROM rk_apikeys.api_keys;
+SELECT (rk_apikeys.verify_key('sk_live_0123456789abcdef')).code;
+TRUNCATE rk_apikeys.key_events, rk_apikeys.key_usage_daily;

@@ -1,0 +1,108 @@
+-- Search, sort, pages: what an "API Keys" screen does.
+\set VERBOSITY sqlstate
+SET ROLE rk_test_other;
+SELECT count(*) FROM (SELECT * FROM rk_apikeys.create_key('the neighbour''s hub')) x;
+SET ROLE rk_test_manager;
+SELECT count(*) FROM rk_apikeys.list_keys();
+INSERT INTO rk_apikeys.keys (name, description, environment, expires_at) VALUES
+  ('HubSpot Sync – Prod', 'contacts', 'prod', NULL),
+  ('Form intake – stage', 'from the hub', 'stage', now() + interval '3 days'),
+  ('100% literal', 'a_b', 'prod', now() + interval '1 day'),
+  ('Émile', '', 'dev', NULL),
+  ('zeta', '', 'dev', now() + interval '2 days'),
+  ('alpha', '', 'dev', NULL);
+UPDATE rk_apikeys.keys SET enabled = false WHERE name = 'zeta';
+SELECT count(rk_apikeys.revoke_key(key_id)) FROM rk_apikeys.keys WHERE name = 'alpha';
+
+-- Search: in name, description, environment, key id; any case; % and _ are themselves.
+SELECT name FROM rk_apikeys.list_keys('hub') ORDER BY 1;
+SELECT name FROM rk_apikeys.list_keys('HUB', sort_by => 'name');
+SELECT name FROM rk_apikeys.list_keys('stag');
+SELECT name FROM rk_apikeys.list_keys('%');
+SELECT name FROM rk_apikeys.list_keys('_');
+SELECT name FROM rk_apikeys.list_keys('émi');
+SELECT name FROM rk_apikeys.list_keys('nothing of it');
+SELECT name FROM rk_apikeys.keys k, LATERAL (SELECT count(*) FROM rk_apikeys.list_keys(lower(k.key_id))) x WHERE count = 1 AND name = 'zeta';
+SELECT count(*) FROM rk_apikeys.list_keys('');
+SELECT name, status FROM rk_apikeys.list_keys(status => 'disabled');
+SELECT name, status FROM rk_apikeys.list_keys(status => 'revoked');
+SELECT count(*) FROM rk_apikeys.list_keys(status => 'active');
+SELECT count(*) FROM rk_apikeys.list_keys(environment => 'dev');
+SELECT count(*) FROM rk_apikeys.list_keys(environment => 'none');
+SELECT name FROM rk_apikeys.list_keys('hub', 'active', 'stage');
+
+-- Sort: every column, NULLs last both ways.
+SELECT ARRAY(SELECT name FROM rk_apikeys.list_keys(sort_by => 'name')) AS by_name;
+SELECT ARRAY(SELECT environment FROM rk_apikeys.list_keys(sort_by => 'environment')) AS by_environment;
+SELECT (ARRAY(SELECT name FROM rk_apikeys.list_keys(sort_by => 'expires_at')))[1:3] AS by_expiry;
+SELECT (ARRAY(SELECT name FROM rk_apikeys.list_keys(sort_by => 'expires_at', descending => true)))[1:3] AS by_expiry_down;
+SELECT ARRAY(SELECT status FROM rk_apikeys.list_keys(sort_by => 'status')) AS by_status;
+SELECT (ARRAY(SELECT name FROM rk_apikeys.list_keys(sort_by => 'updated_at')))[5:6] AS by_update;
+SELECT bool_and(a.key_id = b.key_id) AS mirrored
+  FROM (SELECT key_id, row_number() OVER () n FROM rk_apikeys.list_keys(sort_by => 'created_at')) a
+    JOIN (SELECT key_id, 7 - row_number() OVER () n FROM rk_apikeys.list_keys(sort_by => 'created_at', descending => true)) b USING (n);
+
+-- Pages, by every sort and both ways: each key once, in the order of the whole list.
+RESET ROLE;
+INSERT INTO rk_apikeys.key_usage (key_id, tenant, last_used_at, use_count)
+  SELECT key_id, tenant, '2026-01-01'::timestamptz + (row_number() OVER (ORDER BY name) % 2) * interval '1 day', row_number() OVER (ORDER BY name) % 2
+    FROM rk_apikeys.api_keys WHERE tenant = 'rk_test_manager' AND name <> 'zeta';
+SET ROLE rk_test_manager;
+DO $$
+DECLARE
+  s text;
+  d boolean;
+  whole text[];
+  paged text[];
+  page text[];
+  position text;
+BEGIN
+  FOR s, d IN SELECT * FROM unnest(ARRAY['name', 'environment', 'key_id', 'created_at', 'updated_at', 'expires_at', 'last_used_at', 'use_count', 'status']) a,
+      unnest(ARRAY[false, true]) b
+  LOOP
+    whole := ARRAY(SELECT key_id FROM rk_apikeys.list_keys(sort_by => s, descending => d));
+    paged := '{}';
+    position := NULL;
+    LOOP
+      SELECT array_agg(key_id), (array_agg(cursor))[count(*)] INTO page, position
+        FROM rk_apikeys.list_keys(sort_by => s, descending => d, page_size => 2, after => position);
+      EXIT WHEN page IS NULL;
+      paged := paged || page;
+    END LOOP;
+    IF whole <> paged OR cardinality(whole) <> 6 THEN
+      RAISE EXCEPTION '% %: % but %', s, d, whole, paged;
+    END IF;
+  END LOOP;
+END $$;
+SELECT name, last_used_at::date, use_count FROM rk_apikeys.list_keys(sort_by => 'last_used_at', descending => true);
+
+-- A cursor is of one list; it gives a position and nothing more.
+SELECT cursor FROM rk_apikeys.list_keys(sort_by => 'name', page_size => 1) \gset
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => :'cursor');
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'created_at', after => :'cursor'); -- fails: another sort
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', descending => true, after => :'cursor'); -- fails: another direction
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => ''); -- fails: none
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => 'nonsense'); -- fails: none
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => '####'); -- fails: none
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => encode('[]', 'base64')); -- fails: none
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => encode('{"sort": "name"}', 'base64')); -- fails: none
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'created_at', after => encode('{"sort": "created_at", "descending": false, "value": "never", "key_id": "x"}', 'base64')); -- fails: none
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => encode('\xff00', 'base64')); -- fails: none
+SET ROLE rk_test_other;
+SELECT name FROM rk_apikeys.list_keys(sort_by => 'name', after => :'cursor');
+SET ROLE rk_test_manager;
+
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'digest'); -- fails: not to sort by
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name; DROP TABLE x'); -- fails: not to sort by
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => NULL); -- fails: null
+SELECT count(*) FROM rk_apikeys.list_keys(descending => NULL); -- fails: null
+SELECT count(*) FROM rk_apikeys.list_keys(page_size => 0); -- fails: too small
+SELECT count(*) FROM rk_apikeys.list_keys(page_size => 1001); -- fails: too large
+SELECT count(*) FROM rk_apikeys.list_keys(status => 'on'); -- fails: no such status
+
+-- An auditor lists all tenants', without secrets.
+SET ROLE rk_test_auditor;
+SELECT tenant, name FROM rk_apikeys.list_keys('hub', sort_by => 'name');
+RESET ROLE;
+DELETE FROM rk_apikeys.api_keys;
+TRUNCATE rk_apikeys.key_events;
