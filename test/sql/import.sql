@@ -16,7 +16,7 @@ SELECT rk_apikeys.import_key('null', sha256('x'), NULL); -- fails: null
 SELECT rk_apikeys.import_key('hint', sha256('x'), 'sha256', hint => 'abcde'); -- fails: five characters
 SELECT rk_apikeys.import_key('', sha256('x'), 'sha256'); -- fails: name
 SELECT rk_apikeys.import_key('past', sha256('x'), 'sha256', expires_at => now()); -- fails: past
-SELECT name, tenant, scopes, metadata, created_by = session_user AS by_me, right(masked_key, 12) AS masked, secret FROM rk_apikeys.keys ORDER BY name;
+SELECT name, tenant, scopes, metadata, created_by = session_user AS by_me, substr(masked_key, 21) AS masked, secret FROM rk_apikeys.keys ORDER BY name;
 SELECT tenant, event, role, changes #>> '{name,new}' AS name FROM rk_apikeys.key_events ORDER BY event_id;
 
 SET ROLE rk_test_verifier;

@@ -74,7 +74,7 @@ BEGIN
     END IF;
   END LOOP;
 END $$;
-SELECT name, last_used_at::date, use_count FROM rk_apikeys.list_keys(sort_by => 'last_used_at', descending => true);
+SELECT last_used_at::date, use_count, count(*) FROM rk_apikeys.list_keys(sort_by => 'last_used_at', descending => true) GROUP BY 1, 2 ORDER BY 1;
 
 -- A cursor is of one list; it gives a position and nothing more.
 SELECT cursor FROM rk_apikeys.list_keys(sort_by => 'name', page_size => 1) \gset
