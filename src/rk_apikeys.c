@@ -24,6 +24,7 @@
 #include "cache.h"
 #include "issued.h"
 #include "principal.h"
+#include "redact.h"
 #include "rk_apikeys.h"
 #include "stats.h"
 #include "token.h"
@@ -43,6 +44,7 @@ char	   *rk_apikeys_max_lifetime = NULL;
 char	   *rk_apikeys_stale_after = NULL;
 int			rk_apikeys_cache_size = 1024;
 int			rk_apikeys_max_tracked_keys = 65536;
+bool		rk_apikeys_redact_logs = true;
 bool		rk_apikeys_track_usage = true;
 int			rk_apikeys_usage_flush_interval = 10000;
 int			rk_apikeys_usage_resolution = 60;
@@ -194,6 +196,12 @@ define_settings(void)
 								PGC_POSTMASTER, 0,
 								NULL, NULL, NULL);
 	principal_init();
+	DefineCustomBoolVariable("rk_apikeys.redact_logs",
+							 "Mask what looks like a token in the server log and in pg_stat_activity.",
+							 "It works in sessions that have loaded the library: preload it.",
+							 &rk_apikeys_redact_logs, true,
+							 PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
 	DefineCustomStringVariable("rk_apikeys.stale_after",
 							   "How long a key goes unused before the view stale_keys shows it.",
 							   NULL,
@@ -260,6 +268,7 @@ _PG_init(void)
 	define_settings();
 	issued_init();
 	cache_init();
+	redact_init();
 	if (process_shared_preload_libraries_in_progress)
 	{
 		previous_shmem_request_hook = shmem_request_hook;

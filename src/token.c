@@ -208,6 +208,27 @@ token_find(const char *s, size_t len, size_t from, TokenParts *parts,
 }
 
 /*
+ * Whether there may be something to mask, at the speed of memchr(): two
+ * underscores with a key id between them.  False means that token_redact()
+ * would change nothing.
+ */
+bool
+token_suspected(const char *s, size_t len)
+{
+	const char *end = s + len;
+	const char *at = s;
+
+	while ((at = memchr(at, '_', end - at)) != NULL)
+	{
+		if (at - s > TOKEN_KEY_ID_LEN && at[-TOKEN_KEY_ID_LEN - 1] == '_' &&
+			all_base62(at - TOKEN_KEY_ID_LEN, TOKEN_KEY_ID_LEN))
+			return true;
+		at++;
+	}
+	return false;
+}
+
+/*
  * Mask, in place, all that looks like a token: any run of base62 digits behind
  * prefix_environment_12 digits_, since texts are cut within a token, and
  * tokens are mistyped.  The parts of one may be parts of another, as where two

@@ -34,6 +34,7 @@ extern void token_make_key_id(char *key_id);
 extern size_t token_mask(const TokenParts *parts, char *out);
 extern bool token_find(const char *s, size_t len, size_t from,
 					   TokenParts *parts, size_t *start, size_t *token_len);
+extern bool token_suspected(const char *s, size_t len);
 extern size_t token_redact(char *s, size_t len);
 
 #endif

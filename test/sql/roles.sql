@@ -94,7 +94,7 @@ RESET ROLE;
 RESET rk_apikeys.tenant;
 
 -- pg_read_all_data and pg_write_all_data bypass grants, but not the triggers.
-CREATE ROLE rk_test_writer IN ROLE pg_read_all_data, pg_write_all_data;
+CREATE ROLE rk_test_writer IN ROLE pg_read_all_data, pg_write_all_data, rk_apikeys_admin;
 SET ROLE rk_test_writer;
 INSERT INTO rk_apikeys.api_keys (tenant, name, digest, digest_kind) VALUES ('t', 'x', sha256('x'), 'sha256'); -- fails: a digest is the owner's
 RESET ROLE;

@@ -53,6 +53,8 @@ BEGIN;
 UPDATE rk_apikeys.keys SET grace_until = now() WHERE key_id = :'key_id';
 INSERT INTO rk_apikeys.keys (name, tenant, replaces) VALUES ('x', 'another', :'key_id'); -- fails: another tenant's
 ROLLBACK;
+-- Not what an earlier transaction rotated.
+INSERT INTO rk_apikeys.keys (name, tenant, replaces) VALUES ('x', 'rk_test_manager', :'third'); -- fails: rotated before
 -- Not even within one transaction that took the rotation back.
 SET ROLE rk_test_manager;
 BEGIN;

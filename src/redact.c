@@ -1,0 +1,172 @@
+/*
+ * redact.c
+ *		Tokens are kept out of the server log and of pg_stat_activity.
+ *
+ * A client that pastes a token into the text of a statement, or sends it as a
+ * parameter that the server is set to log, would leave it in the log.  So
+ * whatever looks like a token is masked in all that is about to be logged, and
+ * in this backend's own entry of pg_stat_activity once its statement has been
+ * parsed, is executed, or has failed.  What looks like a token is decided by
+ * token_redact(): texts are cut in the middle of a token, and tokens are
+ * mistyped.
+ *
+ * The client's copy of a message that is also logged is masked too.  Text that
+ * other code has copied before is not reached: pg_stat_statements keeps utility
+ * statements as they came.  Imported tokens have no shape and cannot be seen.
+ *
+ * Memory: the fields of a message are overwritten in place, since a mask is
+ * never longer.  The statement's text is still read by others, so it is
+ * replaced by a copy from malloc(), which cannot raise; if there is no memory
+ * the statement is hidden.  The copy lives until the next one is made.
+ */
+#include "postgres.h"
+
+#include "executor/executor.h"
+#include "parser/analyze.h"
+#include "pgstat.h"
+#include "tcop/tcopprot.h"
+#include "tcop/utility.h"
+#include "utils/backend_status.h"
+
+#include "compat.h"
+#include "redact.h"
+#include "rk_apikeys.h"
+#include "token.h"
+
+static emit_log_hook_type previous_emit_log_hook = NULL;
+static post_parse_analyze_hook_type previous_post_parse_analyze_hook = NULL;
+static ExecutorStart_hook_type previous_executor_start_hook = NULL;
+static ProcessUtility_hook_type previous_process_utility_hook = NULL;
+
+/* The masked statement that debug_query_string points to. */
+static char *masked_statement = NULL;
+
+static void
+redact_string(char *s)
+{
+	if (s != NULL)
+	{
+		size_t		len = strlen(s);
+
+		if (token_suspected(s, len))
+			s[token_redact(s, len)] = '\0';
+	}
+}
+
+/* Mask the statement that is about to be logged with a message. */
+static void
+redact_statement(ErrorData *edata)
+{
+	size_t		len;
+	char	   *copy;
+
+	if (debug_query_string == NULL || edata->hide_stmt)
+		return;
+	len = strlen(debug_query_string);
+	if (!token_suspected(debug_query_string, len))
+		return;
+	copy = malloc(len + 1);
+	if (copy == NULL)
+	{
+		edata->hide_stmt = true;
+		return;
+	}
+	memcpy(copy, debug_query_string, len + 1);
+	redact_string(copy);
+	debug_query_string = copy;
+	free(masked_statement);
+	masked_statement = copy;
+}
+
+/*
+ * Mask this backend's own entry of pg_stat_activity, in place: nobody else
+ * writes it, and nothing in between can raise.
+ */
+static void
+redact_activity(void)
+{
+	volatile PgBackendStatus *entry = MyBEEntry;
+	char	   *activity;
+	size_t		len;
+
+	if (!rk_apikeys_redact_logs || entry == NULL || !pgstat_track_activities)
+		return;
+	activity = entry->st_activity_raw;
+	len = strlen(activity);
+	if (!token_suspected(activity, len))
+		return;
+	PGSTAT_BEGIN_WRITE_ACTIVITY(entry);
+	activity[token_redact(activity, len)] = '\0';
+	PGSTAT_END_WRITE_ACTIVITY(entry);
+}
+
+/* emit_log_hook: called for what goes to the server log.  Never raises. */
+static void
+redact_log(ErrorData *edata)
+{
+	static bool busy = false;
+
+	if (rk_apikeys_redact_logs && !busy)
+	{
+		busy = true;
+		redact_string(edata->message);
+		redact_string(edata->detail);
+		redact_string(edata->detail_log);
+		redact_string(edata->hint);
+		redact_string(edata->context);
+		redact_string(edata->internalquery);
+		redact_statement(edata);
+		/* A statement that failed before it was parsed. */
+		redact_activity();
+		busy = false;
+	}
+	if (previous_emit_log_hook)
+		previous_emit_log_hook(edata);
+}
+
+static void
+redact_parsed(ParseState *pstate, Query *query, JumbleState *jstate)
+{
+	if (previous_post_parse_analyze_hook)
+		previous_post_parse_analyze_hook(pstate, query, jstate);
+	redact_activity();
+}
+
+/* A statement that was parsed earlier is reported anew when it is executed. */
+static void
+redact_executed(QueryDesc *query_desc, int eflags)
+{
+	redact_activity();
+	if (previous_executor_start_hook)
+		previous_executor_start_hook(query_desc, eflags);
+	else
+		standard_ExecutorStart(query_desc, eflags);
+}
+
+static void
+redact_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
+			   ProcessUtilityContext context, ParamListInfo params,
+			   QueryEnvironment *environment, DestReceiver *dest,
+			   QueryCompletion *completion)
+{
+	redact_activity();
+	if (previous_process_utility_hook)
+		previous_process_utility_hook(statement, query, read_only_tree, context,
+									  params, environment, dest, completion);
+	else
+		standard_ProcessUtility(statement, query, read_only_tree, context,
+								params, environment, dest, completion);
+}
+
+void
+redact_init(void)
+{
+	previous_emit_log_hook = emit_log_hook;
+	emit_log_hook = redact_log;
+	previous_post_parse_analyze_hook = post_parse_analyze_hook;
+	post_parse_analyze_hook = redact_parsed;
+	previous_executor_start_hook = ExecutorStart_hook;
+	ExecutorStart_hook = redact_executed;
+	previous_process_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = redact_utility;
+}

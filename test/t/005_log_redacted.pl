@@ -1,0 +1,116 @@
+# test/t/005_log_redacted.pl: a token in a statement, a parameter or an error never reaches the server log, in any of its formats.
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Utils;
+use RkApikeys;
+use Test::More;
+
+my $node = rk_node('main', "shared_preload_libraries = 'rk_apikeys, auto_explain, pg_stat_statements'",
+	'logging_collector = on', "log_destination = 'stderr,csvlog,jsonlog'", "log_directory = 'logs'", "log_filename = 'server.log'",
+	'log_statement = all', 'log_min_duration_statement = 0', 'log_parameter_max_length = -1',
+	'log_parameter_max_length_on_error = -1', 'log_lock_waits = on', 'deadlock_timeout = 100ms', 'log_error_verbosity = verbose',
+	'auto_explain.log_min_duration = 0', 'auto_explain.log_parameter_max_length = -1', 'auto_explain.log_nested_statements = on',
+	'auto_explain.log_analyze = on', 'log_autovacuum_min_duration = -1', 'log_line_prefix = \'%m [%p] %u %a \'',
+	'debug_print_parse = off', 'log_min_messages = info');
+
+my %token = token_of($node, 'acme', q{SELECT 'it', secret FROM rk_apikeys.create_key('it')});
+my $token = $token{it};
+my ($secret) = $token =~ /_([0-9A-Za-z]{43})[0-9A-Za-z]{6}$/;
+# Its secret as somebody has mistyped it, and as a text was cut.
+my $other = 'rk_prod_AAAAAAAAAAAA_BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBCCCCCC';
+$node->safe_psql('postgres', q{
+	CREATE TABLE t (id int PRIMARY KEY, v text CHECK (v <> 'never'));
+	INSERT INTO t VALUES (1, 'a'), (2, 'b');
+	GRANT ALL ON t TO backend;
+	CREATE EXTENSION pg_stat_statements});
+
+# Each as the backend's psql would send it; most of them fail, on purpose.
+my @statements = (
+	"SELECT rk_apikeys.verify('$token')",
+	"SELECT code FROM rk_apikeys.verify_key('$token', client_addr => '10.0.0.1')",
+	"SELECT '$token'::int",
+	"SELEC verify('$token')",
+	"SELECT no_such_column FROM t WHERE v = '$token'",
+	"SELECT 1/0, '$token'",
+	"PREPARE p AS SELECT rk_apikeys.verify(\$1); EXECUTE p('$token')",
+	"PREPARE p2 (int) AS SELECT 1; EXECUTE p2('$token')",
+	"DO \$\$ BEGIN PERFORM rk_apikeys.verify('$token'); RAISE EXCEPTION 'failed with %', '$token' USING DETAIL = '$token', HINT = '$token'; END \$\$",
+	"DO \$\$ BEGIN RAISE WARNING 'saw %', '$token'; END \$\$",
+	"DO \$\$ BEGIN EXECUTE 'SELECT nothing(''$token'')'; END \$\$",
+	"BEGIN; SELECT rk_apikeys.authenticate('$token'); COMMIT",
+	"SELECT rk_apikeys.authenticate('$other')",
+	"INSERT INTO t VALUES (1, '$token')",
+	"COPY (SELECT '$token') TO STDOUT",
+	"COPY t FROM STDIN;\n3\t$token\tand more\n\\.\n",
+	"SET application_name = '$token'",
+	"SELECT set_config('work_mem', '$token', false)",
+	"SELECT '$other', left('$token', -10), '" . substr($token, 0, 50) . "'",
+	"EXPLAIN ANALYZE SELECT * FROM t WHERE v = '$token'",
+	"SET statement_timeout = 50; SELECT '$token', pg_sleep(10)",
+	"SELECT rk_apikeys.create_key('x', environment => '$token')",
+	"-- $token\nSELECT 1; SELECT '$token'",
+	"SELECT \$1 \\bind '$token' \\g");
+$node->psql('postgres', $_, extra_params => [ '-U', 'backend' ]) foreach @statements;
+
+# Parameters of the extended protocol, and one that fails there.
+my $pgbench = "\\set one 1\nSELECT rk_apikeys.verify(:token);\nSELECT CAST(:token AS int);\n";
+my $file = $node->basedir . '/bench.sql';
+append_to_file($file, $pgbench);
+$node->command_checks_all(
+	[ 'pgbench', '-n', '-M', $_, '-t', '1', '-U', 'backend', '-D', "token=$token", '-f', $file, 'postgres' ],
+	2, [qr/./], [qr/invalid input syntax/], "pgbench -M $_ fails on the cast") foreach qw(extended prepared);
+
+# A lock wait and a deadlock, whose reports quote the statements of others.
+my $one = session($node, 'backend');
+my $two = session($node, 'backend');
+$one->query_safe("BEGIN; UPDATE t SET v = '$token' WHERE id = 1");
+$two->query_safe("BEGIN; UPDATE t SET v = '$token' WHERE id = 2");
+$one->query_until(qr/sent/, "\\echo sent\nUPDATE t SET v = 'x$token' WHERE id = 2;\n");
+$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'}) or die;
+$two->query("UPDATE t SET v = 'y$token' WHERE id = 1");
+$node->poll_query_until('postgres', q{SELECT pg_read_file('logs/server.log') ~ 'deadlock detected'}) or die 'no deadlock';
+eval { $_->quit } foreach $one, $two;
+
+# What others see of a session.
+my $three = $node->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'backend' ]);
+$three->query_until(qr/sent/, "\\echo sent\nSELECT '$token', pg_sleep(600);\n");
+$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'}) or die;
+my $seen = $node->safe_psql('postgres', q{SELECT query FROM pg_stat_activity WHERE wait_event = 'PgSleep'});
+unlike($seen, qr/$secret/, 'pg_stat_activity does not show a running statement\'s token');
+like($seen, qr/_\*{8}/, 'but its mask');
+$node->safe_psql('postgres', q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'});
+$node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'}) or die;
+$three->query("SELEC '$token'");
+$node->poll_query_until('postgres',
+	q{SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = 'backend' AND state = 'idle' AND query LIKE 'SELEC ''%'}) or die;
+is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '_[0-9A-Za-z]{12}_[0-9A-Za-z]{20}'}),
+	0, 'nor that of one that could not be parsed');
+$three->quit;
+is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_statements WHERE query LIKE 'SELECT rk_apikeys.verify%' AND query ~ '_[0-9A-Za-z]{49}'}),
+	0, 'pg_stat_statements holds a query without its constants');
+
+$node->stop;
+my @logs = glob($node->data_dir . '/logs/*');
+is(scalar @logs, 3, 'the server wrote its log in three formats');
+foreach my $log (@logs)
+{
+	my ($format) = $log =~ /\.(\w+)$/;
+	my $text = slurp_file($log);
+	my @lines = grep { /$secret|_B{20}/ } split /\n/, $text;
+	is(scalar @lines, 0, "$format: no secret") or diag(join "\n", map { substr($_, 0, 300) } @lines[0 .. ($#lines < 4 ? $#lines : 4)]);
+	like($text, qr/_[0-9A-Za-z]{12}_\*{8}/, "$format: its mask");
+	cmp_ok(scalar(() = $text =~ /_\*{8}/g), '>', 60, "$format: many times");
+}
+is_deeply([ grep { !m{/pg_stat_tmp/|/pg_stat/|/pg_wal/|/base/} } files_holding($node->data_dir, $secret) ], [],
+	'no file but those of tables and their log holds the secret');
+
+# Switched off, it is as ever: the test can fail.
+$node->append_conf('postgresql.conf', "rk_apikeys.redact_logs = off\nlog_filename = 'plain.log'");
+$node->start;
+$node->psql('postgres', "SELECT rk_apikeys.verify('$token')", extra_params => [ '-U', 'backend' ]);
+$node->stop;
+like(slurp_file($node->data_dir . '/logs/plain.log'), qr/$secret/, 'with redact_logs off the log has it');
+
+done_testing();
