@@ -9,7 +9,7 @@
  * with 1 if anything failed.
  *
  * Each toggle is followed by a verify in another session: its answer must be
- * the new state.  Meanwhile SESSIONS threads verify without a pause, in turn
+ * the new state.  Meanwhile SESSIONS threads verify all the time, in turn
  * without a transaction and in one of each isolation level.  Such an answer is
  * judged if no toggle was on its way from before the verify was sent until
  * after its answer had come.
@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <libpq-fe.h>
 #include <pthread.h>
@@ -27,6 +28,8 @@
 #define CHECKERS 4
 /* Verifies in one transaction: a long one would keep every version of the row. */
 #define PER_TRANSACTION 200
+/* Microseconds between two verifies of a session, so that the toggles get a share of the processors. */
+#define PAUSE 300
 
 static const char *const begin[] = {
 	NULL, "BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ",
@@ -113,6 +116,7 @@ keep_verifying(void *arg)
 				run(conn, "COMMIT");
 			run(conn, transaction);
 		}
+		usleep(PAUSE);
 		before = committed;
 		valid = verify(conn);
 		if (before != started)
