@@ -32,6 +32,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -53,11 +54,19 @@
 /* Seconds that a use of a key which nobody can see yet is kept for. */
 #define GONE_AFTER_SECONDS 60
 
+/* The extension's tables in this database. */
+typedef enum TablesState
+{
+	TABLES_OURS,				/* members of the extension, and locked */
+	TABLES_NOT_OURS,			/* not there, or somebody else's */
+	TABLES_BUSY					/* somebody else has one locked */
+} TablesState;
+
 static void flush_all(void);
 static bool database_is_open(Oid database);
 static void drop_entries(Oid database);
 static void flush_one(Oid database);
-static bool tables_are_ours(void);
+static TablesState lock_tables(void);
 static bool flush_batch(UsageCopy *copies, int count);
 
 /* Register the launcher; while the library is preloaded. */
@@ -232,7 +241,7 @@ flush_one(Oid database)
 
 /*
  * Flush one batch in a transaction of its own.  Returns false if the extension
- * is not in this database.
+ * is not in this database; where its tables are busy nothing is written.
  */
 static bool
 flush_batch(UsageCopy *copies, int count)
@@ -240,7 +249,7 @@ flush_batch(UsageCopy *copies, int count)
 	MemoryContext context = CurrentMemoryContext;
 	bool	   *flushed = palloc0(count * sizeof(bool));
 	bool	   *gone = palloc0(count * sizeof(bool));
-	bool		ours;
+	TablesState tables;
 	int			total = 0;
 	TimestampTz now = GetCurrentTimestamp();
 
@@ -248,8 +257,8 @@ flush_batch(UsageCopy *copies, int count)
 	pgstat_report_activity(STATE_RUNNING, "flushing the usage of API keys");
 	PushActiveSnapshot(GetTransactionSnapshot());
 	enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
-	ours = tables_are_ours();
-	if (ours)
+	tables = lock_tables();
+	if (tables == TABLES_OURS)
 	{
 		Oid			userid;
 		int			security;
@@ -278,25 +287,33 @@ flush_batch(UsageCopy *copies, int count)
 	stats_count(STATS_FLUSHES);
 	stats_count_many(STATS_FLUSHED_KEYS, total);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	return ours;
+	return tables != TABLES_NOT_OURS;
 }
 
-/* Whether the tables are there, and are members of the extension. */
-static bool
-tables_are_ours(void)
+/*
+ * Lock the tables until the transaction ends, so that what is true of them
+ * stays true.  A worker does not wait for a lock: whoever drops the extension
+ * takes the same ones in another order.
+ */
+static TablesState
+lock_tables(void)
 {
 	static const char *const names[] = {"api_keys", "key_usage", "key_usage_daily"};
 	Oid			extension = get_extension_oid("rk_apikeys", true);
 
 	if (!OidIsValid(extension))
-		return false;
+		return TABLES_NOT_OURS;
 	for (int i = 0; i < (int) lengthof(names); i++)
 	{
 		Oid			table = store_table(names[i], true);
 
-		if (!OidIsValid(table) ||
-			getExtensionOfObject(RelationRelationId, table) != extension)
-			return false;
+		if (!OidIsValid(table))
+			return TABLES_NOT_OURS;
+		if (!ConditionalLockRelationOid(table, RowExclusiveLock) ||
+			store_table(names[i], true) != table)
+			return TABLES_BUSY;
+		if (getExtensionOfObject(RelationRelationId, table) != extension)
+			return TABLES_NOT_OURS;
 	}
-	return true;
+	return TABLES_OURS;
 }
