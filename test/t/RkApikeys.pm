@@ -85,8 +85,8 @@ sub sql_as
 # A role's session that stays open: see PostgreSQL::Test::BackgroundPsql.
 sub session
 {
-	my ($node, $role) = @_;
-	return $node->background_psql('postgres', extra_params => [ '-U', $role ]);
+	my ($node, $role, %params) = @_;
+	return $node->background_psql('postgres', extra_params => [ '-U', $role ], %params);
 }
 
 # Makes a key of acme's, or of another role's; returns its id and token. The settings are arguments of create_key, as SQL.
