@@ -12,7 +12,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(PRELOAD rk_node rk_initdb kill_server client sql_as session create_key code use_count stat_of token_of verdicts
+our @EXPORT = qw(PRELOAD rk_node rk_initdb rk_extend kill_server client sql_as session create_key code use_count stat_of token_of verdicts
   expected_verdicts keys_of_every_state contents files_holding);
 
 # What makes a server load the library at its start.
@@ -43,9 +43,16 @@ sub rk_initdb
 sub rk_node
 {
 	my $node = rk_initdb(@_);
+	rk_extend($node);
+	return $node;
+}
+
+# Makes the extension and the roles on a server.
+sub rk_extend
+{
+	my ($node) = @_;
 	$node->safe_psql('postgres', 'CREATE EXTENSION rk_apikeys CASCADE');
 	$node->safe_psql('postgres', "CREATE ROLE $_ LOGIN; GRANT $roles{$_} TO $_") foreach sort keys %roles;
-	return $node;
 }
 
 # Kills the postmaster, and waits until its children have noticed. Where nobody reaps orphans (a container without an init) the
