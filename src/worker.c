@@ -88,16 +88,25 @@ worker_init(void)
 void
 rk_apikeys_launcher_main(Datum arg)
 {
+	TimestampTz last;			/* when the last round of flushes began */
+
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_appname("rk_apikeys launcher");
 
+	last = GetCurrentTimestamp();
 	while (!ShutdownRequestPending)
 	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		/* The clock may be set back. */
+		last = Min(last, now);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 rk_apikeys_usage_flush_interval, PG_WAIT_EXTENSION);
+						 Max(rk_apikeys_usage_flush_interval -
+							 TimestampDifferenceMilliseconds(last, now), 0),
+						 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -105,8 +114,13 @@ rk_apikeys_launcher_main(Datum arg)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 		}
-		if (!ShutdownRequestPending)
-			flush_all();
+		/* Other processes set the latch too, for reasons of their own. */
+		if (ShutdownRequestPending ||
+			!TimestampDifferenceExceeds(last, GetCurrentTimestamp(),
+										rk_apikeys_usage_flush_interval))
+			continue;
+		last = GetCurrentTimestamp();
+		flush_all();
 	}
 	proc_exit(0);
 }
