@@ -32,6 +32,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -53,11 +54,19 @@
 /* Seconds that a use of a key which nobody can see yet is kept for. */
 #define GONE_AFTER_SECONDS 60
 
+/* The extension's tables in this database. */
+typedef enum TablesState
+{
+	TABLES_OURS,				/* members of the extension, and locked */
+	TABLES_NOT_OURS,			/* not there, or somebody else's */
+	TABLES_BUSY					/* somebody else has one locked */
+} TablesState;
+
 static void flush_all(void);
 static bool database_is_open(Oid database);
 static void drop_entries(Oid database);
 static void flush_one(Oid database);
-static bool tables_are_ours(void);
+static TablesState lock_tables(void);
 static bool flush_batch(UsageCopy *copies, int count);
 
 /* Register the launcher; while the library is preloaded. */
@@ -79,16 +88,25 @@ worker_init(void)
 void
 rk_apikeys_launcher_main(Datum arg)
 {
+	TimestampTz last;			/* when the last round of flushes began */
+
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_appname("rk_apikeys launcher");
 
+	last = GetCurrentTimestamp();
 	while (!ShutdownRequestPending)
 	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		/* The clock may be set back. */
+		last = Min(last, now);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 rk_apikeys_usage_flush_interval, PG_WAIT_EXTENSION);
+						 Max(rk_apikeys_usage_flush_interval -
+							 TimestampDifferenceMilliseconds(last, now), 0),
+						 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -96,8 +114,13 @@ rk_apikeys_launcher_main(Datum arg)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 		}
-		if (!ShutdownRequestPending)
-			flush_all();
+		/* Other processes set the latch too, for reasons of their own. */
+		if (ShutdownRequestPending ||
+			!TimestampDifferenceExceeds(last, GetCurrentTimestamp(),
+										rk_apikeys_usage_flush_interval))
+			continue;
+		last = GetCurrentTimestamp();
+		flush_all();
 	}
 	proc_exit(0);
 }
@@ -197,7 +220,7 @@ rk_apikeys_flush_main(Datum database)
 	SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("session_replication_role", "origin", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("row_security", "on", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 	pgstat_report_appname("rk_apikeys flush");
 	flush_one(DatumGetObjectId(database));
 	proc_exit(0);
@@ -232,7 +255,7 @@ flush_one(Oid database)
 
 /*
  * Flush one batch in a transaction of its own.  Returns false if the extension
- * is not in this database.
+ * is not in this database; where its tables are busy nothing is written.
  */
 static bool
 flush_batch(UsageCopy *copies, int count)
@@ -240,7 +263,7 @@ flush_batch(UsageCopy *copies, int count)
 	MemoryContext context = CurrentMemoryContext;
 	bool	   *flushed = palloc0(count * sizeof(bool));
 	bool	   *gone = palloc0(count * sizeof(bool));
-	bool		ours;
+	TablesState tables;
 	int			total = 0;
 	TimestampTz now = GetCurrentTimestamp();
 
@@ -248,8 +271,8 @@ flush_batch(UsageCopy *copies, int count)
 	pgstat_report_activity(STATE_RUNNING, "flushing the usage of API keys");
 	PushActiveSnapshot(GetTransactionSnapshot());
 	enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
-	ours = tables_are_ours();
-	if (ours)
+	tables = lock_tables();
+	if (tables == TABLES_OURS)
 	{
 		Oid			userid;
 		int			security;
@@ -278,25 +301,33 @@ flush_batch(UsageCopy *copies, int count)
 	stats_count(STATS_FLUSHES);
 	stats_count_many(STATS_FLUSHED_KEYS, total);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	return ours;
+	return tables != TABLES_NOT_OURS;
 }
 
-/* Whether the tables are there, and are members of the extension. */
-static bool
-tables_are_ours(void)
+/*
+ * Lock the tables until the transaction ends, so that what is true of them
+ * stays true.  A worker does not wait for a lock: whoever drops the extension
+ * takes the same ones in another order.
+ */
+static TablesState
+lock_tables(void)
 {
 	static const char *const names[] = {"api_keys", "key_usage", "key_usage_daily"};
 	Oid			extension = get_extension_oid("rk_apikeys", true);
 
 	if (!OidIsValid(extension))
-		return false;
+		return TABLES_NOT_OURS;
 	for (int i = 0; i < (int) lengthof(names); i++)
 	{
 		Oid			table = store_table(names[i], true);
 
-		if (!OidIsValid(table) ||
-			getExtensionOfObject(RelationRelationId, table) != extension)
-			return false;
+		if (!OidIsValid(table))
+			return TABLES_NOT_OURS;
+		if (!ConditionalLockRelationOid(table, RowExclusiveLock) ||
+			store_table(names[i], true) != table)
+			return TABLES_BUSY;
+		if (getExtensionOfObject(RelationRelationId, table) != extension)
+			return TABLES_NOT_OURS;
 	}
-	return true;
+	return TABLES_OURS;
 }

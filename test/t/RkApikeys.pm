@@ -6,13 +6,17 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use FindBin;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(rk_node rk_initdb kill_server sql_as session token_of verdicts expected_verdicts
-  keys_of_every_state contents files_holding);
+our @EXPORT = qw(PRELOAD rk_node rk_initdb rk_extend kill_server client sql_as session create_key code use_count stat_of token_of verdicts
+  expected_verdicts keys_of_every_state contents files_holding);
+
+# What makes a server load the library at its start.
+use constant PRELOAD => "shared_preload_libraries = 'rk_apikeys'";
 
 # The superuser is postgres, whoever runs the tests.
 $ENV{PGUSER} = 'postgres';
@@ -39,9 +43,16 @@ sub rk_initdb
 sub rk_node
 {
 	my $node = rk_initdb(@_);
+	rk_extend($node);
+	return $node;
+}
+
+# Makes the extension and the roles on a server.
+sub rk_extend
+{
+	my ($node) = @_;
 	$node->safe_psql('postgres', 'CREATE EXTENSION rk_apikeys CASCADE');
 	$node->safe_psql('postgres', "CREATE ROLE $_ LOGIN; GRANT $roles{$_} TO $_") foreach sort keys %roles;
-	return $node;
 }
 
 # Kills the postmaster, and waits until its children have noticed. Where nobody reaps orphans (a container without an init) the
@@ -59,6 +70,18 @@ sub kill_server
 	unlink "$dir/postmaster.pid", $node->host . '/.s.PGSQL.' . $node->port . '.lock';
 }
 
+# Compiles a program of test/clients with libpq and returns its path; what follows its name goes to the compiler.
+sub client
+{
+	my ($name, @flags) = @_;
+	my $program = PostgreSQL::Test::Utils::tempdir . "/$name";
+	my ($include, $lib) = map { my $dir = `pg_config $_`; chomp $dir; $dir } '--includedir', '--libdir';
+	my @command = ('gcc', '-O2', '-Wall', '-Wextra', '-Werror', "-I$include", @flags, '-o', $program,
+		"$FindBin::Bin/../clients/$name.c", "-L$lib", '-lpq', '-pthread');
+	system(@command) == 0 or die "could not compile: @command";
+	return $program;
+}
+
 # What a role's psql prints for some SQL; dies if that fails.
 sub sql_as
 {
@@ -69,8 +92,37 @@ sub sql_as
 # A role's session that stays open: see PostgreSQL::Test::BackgroundPsql.
 sub session
 {
-	my ($node, $role) = @_;
-	return $node->background_psql('postgres', extra_params => [ '-U', $role ]);
+	my ($node, $role, %params) = @_;
+	return $node->background_psql('postgres', extra_params => [ '-U', $role ], %params);
+}
+
+# Makes a key of acme's, or of another role's; returns its id and token. The settings are arguments of create_key, as SQL.
+sub create_key
+{
+	my ($node, $name, $settings, $role, $database) = @_;
+	$settings = $settings ? ", $settings" : '';
+	return split /\|/, sql_as($node, $role // 'acme', "SELECT * FROM rk_apikeys.create_key('$name'$settings)", $database);
+}
+
+# The code of a token's verdict in an open session.
+sub code
+{
+	my ($session, $token) = @_;
+	return $session->query_safe("SELECT code FROM rk_apikeys.verify_key('$token')");
+}
+
+# A key's use_count in the view, as its manager reads it.
+sub use_count
+{
+	my ($node, $id, $database) = @_;
+	return sql_as($node, 'acme', "SELECT use_count FROM rk_apikeys.keys WHERE key_id = '$id'", $database);
+}
+
+# A column of rk_apikeys.stats.
+sub stat_of
+{
+	my ($node, $column) = @_;
+	return sql_as($node, 'boss', "SELECT $column FROM rk_apikeys.stats");
 }
 
 # The tokens that a statement returns as rows of label and token, as a hash.
