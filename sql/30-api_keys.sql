@@ -49,7 +49,8 @@ CREATE TABLE rk_apikeys.api_keys (
   CONSTRAINT api_keys_hint_check CHECK (char_length(hint) <= 4),
   CONSTRAINT api_keys_digest_check CHECK (
     octet_length(digest) = CASE digest_kind WHEN 'sha512' THEN 64 ELSE 32 END
-    AND digest_kind IN ('native', 'sha256', 'sha512'))
+    AND digest_kind IN ('native', 'sha256', 'sha512')),
+  CONSTRAINT api_keys_pepper_id_check CHECK (pepper_id IS NULL OR (pepper_id > 0 AND digest_kind = 'native'))
 );
 -- One page of a tenant's keys, newest first.
 CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);

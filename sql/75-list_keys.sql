@@ -39,7 +39,7 @@ BEGIN
     expression := 'rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until)';
     type := 'text';
   ELSE
-    RAISE EXCEPTION 'cannot sort by "%"', left(coalesce(sort_by, 'null'), 80)
+    RAISE EXCEPTION 'cannot sort by "%"', coalesce(left(rk_apikeys.redact(sort_by), 80), 'null')
       USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Use name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status.';
   END IF;
@@ -52,7 +52,7 @@ BEGIN
       USING ERRCODE = 'invalid_parameter_value', HINT = 'Use 1 to 1000.';
   END IF;
   IF status NOT IN ('active', 'grace', 'rotated', 'disabled', 'expired', 'revoked') THEN
-    RAISE EXCEPTION 'there is no status "%"', left(status, 80)
+    RAISE EXCEPTION 'there is no status "%"', left(rk_apikeys.redact(status), 80)
       USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Use active, grace, rotated, disabled, expired or revoked.';
   END IF;

@@ -19,6 +19,7 @@
 
 #include "caller.h"
 #include "compat.h"
+#include "principal.h"
 #include "store.h"
 #include "usage.h"
 #include "verify.h"
@@ -86,7 +87,7 @@ rk_apikeys_revoke_token(PG_FUNCTION_ARGS)
  *		rate_window, metadata, tenant) → key_id
  *
  * Add a key that was issued elsewhere, by the digest of its full token.
- * Raises 22023 for a digest that does not fit its kind.
+ * Raises 22023 for a digest that does not fit its kind, 23505 if it is there.
  */
 Datum
 rk_apikeys_import_key(PG_FUNCTION_ARGS)
@@ -109,10 +110,12 @@ rk_apikeys_import_key(PG_FUNCTION_ARGS)
 		"  coalesce($7, rk_apikeys._default_environment()),"
 		"  coalesce($8, '{}'), $9, $10, $11, coalesce($12, '{}'),"
 		"  coalesce($13, rk_apikeys.current_tenant()))"
+		" ON CONFLICT (digest) WHERE digest_kind <> 'native' DO NOTHING"
 		" RETURNING key_id",
 		.nargs = IMPORT_ARGS, .types = types, .values = values, .nulls = nulls
 	};
 
+	principal_refuse();
 	if (PG_ARGISNULL(1) || PG_ARGISNULL(2))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -138,6 +141,11 @@ rk_apikeys_import_key(PG_FUNCTION_ARGS)
 		values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
 	}
 	run_as_owner(&query);
+	/* The index's own message would show the digest. */
+	if (query.processed == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNIQUE_VIOLATION),
+				 errmsg("an API key with that digest was imported already")));
 	PG_RETURN_TEXT_P(query.first);
 }
 
@@ -208,6 +216,7 @@ rk_apikeys_flush_usage(PG_FUNCTION_ARGS)
 	int			count;
 	int64		total = 0;
 
+	principal_refuse();
 	if (!usage_is_shared())
 		PG_RETURN_INT64(0);
 	copies = usage_pending(MyDatabaseId, &count);
@@ -228,6 +237,7 @@ check_older_than(FunctionCallInfo fcinfo)
 {
 	Interval	zero = {0, 0, 0};
 
+	principal_refuse();
 	if (DatumGetBool(DirectFunctionCall2(interval_lt, PG_GETARG_DATUM(0),
 										 IntervalPGetDatum(&zero))))
 		ereport(ERROR,

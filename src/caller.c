@@ -3,10 +3,11 @@
  *		Who is calling, and the few writes made for him with the owner's rights.
  *
  * Trust: caller_run_as_owner() is the only place in the extension where rights
- * are raised.  It is called for the audit rows, for the usage that a verify
- * records without preload, for revoke_token (which has proved the token), and
- * for the functions whose EXECUTE is rk_apikeys_admin's alone.  While it runs,
- * caller_role() and caller_tenant() still answer for who called it.
+ * are raised.  It is called for the audit rows, for the usage rows that a verify
+ * without preload, a flush or the deletion of a key writes, for revoke_token
+ * (which has proved the token), and for the functions whose EXECUTE is
+ * rk_apikeys_admin's alone.  While it runs, caller_role() and caller_tenant()
+ * still answer for who called it.
  */
 #include "postgres.h"
 
@@ -92,6 +93,13 @@ caller_owns(Oid table)
 {
 	return !OidIsValid(saved_role) &&
 		object_ownercheck(RelationRelationId, table, GetUserId());
+}
+
+/* Whether this runs in caller_run_as_owner. */
+bool
+caller_borrows(void)
+{
+	return OidIsValid(saved_role);
 }
 
 /*

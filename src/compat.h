@@ -41,6 +41,15 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 }
 #endif
 
+/* 18: base64 is decoded into uint8. */
+#if PG_VERSION_NUM < 180000
+#define compat_b64_decode(src, len, dst, dstlen) \
+	pg_b64_decode(src, len, (char *) (dst), dstlen)
+#else
+#define compat_b64_decode(src, len, dst, dstlen) \
+	pg_b64_decode(src, len, dst, dstlen)
+#endif
+
 /* 16: a setting can refuse RESET. */
 #if PG_VERSION_NUM < 160000
 #define COMPAT_GUC_NO_RESET 0

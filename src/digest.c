@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "common/cryptohash.h"
+#include "common/hmac.h"
 #include "common/sha2.h"
 #include "fmgr.h"
 
@@ -32,6 +33,23 @@ void
 digest_sha512(const char *data, size_t len, uint8 *out)
 {
 	digest_compute(PG_SHA512, data, len, out, PG_SHA512_DIGEST_LENGTH);
+}
+
+/*
+ * HMAC-SHA-256 (RFC 2104) of the data into out, DIGEST_SHA256_LEN bytes.
+ */
+void
+digest_hmac_sha256(const uint8 *secret, size_t secret_len, const char *data,
+				   size_t len, uint8 *out)
+{
+	pg_hmac_ctx *ctx = pg_hmac_create(PG_SHA256);
+
+	if (ctx == NULL ||
+		pg_hmac_init(ctx, secret, secret_len) < 0 ||
+		pg_hmac_update(ctx, (const uint8 *) data, len) < 0 ||
+		pg_hmac_final(ctx, out, DIGEST_SHA256_LEN) < 0)
+		elog(ERROR, "could not compute a digest: %s", pg_hmac_error(ctx));
+	pg_hmac_free(ctx);
 }
 
 /*

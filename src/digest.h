@@ -10,6 +10,8 @@
 
 extern void digest_sha256(const char *data, size_t len, uint8 *out);
 extern void digest_sha512(const char *data, size_t len, uint8 *out);
+extern void digest_hmac_sha256(const uint8 *secret, size_t secret_len,
+							   const char *data, size_t len, uint8 *out);
 extern bool digest_matches(const uint8 *a, const uint8 *b, size_t len);
 
 #endif

@@ -34,6 +34,7 @@
 #include "compat.h"
 #include "guard.h"
 #include "issued.h"
+#include "pepper.h"
 #include "principal.h"
 #include "rk_apikeys.h"
 #include "settings.h"
@@ -163,8 +164,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 	set_value(key, KEY_CREATED_BY, session_user_name());
 	set_value(key, KEY_UPDATED_AT, now);
 	set_value(key, KEY_UPDATED_BY, session_user_name());
-	/* The environment is part of the token; NOT NULL refuses it later. */
-	if (!imported && !ISNULL(key, KEY_ENVIRONMENT))
+	if (!imported)
 		make_token(key);
 	return PointerGetDatum(repack(trigger, trigger->tg_trigtuple, key));
 }
@@ -198,7 +198,9 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 
 	settings_check(new->values, new->nulls, changed,
 				   DatumGetTimestampTz(VALUE(new, KEY_CREATED_AT)));
-	check_principal(new);
+	/* A token that is revoked, or signed anew, is proved: nothing is granted. */
+	if (!caller_borrows())
+		check_principal(new);
 	if (!caller_owns(RelationGetRelid(trigger->tg_relation)))
 		check_transition(old, new, changed, trigger->tg_relation);
 	if (ISNULL(old, KEY_GRACE_UNTIL) && !ISNULL(new, KEY_GRACE_UNTIL))
@@ -305,6 +307,7 @@ make_token(KeyTuple *key)
 	size_t		len;
 	TokenParts	parts;
 	bytea	   *digest = palloc(VARHDRSZ + DIGEST_SHA256_LEN);
+	const Pepper *pepper = pepper_current();
 
 	len = token_make(rk_apikeys_token_prefix,
 					 TextDatumGetCString(VALUE(key, KEY_ENVIRONMENT)), token);
@@ -313,7 +316,14 @@ make_token(KeyTuple *key)
 		if (!token_parse(token, len, &parts))
 			elog(ERROR, "a new token is not well-formed");
 		SET_VARSIZE(digest, VARHDRSZ + DIGEST_SHA256_LEN);
-		digest_sha256(token, len, (uint8 *) VARDATA(digest));
+		if (pepper == NULL)
+			digest_sha256(token, len, (uint8 *) VARDATA(digest));
+		else
+		{
+			digest_hmac_sha256(pepper->secret, pepper->len, token, len,
+							   (uint8 *) VARDATA(digest));
+			set_value(key, KEY_PEPPER_ID, Int16GetDatum(pepper->id));
+		}
 		set_value(key, KEY_KEY_ID,
 				  PointerGetDatum(cstring_to_text_with_len(parts.key_id,
 														   TOKEN_KEY_ID_LEN)));
@@ -368,8 +378,6 @@ check_principal(KeyTuple *key)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("API key \"%s\" is no longer good",
 						principal_key_id())));
-	if (ISNULL(key, KEY_ENVIRONMENT) || ISNULL(key, KEY_SCOPES))
-		return;					/* NOT NULL refuses it later */
 	if (!DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
 											  VALUE(key, KEY_ENVIRONMENT),
 											  PointerGetDatum(principal->environment))))
@@ -420,13 +428,18 @@ check_replaces(KeyTuple *key)
 				 errhint("Use rk_apikeys.rotate_key().")));
 }
 
-/* What a caller other than the owner may not change. */
+/*
+ * What a caller other than the owner may not change.  A flush, with borrowed
+ * rights, stores digests that were signed with a newer pepper.
+ */
 static void
 check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
 				 Relation rel)
 {
 	for (int i = 0; i < (int) lengthof(fixed_columns); i++)
-		if (changed[fixed_columns[i] - 1])
+		if (changed[fixed_columns[i] - 1] &&
+			!(caller_borrows() && (fixed_columns[i] == KEY_DIGEST ||
+								   fixed_columns[i] == KEY_PEPPER_ID)))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("column \"%s\" of an API key never changes",

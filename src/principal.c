@@ -114,6 +114,38 @@ principal_key(void)
 		key : NULL;
 }
 
+/*
+ * Whether the session may see and change keys at all: there is no principal,
+ * or it is good and has the scope apikeys:manage.
+ */
+bool
+principal_may_manage(void)
+{
+	const StoredKey *key;
+
+	if (!principal_is_set())
+		return true;
+	key = principal_key();
+	return key != NULL &&
+		verify_scope_granted(key->scopes,
+							 cstring_to_text(PRINCIPAL_MANAGE_SCOPE));
+}
+
+/*
+ * For functions that reach the keys of all tenants past the policies: a
+ * principal, which is of one tenant, is refused with 42501.
+ */
+void
+principal_refuse(void)
+{
+	if (principal_is_set())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("API key \"%s\" cannot administer the keys of all tenants",
+						principal_key_id()),
+				 errhint("Call it in a transaction that has not authenticated as a key.")));
+}
+
 /* rk_apikeys.current_key_id() → text; NULL without a principal. */
 Datum
 rk_apikeys_current_key_id(PG_FUNCTION_ARGS)
@@ -169,12 +201,5 @@ rk_apikeys_has_scope(PG_FUNCTION_ARGS)
 Datum
 rk_apikeys_may_manage(PG_FUNCTION_ARGS)
 {
-	const StoredKey *key;
-
-	if (!principal_is_set())
-		PG_RETURN_BOOL(true);
-	key = principal_key();
-	PG_RETURN_BOOL(key != NULL &&
-				   verify_scope_granted(key->scopes,
-										cstring_to_text(PRINCIPAL_MANAGE_SCOPE)));
+	PG_RETURN_BOOL(principal_may_manage());
 }

@@ -23,6 +23,7 @@
 
 #include "cache.h"
 #include "issued.h"
+#include "pepper.h"
 #include "principal.h"
 #include "redact.h"
 #include "rk_apikeys.h"
@@ -195,6 +196,7 @@ define_settings(void)
 								65536, 16, 16777216,
 								PGC_POSTMASTER, 0,
 								NULL, NULL, NULL);
+	pepper_init();
 	principal_init();
 	DefineCustomBoolVariable("rk_apikeys.redact_logs",
 							 "Mask what looks like a token in the server log and in pg_stat_activity.",

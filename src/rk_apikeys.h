@@ -12,7 +12,7 @@ extern char *rk_apikeys_default_environment;
 extern char *rk_apikeys_tenant;
 extern char *rk_apikeys_token_prefix;
 
-/* Intervals, as text; rk_apikeys_interval_setting gives them parsed. */
+/* Intervals, as text; rk_apikeys_parse_interval gives them parsed. */
 extern char *rk_apikeys_expiring_window;
 extern char *rk_apikeys_max_lifetime;
 extern char *rk_apikeys_stale_after;

@@ -39,6 +39,17 @@
 /* Bytes of a value that a message shows. */
 #define SHOWN_MAX 80
 
+/* Columns that are not NULL. */
+static const struct
+{
+	int			column;
+	const char *name;
+}			required[] = {
+	{KEY_TENANT, "tenant"}, {KEY_NAME, "name"},
+	{KEY_DESCRIPTION, "description"}, {KEY_ENVIRONMENT, "environment"},
+	{KEY_SCOPES, "scopes"}, {KEY_METADATA, "metadata"}, {KEY_ENABLED, "enabled"}
+};
+
 static char *shown(text *value);
 static void check_length(const char *what, text *value, int min, int max);
 static void check_environment(text *value);
@@ -52,7 +63,8 @@ static void check_expiry(TimestampTz expires_at, bool endless,
 
 /*
  * Check the settings that have changed (all of them in a new key) of a row of
- * api_keys.  NULLs are left to the table's NOT NULL.  Trims the name in
+ * api_keys.  What a constraint would refuse is
+ * refused here first: its message would show the row, digest and all.  Trims the name in
  * values[], and makes an expiry at infinity NULL.  Raises 23514 for what has a wrong shape, 22023 for an expiry that
  * cannot be, 55000 for a rate limit where there is no limiter.
  */
@@ -62,6 +74,14 @@ settings_check(Datum *values, bool *nulls, const bool *changed,
 {
 #define CHECKED(column) (changed[(column) - 1] && !nulls[(column) - 1])
 #define TEXT(column) DatumGetTextPP(values[(column) - 1])
+	for (int i = 0; i < (int) lengthof(required); i++)
+		if (nulls[required[i].column - 1])
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("%s of an API key cannot be null",
+							required[i].name)));
+	if (CHECKED(KEY_HINT))
+		check_length("hint", TEXT(KEY_HINT), 0, TOKEN_HINT_LEN);
 	if (CHECKED(KEY_TENANT))
 		check_length("tenant", TEXT(KEY_TENANT), 1, TENANT_MAX_CHARS);
 	if (CHECKED(KEY_NAME))

@@ -225,6 +225,8 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	key->digest_len = Min(VARSIZE_ANY_EXHDR(digest), DIGEST_SHA512_LEN);
 	memcpy(key->digest, VARDATA_ANY(digest), key->digest_len);
 
+	key->pepper_id = ISNULL(KEY_PEPPER_ID) ? 0 :
+		DatumGetInt16(VALUE(KEY_PEPPER_ID));
 	key->xmin = HeapTupleHeaderGetXmin(row->t_data);
 	key->revoked = !ISNULL(KEY_REVOKED_AT);
 	key->enabled = DatumGetBool(VALUE(KEY_ENABLED));

@@ -56,6 +56,7 @@ typedef struct StoredKey
 	DigestKind	digest_kind;
 	int			digest_len;
 	uint8		digest[DIGEST_SHA512_LEN];
+	int			pepper_id;		/* what the digest was made with; 0: none */
 	bool		revoked;
 	bool		enabled;
 	TransactionId xmin;			/* who wrote the row */

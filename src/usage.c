@@ -14,13 +14,14 @@
  * Locking: the hash is partitioned.  A partition's lock is taken shared to
  * find an entry and change its atomics, exclusive to add or remove one; all
  * of them shared, in order, to walk.  No other lock is taken under them, but
- * for the spinlock of an entry's address.  An entry is removed only when it
+ * for the spinlock of an entry.  An entry is removed only when it
  * has nothing pending.
  */
 #include "postgres.h"
 
 #include <unistd.h>
 
+#include "access/xlog.h"
 #include "common/hashfn.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -40,6 +41,7 @@
 #include "caller.h"
 #include "compat.h"
 #include "limiter.h"
+#include "principal.h"
 #include "rk_apikeys.h"
 #include "stats.h"
 #include "usage.h"
@@ -72,9 +74,11 @@ typedef struct UsageEntry
 	pg_atomic_uint64 flushed_at;
 	pg_atomic_uint64 flushed_uses;
 	pg_atomic_uint64 flushed_denials;
-	slock_t		addr_lock;		/* guards the two below */
+	pg_atomic_uint32 pepper_id; /* of the new digest; 0: there is none */
+	slock_t		mutex;			/* guards the three below */
 	bool		has_addr;
 	inet_struct addr;
+	uint8		digest[DIGEST_SHA256_LEN];	/* signed anew, to be stored */
 } UsageEntry;
 
 typedef struct UsageShared
@@ -138,7 +142,8 @@ usage_shmem_startup(void)
 		memset(shared, 0, sizeof(UsageShared));
 		pg_atomic_init_u32(&shared->tracked, 0);
 		pg_atomic_init_u64(&shared->last_flush_at, 0);
-		pg_atomic_init_u64(&shared->flush_began, 0);
+		pg_atomic_init_u64(&shared->flush_began,
+						   (uint64) GetCurrentTimestamp());
 		shared->max_tracked = rk_apikeys_max_tracked_keys;
 	}
 	ctl.keysize = sizeof(UsageKey);
@@ -200,6 +205,27 @@ usage_record(const StoredKey *key, UsageKind kind, inet *client_addr)
 		if (client_addr != NULL)
 			note_addr(entry, client_addr);
 	}
+	LWLockRelease(lock);
+}
+
+/*
+ * Leave the digest that a key's token has under a newer pepper, for the worker
+ * to store.  If there is no room, or nobody who would store it, a later verify
+ * does it again.
+ */
+void
+usage_resign(const StoredKey *key, int pepper_id, const uint8 *digest)
+{
+	UsageEntry *entry;
+	LWLock	   *lock;
+
+	if (!usage_is_shared() || RecoveryInProgress() ||
+		(entry = find_or_make(key, &lock)) == NULL)
+		return;
+	SpinLockAcquire(&entry->mutex);
+	memcpy(entry->digest, digest, DIGEST_SHA256_LEN);
+	pg_atomic_write_u32(&entry->pepper_id, pepper_id);
+	SpinLockRelease(&entry->mutex);
 	LWLockRelease(lock);
 }
 
@@ -282,7 +308,8 @@ find_or_make(const StoredKey *key, LWLock **lock)
 			pg_atomic_init_u64(&entry->flushed_at, last);
 			pg_atomic_init_u64(&entry->flushed_uses, seed.use_count);
 			pg_atomic_init_u64(&entry->flushed_denials, seed.denied_count);
-			SpinLockInit(&entry->addr_lock);
+			pg_atomic_init_u32(&entry->pepper_id, 0);
+			SpinLockInit(&entry->mutex);
 			entry->has_addr = false;
 			pg_atomic_fetch_add_u32(&shared->tracked, 1);
 		}
@@ -296,18 +323,19 @@ note_addr(UsageEntry *entry, inet *addr)
 {
 	inet_struct *fresh = (inet_struct *) VARDATA_ANY(addr);
 
-	SpinLockAcquire(&entry->addr_lock);
+	SpinLockAcquire(&entry->mutex);
 	entry->has_addr = true;
 	memset(&entry->addr, 0, sizeof(inet_struct));
 	memcpy(&entry->addr, fresh, VARSIZE_ANY_EXHDR(addr));
-	SpinLockRelease(&entry->addr_lock);
+	SpinLockRelease(&entry->mutex);
 }
 
 /* Whether an entry holds what no flush has written. */
 static bool
 is_pending(UsageEntry *entry)
 {
-	return pg_atomic_read_u64(&entry->use_count) != pg_atomic_read_u64(&entry->flushed_uses) ||
+	return pg_atomic_read_u32(&entry->pepper_id) != 0 ||
+		pg_atomic_read_u64(&entry->use_count) != pg_atomic_read_u64(&entry->flushed_uses) ||
 		pg_atomic_read_u64(&entry->denied_count) != pg_atomic_read_u64(&entry->flushed_denials) ||
 		pg_atomic_read_u64(&entry->last_used_at) != pg_atomic_read_u64(&entry->flushed_at);
 }
@@ -320,10 +348,12 @@ copy_entry(UsageEntry *entry, UsageCopy *copy)
 	copy->last_used_at = (TimestampTz) pg_atomic_read_u64(&entry->last_used_at);
 	copy->use_count = (int64) pg_atomic_read_u64(&entry->use_count);
 	copy->denied_count = (int64) pg_atomic_read_u64(&entry->denied_count);
-	SpinLockAcquire(&entry->addr_lock);
+	SpinLockAcquire(&entry->mutex);
 	copy->has_addr = entry->has_addr;
 	copy->addr = entry->addr;
-	SpinLockRelease(&entry->addr_lock);
+	copy->pepper_id = pg_atomic_read_u32(&entry->pepper_id);
+	memcpy(copy->digest, entry->digest, DIGEST_SHA256_LEN);
+	SpinLockRelease(&entry->mutex);
 }
 
 static void
@@ -421,6 +451,10 @@ usage_mark_flushed(Oid database, const UsageCopy *copy)
 		pg_atomic_write_u64(&entry->flushed_at, (uint64) copy->last_used_at);
 		pg_atomic_write_u64(&entry->flushed_uses, (uint64) copy->use_count);
 		pg_atomic_write_u64(&entry->flushed_denials, (uint64) copy->denied_count);
+		SpinLockAcquire(&entry->mutex);
+		if (pg_atomic_read_u32(&entry->pepper_id) == (uint32) copy->pepper_id)
+			pg_atomic_write_u32(&entry->pepper_id, 0);
+		SpinLockRelease(&entry->mutex);
 	}
 	LWLockRelease(lock);
 	pg_atomic_write_u64(&shared->last_flush_at, (uint64) GetCurrentTimestamp());
@@ -624,7 +658,8 @@ load_saved(void)
 			pg_atomic_init_u64(&entry->flushed_at, 0);
 			pg_atomic_init_u64(&entry->flushed_uses, 0);
 			pg_atomic_init_u64(&entry->flushed_denials, 0);
-			SpinLockInit(&entry->addr_lock);
+			pg_atomic_init_u32(&entry->pepper_id, 0);
+			SpinLockInit(&entry->mutex);
 			entry->has_addr = saved.has_addr != 0;
 			entry->addr = saved.addr;
 			pg_atomic_fetch_add_u32(&shared->tracked, 1);
@@ -649,7 +684,8 @@ find_for_caller(FunctionCallInfo fcinfo, LWLock **lock)
 	uint64		tenant_hash;
 	bool		all;
 
-	if (!usage_is_shared() || VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN)
+	if (!usage_is_shared() || VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN ||
+		!principal_may_manage())
 		return NULL;
 	all = caller_sees_all_tenants();
 	tenant = caller_tenant();

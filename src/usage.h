@@ -34,6 +34,8 @@ typedef struct UsageCopy
 	int64		denied_count;
 	bool		has_addr;
 	inet_struct addr;
+	int			pepper_id;		/* of the new digest; 0: there is none */
+	uint8		digest[DIGEST_SHA256_LEN];
 } UsageCopy;
 
 typedef struct UsageTotals
@@ -51,6 +53,8 @@ extern void usage_shmem_startup(void);
 extern bool usage_is_shared(void);
 extern void usage_record(const StoredKey *key, UsageKind kind,
 						 inet *client_addr);
+extern void usage_resign(const StoredKey *key, int pepper_id,
+						 const uint8 *digest);
 extern LimitResult usage_limit(const StoredKey *key, int cost,
 							   TimestampTz now, int64 *wait);
 extern UsageCopy *usage_pending(Oid database, int *count);

@@ -73,6 +73,7 @@ typedef struct Batch
 static bool usage_try_record(Use *use);
 static void usage_write(void *arg);
 static void write_batch(void *arg);
+static void store_digests(Batch *batch);
 
 /*
  * Without preload: record that the key was used now, from that address (NULL:
@@ -335,5 +336,40 @@ write_batch(void *arg)
 		batch->gone[n] = DatumGetBool(SPI_getbinval(tuple, desc, 3, &isnull));
 		batch->total += batch->flushed[n];
 	}
+	store_digests(batch);
 	SPI_finish();
+}
+
+/*
+ * Store the digests that were made with a newer pepper, where the older one
+ * still stands.  It is no change of a setting: no updated_at, no event.
+ */
+static void
+store_digests(Batch *batch)
+{
+	static const char *const query =
+		"WITH b AS MATERIALIZED"
+		"  (SELECT k.key_id FROM rk_apikeys.api_keys k WHERE k.key_id = $1"
+		"    AND k.digest_kind = 'native' AND coalesce(k.pepper_id, 0) < $2"
+		"    FOR NO KEY UPDATE SKIP LOCKED)"
+		" UPDATE rk_apikeys.api_keys k SET digest = $3, pepper_id = $2"
+		"  FROM b WHERE k.key_id = b.key_id";
+	Oid			types[3] = {TEXTOID, INT2OID, BYTEAOID};
+
+	for (int i = 0; i < batch->count; i++)
+	{
+		UsageCopy  *copy = &batch->copies[i];
+		Datum		values[3];
+		bytea	   *digest;
+
+		if (copy->pepper_id == 0 || !batch->flushed[i])
+			continue;
+		digest = palloc(VARHDRSZ + DIGEST_SHA256_LEN);
+		SET_VARSIZE(digest, VARHDRSZ + DIGEST_SHA256_LEN);
+		memcpy(VARDATA(digest), copy->digest, DIGEST_SHA256_LEN);
+		values[0] = CStringGetTextDatum(copy->key_id);
+		values[1] = Int16GetDatum(copy->pepper_id);
+		values[2] = PointerGetDatum(digest);
+		SPI_execute_with_args(query, 3, types, values, NULL, false, 0);
+	}
 }

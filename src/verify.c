@@ -29,6 +29,7 @@
 #include "compat.h"
 #include "digest.h"
 #include "limiter.h"
+#include "pepper.h"
 #include "principal.h"
 #include "rk_apikeys.h"
 #include "stats.h"
@@ -78,6 +79,8 @@ static Datum verdict_row(FunctionCallInfo fcinfo, StatsCounter verdict,
 static StatsCounter judge(text *token, Request *request,
 						  const StoredKey **key);
 static StatsCounter judge_key(const StoredKey *key, Request *request);
+static void sign(const char *token, size_t len, const Pepper *pepper,
+				 uint8 *digest);
 static bool address_allowed(ArrayType *cidrs, inet *address);
 static inet *unmapped(inet *address);
 
@@ -225,7 +228,9 @@ judge(text *token, Request *request, const StoredKey **key)
 /*
  * The key that a token (toasted or not) belongs to, or NULL if it is not
  * genuine; then *well_formed tells whether it has a token's shape.  A string
- * without it may be the token of an imported key, found by its digest.
+ * without it may be the token of an imported key, found by its digest.  A key
+ * that was signed with an older pepper is signed anew on the way.  Raises 58030
+ * if the pepper that it takes cannot be had.
  */
 const StoredKey *
 verify_genuine(text *token, bool *well_formed)
@@ -247,18 +252,32 @@ verify_genuine(text *token, bool *well_formed)
 	detoasted = (text *) PG_DETOAST_DATUM_PACKED(PointerGetDatum(token));
 	bytes = VARDATA_ANY(detoasted);
 	*well_formed = token_parse(bytes, len, &parts);
-	digest_sha256(bytes, len, digest);
 	if (*well_formed)
 	{
+		const Pepper *current = pepper_current();
+
 		key = cache_find(parts.key_id);
 		if (key != NULL && key->digest_kind == DIGEST_NATIVE &&
 			key->digest_len == DIGEST_SHA256_LEN)
+		{
+			sign(bytes, len, key->pepper_id == 0 ? NULL :
+				 pepper_find(key->pepper_id, key->key_id), digest);
 			matches = digest_matches(key->digest, digest, DIGEST_SHA256_LEN);
+			if (matches && current != NULL && key->pepper_id < current->id)
+			{
+				sign(bytes, len, current, digest);
+				usage_resign(key, current->id, digest);
+			}
+		}
 		else
+		{
+			sign(bytes, len, current, digest);
 			(void) digest_matches(nobody, digest, DIGEST_SHA256_LEN);
+		}
 	}
 	else if (cache_has_imported())
 	{
+		digest_sha256(bytes, len, digest);
 		key = cache_find_imported(DIGEST_KIND_SHA256, digest,
 								  DIGEST_SHA256_LEN);
 		if (key == NULL)
@@ -274,6 +293,16 @@ verify_genuine(text *token, bool *well_formed)
 	if (detoasted != token)
 		explicit_bzero(VARDATA_ANY(detoasted), len);
 	return matches ? key : NULL;
+}
+
+/* The digest of a native token, with a pepper or (NULL) without. */
+static void
+sign(const char *token, size_t len, const Pepper *pepper, uint8 *digest)
+{
+	if (pepper == NULL)
+		digest_sha256(token, len, digest);
+	else
+		digest_hmac_sha256(pepper->secret, pepper->len, token, len, digest);
 }
 
 /* Whether a key is good by itself, at that moment; else why not. */

@@ -16,6 +16,11 @@ SELECT rk_apikeys.import_key('null', sha256('x'), NULL); -- fails: null
 SELECT rk_apikeys.import_key('hint', sha256('x'), 'sha256', hint => 'abcde'); -- fails: five characters
 SELECT rk_apikeys.import_key('', sha256('x'), 'sha256'); -- fails: name
 SELECT rk_apikeys.import_key('past', sha256('x'), 'sha256', expires_at => now()); -- fails: past
+\set VERBOSITY default
+SELECT rk_apikeys.import_key('again', sha256('sk_live_0123456789abcdef'), 'sha256'); -- fails: there already, and no digest is shown
+SELECT rk_apikeys.import_key('hint', sha256('x'), 'sha256', hint => 'abcde'); -- fails: no row is shown
+SELECT rk_apikeys.import_key(NULL, sha256('x'), 'sha256'); -- fails: no row is shown
+\set VERBOSITY sqlstate
 SELECT name, tenant, scopes, metadata, created_by = session_user AS by_me, substr(masked_key, 21) AS masked, secret FROM rk_apikeys.keys ORDER BY name;
 SELECT tenant, event, role, changes #>> '{name,new}' AS name FROM rk_apikeys.key_events ORDER BY event_id;
 

@@ -94,6 +94,10 @@ SET ROLE rk_test_manager;
 
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'digest'); -- fails: not to sort by
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name; DROP TABLE x'); -- fails: not to sort by
+\set VERBOSITY terse
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j'); -- fails: shown masked
+SELECT count(*) FROM rk_apikeys.list_keys(status => 'rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j'); -- fails: shown masked
+\set VERBOSITY sqlstate
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => NULL); -- fails: null
 SELECT count(*) FROM rk_apikeys.list_keys(descending => NULL); -- fails: null
 SELECT count(*) FROM rk_apikeys.list_keys(page_size => 0); -- fails: too small

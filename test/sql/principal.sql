@@ -109,6 +109,30 @@ SELECT count(*) FROM records;
 SELECT count(*) FROM rk_apikeys.keys;
 ROLLBACK;
 
+-- Not even an administrator's role helps a key to what is of all tenants.
+RESET ROLE;
+GRANT rk_apikeys_admin TO rk_test_app;
+SET ROLE rk_test_app;
+BEGIN;
+SELECT v.code FROM rk_apikeys.authenticate(:'boss') v;
+SAVEPOINT s;
+SELECT rk_apikeys.purge_events('0'); -- fails: of all tenants
+ROLLBACK TO s;
+SELECT rk_apikeys.purge_keys('0'); -- fails: of all tenants
+ROLLBACK TO s;
+SELECT rk_apikeys.flush_usage(); -- fails: of all tenants
+ROLLBACK TO s;
+SELECT rk_apikeys.import_key('x', sha256('x'), 'sha256'); -- fails: of all tenants
+ROLLBACK TO s;
+-- But whoever holds a token may end its key, whatever the principal is.
+SELECT rk_apikeys.revoke_token(:'writer');
+ROLLBACK;
+BEGIN;
+SELECT v.code FROM rk_apikeys.authenticate(:'reader') v;
+SELECT rk_apikeys._live_use_count(:'reader_id');
+ROLLBACK;
+RESET ROLE;
+REVOKE rk_apikeys_admin FROM rk_test_app;
 -- Parallel workers follow it.
 RESET ROLE;
 INSERT INTO records SELECT 'acme', 'bulk' FROM generate_series(1, 5000);

@@ -1,0 +1,138 @@
+# test/t/006_pepper.pl: with a pepper the database alone can neither check a guess nor forge a key; peppers rotate; a bad file stops all.
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use MIME::Base64;
+use PostgreSQL::Test::Utils;
+use RkApikeys;
+use Test::More;
+
+my $node = rk_node('main', "shared_preload_libraries = 'rk_apikeys'", "rk_apikeys.usage_flush_interval = '100ms'");
+my $file = $node->basedir . '/peppers';
+my ($first, $second) = (encode_base64('the first pepper, of 32 bytes ..', ''), encode_base64('another one, which comes later ..', ''));
+
+sub write_peppers
+{
+	my ($mode, @lines) = @_;
+	unlink $file;
+	append_to_file($file, join '', map { "$_\n" } @lines);
+	chmod $mode, $file or die;
+	$node->reload;
+}
+
+# The error of a statement as a role: SQLSTATE and message.
+sub error_of
+{
+	my ($role, $sql) = @_;
+	my ($status, $out, $err) = $node->psql('postgres', "\\set VERBOSITY verbose\n$sql", extra_params => [ '-U', $role ]);
+	return $err =~ /ERROR:\s+(.*)/ ? $1 : "none, but $out";
+}
+
+# Polls until the backend's new sessions see the file: a reload takes a moment.
+sub wait_for_verdict
+{
+	my ($token, $want) = @_;
+	foreach (1 .. 300)
+	{
+		my ($status, $out, $err) = $node->psql('postgres', "SELECT code FROM rk_apikeys.verify_key('$token')", extra_params => [ '-U', 'backend' ]);
+		return pass("verdict $want") if $out eq $want || ($want =~ /58030|open it/ && $err =~ /pepper/);
+		Time::HiRes::usleep(50_000);
+	}
+	return fail("verdict $want");
+}
+
+my %token = token_of($node, 'acme', q{SELECT 'plain', secret FROM rk_apikeys.create_key('plain')});
+# Whether a key's digest is what pgcrypto makes of its token, and the pepper that it was signed with.
+sub stored
+{
+	my ($token, $pepper) = @_;
+	$pepper //= '';
+	return $node->safe_psql('postgres', qq{
+		SELECT (digest = CASE WHEN pepper_id IS NULL THEN public.digest('$token', 'sha256')
+			ELSE public.hmac('$token'::bytea, decode('$pepper', 'base64'), 'sha256') END)::text || ' ' || coalesce(pepper_id, 0)
+		FROM rk_apikeys.api_keys WHERE key_id = split_part('$token', '_', 3)});
+}
+
+is(stored($token{plain}), 'true 0', 'without a pepper the digest is SHA-256');
+
+# The first pepper: new keys are signed with it, the old one when it is used.
+$node->append_conf('postgresql.conf', "rk_apikeys.pepper_file = '$file'");
+write_peppers(0600, '# peppers', '', "1:$first");
+$node->poll_query_until('postgres', q{SELECT current_setting('rk_apikeys.pepper_file') <> ''}) or die;
+%token = (%token, token_of($node, 'acme', q{SELECT 'first', secret FROM rk_apikeys.create_key('first')}));
+is(stored($token{first}, $first), 'true 1', 'with one it is pgcrypto\'s HMAC-SHA-256');
+my $open = session($node, 'backend');
+is($open->query_safe("SELECT code FROM rk_apikeys.verify_key('$token{first}')"), 'valid', 'and verifies');
+is($open->query_safe("SELECT code FROM rk_apikeys.verify_key('$token{plain}')"), 'valid', 'so does a key from before');
+$node->poll_query_until('postgres', q{SELECT bool_and(coalesce(pepper_id, 0) = 1) FROM rk_apikeys.api_keys}) or die 'not signed anew';
+is(stored($token{plain}, $first), 'true 1', 'which is signed anew when it is used');
+is($open->query_safe("SELECT code FROM rk_apikeys.verify_key('$token{plain}')"), 'valid', 'and verifies on');
+is(sql_as($node, 'acme', q{SELECT count(*) FILTER (WHERE updated_at <> created_at), (SELECT count(*) FROM rk_apikeys.key_events WHERE event <> 'created') FROM rk_apikeys.keys}),
+	'0|0', 'that is no change of a setting: no updated_at, no event');
+
+# A second one beside it, then alone.
+write_peppers(0600, "2:$second", "1:$first");
+$node->poll_query_until('postgres', 'SELECT true');
+%token = (%token, token_of($node, 'acme', q{SELECT 'second', secret FROM rk_apikeys.create_key('second')}));
+$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM rk_apikeys.api_keys WHERE pepper_id = 2}) or die;
+is(stored($token{second}, $second), 'true 2', 'the highest id signs new keys');
+is_deeply(verdicts($node, \%token), { plain => 'valid', first => 'valid', second => 'valid' }, 'keys of both verify');
+$node->poll_query_until('postgres', q{SELECT bool_and(coalesce(pepper_id, 0) = 2) FROM rk_apikeys.api_keys}) or die 'not signed anew';
+write_peppers(0600, "2:$second");
+wait_for_verdict($token{$_}, 'valid') foreach sort keys %token;
+is($open->query_safe("SELECT code FROM rk_apikeys.verify_key('$token{first}')"), 'valid', 'a session that was open took the reload');
+
+# A thief with the whole database and no file: what he writes, or guesses, is nothing.
+$node->safe_psql('postgres', qq{INSERT INTO rk_apikeys.api_keys SELECT (k).* FROM (SELECT jsonb_populate_record(k, jsonb_build_object('key_id', '7Yh2kQ9mZp1x',
+	'digest', public.digest('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j', 'sha256'))) AS k FROM rk_apikeys.api_keys k WHERE name = 'first') x});
+is(sql_as($node, 'backend', q{SELECT code FROM rk_apikeys.verify_key('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j')}),
+	'unknown', 'a digest that was written without the pepper opens nothing');
+is($node->safe_psql('postgres', qq{SELECT count(*) FROM rk_apikeys.api_keys WHERE digest = public.digest('$token{first}', 'sha256')}), 0,
+	'and a token cannot be recognised by its SHA-256');
+
+# Files that are no good: nothing verifies, and the reason is told, but not the name.
+my @bad = (
+	[ 0640, ["2:$second"], qr/open to others/ ],
+	[ 0604, ["2:$second"], qr/open to others/ ],
+	[ 0600, ["1:$first"], qr/signed with pepper 2, which is missing/ ],
+	[ 0600, ["2:$first"], qr/^$/ ],
+	[ 0600, [''], qr/holds no pepper/ ],
+	[ 0600, ["2:$second", "2:$first"], qr/there twice/ ],
+	[ 0600, ["x:$second"], qr/line 1 is not id:base64/ ],
+	[ 0600, ["0:$second"], qr/line 1 is not id:base64/ ],
+	[ 0600, ["2:$second", '40000:AAAA'], qr/line 2 is not id:base64/ ],
+	[ 0600, ['2:!!!!'], qr/line 1 is not id:base64/ ],
+	[ 0600, ['2:c2hvcnQ='], qr/has not 16 to 64 bytes/ ],
+	[ 0600, [ '2:' . encode_base64('x' x 65, '') ], qr/has not 16 to 64 bytes/ ],
+	[ 0600, [ '2:' . ('A' x 20000) ], qr/too long/ ]);
+foreach (@bad)
+{
+	my ($mode, $lines, $why) = @$_;
+	write_peppers($mode, @$lines);
+	my $label = substr(join(' ', sprintf('%o', $mode), @$lines), 0, 30);
+	if ($why eq qr/^$/)
+	{
+		wait_for_verdict($token{first}, 'unknown');
+		next;
+	}
+	wait_for_verdict($token{first}, '58030');
+	my $error = error_of('backend', "SELECT rk_apikeys.verify('$token{first}')");
+	like($error, qr/58030.*$why/, "$label: $error");
+	unlike($error, qr/peppers|$second/, 'without the name or the contents');
+	like(error_of('acme', q{SELECT rk_apikeys.create_key('x')}), qr/58030/, 'and no key is made') unless $why =~ /missing/;
+}
+is(sql_as($node, 'backend', q{SELECT code FROM rk_apikeys.verify_key('x')}), 'malformed', 'what is no token is malformed all the same');
+unlink $file;
+$node->reload;
+wait_for_verdict($token{first}, 'could not open it');
+like(slurp_file($node->logfile), qr/DETAIL:  The file is "\Q$file\E"/, 'the log has the name');
+write_peppers(0600, "2:$second");
+wait_for_verdict($token{first}, 'valid');
+like(error_of('backend', 'SHOW rk_apikeys.pepper_file'), qr/42501/, 'the setting is hidden from ordinary roles');
+like(error_of('postgres', q{SET rk_apikeys.pepper_file = '/dev/null'}), qr/55P02/, 'and is not for a session to set');
+$open->quit;
+is(() = glob($node->data_dir . '/pg_stat/*pepper*'), 0, 'nothing of it is written');
+$node->stop;
+
+done_testing();
