@@ -94,6 +94,13 @@ caller_owns(Oid table)
 		object_ownercheck(RelationRelationId, table, GetUserId());
 }
 
+/* Whether caller_run_as_owner() is under way. */
+bool
+caller_is_lent_rights(void)
+{
+	return OidIsValid(saved_role);
+}
+
 /*
  * Run work(arg) as the owner of the table, with row-level security off for
  * him and with a search_path that holds only pg_catalog.  On return, and on an

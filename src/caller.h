@@ -10,6 +10,7 @@ extern char *caller_tenant(void);
 extern uint64 caller_tenant_hash(const char *tenant);
 extern bool caller_sees_all_tenants(void);
 extern bool caller_owns(Oid table);
+extern bool caller_is_lent_rights(void);
 
 typedef void (*OwnerWork) (void *arg);
 
