@@ -14,6 +14,7 @@ extern void principal_init(void);
 extern bool principal_is_set(void);
 extern const char *principal_key_id(void);
 extern const StoredKey *principal_key(void);
+extern bool principal_may_manage(void);
 extern void principal_set(const char *key_id);
 
 #endif

@@ -40,6 +40,7 @@
 #include "caller.h"
 #include "compat.h"
 #include "limiter.h"
+#include "principal.h"
 #include "rk_apikeys.h"
 #include "stats.h"
 #include "usage.h"
@@ -636,7 +637,8 @@ load_saved(void)
 
 /*
  * The entry that an SQL function asks for by key id, if the caller may see it:
- * a key of its own tenant, or any for the roles of all tenants.
+ * a key of its own tenant, or any for the roles of all tenants, as the tables'
+ * policies have it.
  */
 static UsageEntry *
 find_for_caller(FunctionCallInfo fcinfo, LWLock **lock)
@@ -649,7 +651,8 @@ find_for_caller(FunctionCallInfo fcinfo, LWLock **lock)
 	uint64		tenant_hash;
 	bool		all;
 
-	if (!usage_is_shared() || VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN)
+	if (!usage_is_shared() || VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN ||
+		!principal_may_manage())
 		return NULL;
 	all = caller_sees_all_tenants();
 	tenant = caller_tenant();
