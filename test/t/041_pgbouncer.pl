@@ -21,7 +21,6 @@ unless (defined $pgbouncer)
 	exit 1;
 }
 
-
 my $node = rk_node('bouncer', "shared_preload_libraries = 'rk_apikeys'");
 # each tenant has as many records as its number
 $node->safe_psql('postgres', q{
