@@ -3,7 +3,7 @@
 #
 # It gives a build of the tree and a throwaway server, and leaves the machine as it was, packages apart.
 #
-#   rk_packages             installs what is missing, or ends with one line that says what
+#   rk_packages [TEST...]   installs what is missing, or ends with one line that says what
 #   rk_open                 makes the temporary folder: $RK_TMP, the private server tree, the copy of the source in $RK_SRC
 #   rk_build COMPILER DIR   builds a copy of the source under -Wall -Wextra -Werror
 #   rk_install DIR          installs what was built there into the private tree
@@ -55,32 +55,64 @@ rk_missing() {
   perl -MIPC::Run -e1 2>/dev/null || echo libipc-run-perl
 }
 
-# Installs what rk_missing names. A new postgresql-NN would make and start a cluster of its own: a drop-in file, removed
-# afterwards, tells it not to.
-rk_packages() {
-  local missing sudo=() log dropin=/etc/postgresql-common/createcluster.d/rk_apikeys.conf reason
-  mapfile -t missing < <(rk_missing)
-  if [ ${#missing[@]} -gt 0 ]; then
-    command -v apt-get >/dev/null || rk_die "missing and not installable without apt-get: ${missing[*]}"
-    if [ "$EUID" != 0 ]; then
-      sudo -n true 2>/dev/null || rk_die "missing: ${missing[*]} (neither root nor password-less sudo to install them)"
-      sudo=(sudo -n)
-    fi
-    echo "$RK_NAME: installing ${missing[*]}" >&2
-    log=$(mktemp)
-    "${sudo[@]}" mkdir -p "${dropin%/*}"
-    echo 'create_main_cluster = false' | "${sudo[@]}" tee "$dropin" >/dev/null
-    "${sudo[@]}" apt-get -qq update >"$log" 2>&1 || true
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "${missing[@]}" \
-      >>"$log" 2>&1 </dev/null || true
-    "${sudo[@]}" rm -f "$dropin"
-    "${sudo[@]}" rmdir --ignore-fail-on-non-empty -p "${dropin%/*}" 2>/dev/null || true
-    reason=$(grep -m1 '^E: ' "$log" || true)
-    rm -f "$log"
-    hash -r
-    mapfile -t missing < <(rk_missing)
-    [ ${#missing[@]} -eq 0 ] || rk_die "could not install ${missing[*]}${reason:+ (apt-get: ${reason#E: })}"
+# What single tests of test/t need beyond that, in the same form.
+rk_missing_for() {
+  local test
+  for test; do
+    case $test in
+      041_pgbouncer) [ -x /usr/sbin/pgbouncer ] || echo pgbouncer ;;
+      042_drivers)
+        [ -e /usr/include/postgresql/libpq-fe.h ] || echo libpq-dev
+        command -v node >/dev/null || echo nodejs
+        command -v npm >/dev/null || echo npm
+        /usr/bin/python3 -c 'import psycopg2' 2>/dev/null || echo python3-psycopg2
+        [ -e /usr/share/java/postgresql.jar ] || echo libpostgresql-jdbc-java
+        command -v javac >/dev/null || echo default-jdk-headless
+        ;;
+    esac
+  done
+}
+
+# Installs packages, and says in $RK_REASON why not, where apt-get tells. Some packages would start a server of their own: a
+# postgresql-NN makes a cluster, pgbouncer runs. Drop-in files, removed afterwards, tell them not to.
+rk_install_packages() {
+  local sudo=() log dropin=/etc/postgresql-common/createcluster.d/rk_apikeys.conf policy=/usr/sbin/policy-rc.d
+  RK_REASON=''
+  command -v apt-get >/dev/null || { RK_REASON="there is no apt-get"; return; }
+  if [ "$EUID" != 0 ]; then
+    sudo -n true 2>/dev/null || { RK_REASON="neither root nor password-less sudo"; return; }
+    sudo=(sudo -n)
   fi
+  echo "$RK_NAME: installing $*" >&2
+  log=$(mktemp)
+  "${sudo[@]}" mkdir -p "${dropin%/*}"
+  echo 'create_main_cluster = false' | "${sudo[@]}" tee "$dropin" >/dev/null
+  if [ -e "$policy" ]; then
+    policy=''
+  else
+    printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
+    "${sudo[@]}" chmod 755 "$policy"
+  fi
+  "${sudo[@]}" apt-get -qq update >"$log" 2>&1 || true
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "$@" \
+    >>"$log" 2>&1 </dev/null || true
+  [ -z "$policy" ] || "${sudo[@]}" rm -f "$policy"
+  "${sudo[@]}" rm -f "$dropin"
+  "${sudo[@]}" rmdir --ignore-fail-on-non-empty -p "${dropin%/*}" 2>/dev/null || true
+  RK_REASON=$(grep -m1 '^E: ' "$log" || true)
+  RK_REASON=${RK_REASON:+apt-get: ${RK_REASON#E: }}
+  rm -f "$log"
+  hash -r
+}
+
+# Sees to it that all is there that every script needs. What only the named tests need is installed too, if it can be: a test whose
+# packages are missing fails by itself and says so.
+rk_packages() {
+  local missing
+  mapfile -t missing < <(rk_missing; rk_missing_for "$@")
+  [ ${#missing[@]} -eq 0 ] || rk_install_packages "${missing[@]}"
+  mapfile -t missing < <(rk_missing)
+  [ ${#missing[@]} -eq 0 ] || rk_die "could not install ${missing[*]}${RK_REASON:+ ($RK_REASON)}"
   PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/$PG_MAJOR/bin/pg_config}
   [ -x "$PG_CONFIG" ] || PG_CONFIG=$(command -v "$PG_CONFIG") || rk_die "PG_CONFIG does not name a program"
   [ -e "$("$PG_CONFIG" --pgxs)" ] && [ -e "$("$PG_CONFIG" --includedir-server)/postgres.h" ] ||

@@ -38,6 +38,12 @@ CREATE FUNCTION rk_apikeys._may_manage() RETURNS boolean
 COMMENT ON FUNCTION rk_apikeys._may_manage() IS
   'Private: false if a principal is set that lacks the scope apikeys:manage, or has died.';
 
+CREATE FUNCTION rk_apikeys._no_principal() RETURNS boolean
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_no_principal';
+COMMENT ON FUNCTION rk_apikeys._no_principal() IS
+  'Private: false if a principal is set, alive or dead: then no role reaches other tenants.';
+
 CREATE FUNCTION rk_apikeys._default_environment() RETURNS text
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_setting_environment';

@@ -89,8 +89,10 @@ COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'How verify finds an imp
 
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.api_keys', '');
 ALTER TABLE rk_apikeys.api_keys ENABLE ROW LEVEL SECURITY;
-CREATE POLICY all_tenants ON rk_apikeys.api_keys TO rk_apikeys_admin USING (true);
-CREATE POLICY all_tenants_read ON rk_apikeys.api_keys FOR SELECT TO rk_apikeys_auditor USING (true);
+CREATE POLICY all_tenants ON rk_apikeys.api_keys TO rk_apikeys_admin
+  USING ((SELECT rk_apikeys._no_principal()) OR tenant = (SELECT rk_apikeys.current_tenant()));
+CREATE POLICY all_tenants_read ON rk_apikeys.api_keys FOR SELECT TO rk_apikeys_auditor
+  USING ((SELECT rk_apikeys._no_principal()) OR tenant = (SELECT rk_apikeys.current_tenant()));
 CREATE POLICY own_tenant ON rk_apikeys.api_keys TO rk_apikeys_manager
   USING (tenant = (SELECT rk_apikeys.current_tenant()));
 COMMENT ON POLICY all_tenants ON rk_apikeys.api_keys IS 'An admin manages every tenant''s keys.';

@@ -76,7 +76,8 @@ SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_events_event_id_seq',
 
 ALTER TABLE rk_apikeys.key_usage ENABLE ROW LEVEL SECURITY;
 CREATE POLICY all_tenants_read ON rk_apikeys.key_usage FOR SELECT
-  TO rk_apikeys_admin, rk_apikeys_auditor USING (true);
+  TO rk_apikeys_admin, rk_apikeys_auditor
+  USING ((SELECT rk_apikeys._no_principal()) OR tenant = (SELECT rk_apikeys.current_tenant()));
 CREATE POLICY own_tenant_read ON rk_apikeys.key_usage FOR SELECT TO rk_apikeys_manager
   USING (tenant = (SELECT rk_apikeys.current_tenant()));
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_usage IS 'Admins and auditors read every tenant''s usage.';
@@ -88,7 +89,8 @@ COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A key sees and changes k
 
 ALTER TABLE rk_apikeys.key_usage_daily ENABLE ROW LEVEL SECURITY;
 CREATE POLICY all_tenants_read ON rk_apikeys.key_usage_daily FOR SELECT
-  TO rk_apikeys_admin, rk_apikeys_auditor USING (true);
+  TO rk_apikeys_admin, rk_apikeys_auditor
+  USING ((SELECT rk_apikeys._no_principal()) OR tenant = (SELECT rk_apikeys.current_tenant()));
 CREATE POLICY own_tenant_read ON rk_apikeys.key_usage_daily FOR SELECT TO rk_apikeys_manager
   USING (tenant = (SELECT rk_apikeys.current_tenant()));
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_usage_daily IS 'Admins and auditors read every tenant''s usage.';
@@ -100,7 +102,8 @@ COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A key sees and cha
 
 ALTER TABLE rk_apikeys.key_events ENABLE ROW LEVEL SECURITY;
 CREATE POLICY all_tenants_read ON rk_apikeys.key_events FOR SELECT
-  TO rk_apikeys_admin, rk_apikeys_auditor USING (true);
+  TO rk_apikeys_admin, rk_apikeys_auditor
+  USING ((SELECT rk_apikeys._no_principal()) OR tenant = (SELECT rk_apikeys.current_tenant()));
 CREATE POLICY own_tenant_read ON rk_apikeys.key_events FOR SELECT TO rk_apikeys_manager
   USING (tenant = (SELECT rk_apikeys.current_tenant()));
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_events IS 'Admins and auditors read every tenant''s events.';

@@ -18,7 +18,7 @@ CREATE FUNCTION rk_apikeys.authenticate(token text, scope text DEFAULT NULL,
   LANGUAGE C VOLATILE PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_authenticate';
 COMMENT ON FUNCTION rk_apikeys.authenticate(text, text, inet) IS
-  'Verifies, and makes the key the principal until the transaction ends: call it as the first statement of a transaction. Errors: 28000 unless valid; the message ends with the code.';
+  'Verifies, and makes the key the principal until the transaction ends: call it as the first statement of a transaction. Errors: 28000 unless valid; the message ends with the code, and if that is rate_limited, the number in the hint is the milliseconds until it may succeed.';
 
 CREATE FUNCTION rk_apikeys.revoke_token(token text, reason text DEFAULT NULL) RETURNS boolean
   LANGUAGE C VOLATILE PARALLEL UNSAFE

@@ -136,13 +136,16 @@ CREATE FUNCTION rk_apikeys.flush_usage() RETURNS bigint
 COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
   'Writes what shared memory holds of this database''s keys to key_usage and key_usage_daily now; returns how many keys. 0 without preload, or if another flush is under way. Commit soon: other flushes wait their turn until then.';
 
--- The names of pgcrypto's functions are resolved here, once: its schema is on
--- the path of this script, because the control file requires it.
+-- The names of pgcrypto's functions are resolved here, once, with its schema on
+-- the path.
+SELECT set_config('search_path', format('pg_catalog, %s, pg_temp', extnamespace::regnamespace), true)
+  FROM pg_extension WHERE extname = 'pgcrypto';
 CREATE FUNCTION rk_apikeys.seal(secret text, pgp_public_key text) RETURNS text
   LANGUAGE sql VOLATILE STRICT PARALLEL SAFE
 BEGIN ATOMIC
   SELECT armor(pgp_pub_encrypt(secret, dearmor(pgp_public_key)));
 END;
+SET LOCAL search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION rk_apikeys.seal(text, text) IS
   'The secret as an OpenPGP message (RFC 4880, armoured) that only the owner of the armoured public key can read. Errors: those of pgcrypto for what is no key.';
 

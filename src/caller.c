@@ -67,12 +67,17 @@ caller_tenant_hash(const char *tenant)
 	return hash_any_extended((const unsigned char *) tenant, strlen(tenant), 0);
 }
 
-/* Whether the caller has a role that reads every tenant's keys. */
+/*
+ * Whether the caller has a role that reads every tenant's keys.  A key that
+ * has authenticated sees its own tenant's, whatever the role.
+ */
 bool
 caller_sees_all_tenants(void)
 {
 	static const char *const roles[] = {"rk_apikeys_admin", "rk_apikeys_auditor"};
 
+	if (principal_is_set())
+		return false;
 	for (int i = 0; i < (int) lengthof(roles); i++)
 	{
 		Oid			role = get_role_oid(roles[i], true);

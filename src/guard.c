@@ -361,7 +361,8 @@ make_imported(KeyTuple *key)
 
 /*
  * A key that is made or changed by a principal may have only what the
- * principal has: its environment, and scopes that its own scopes grant.
+ * principal has: its tenant, its environment, and scopes that its own scopes
+ * grant.
  */
 static void
 check_principal(KeyTuple *key)
@@ -378,6 +379,13 @@ check_principal(KeyTuple *key)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("API key \"%s\" is no longer good",
 						principal_key_id())));
+	if (!DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
+											  VALUE(key, KEY_TENANT),
+											  PointerGetDatum(principal->tenant))))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("API key \"%s\" cannot manage keys of another tenant",
+						principal->key_id)));
 	if (!DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
 											  VALUE(key, KEY_ENVIRONMENT),
 											  PointerGetDatum(principal->environment))))

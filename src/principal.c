@@ -39,6 +39,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_current_key_tenant);
 PG_FUNCTION_INFO_V1(rk_apikeys_current_scopes);
 PG_FUNCTION_INFO_V1(rk_apikeys_has_scope);
 PG_FUNCTION_INFO_V1(rk_apikeys_may_manage);
+PG_FUNCTION_INFO_V1(rk_apikeys_no_principal);
 
 static bool
 check_principal(char **newval, void **extra, GucSource source)
@@ -192,14 +193,21 @@ rk_apikeys_has_scope(PG_FUNCTION_ARGS)
 				   verify_scope_granted(key->scopes, PG_GETARG_TEXT_PP(0)));
 }
 
-/*
- * rk_apikeys._may_manage() → boolean
- *
- * Whether rows of our own tables are visible at all: there is no principal, or
- * it is good and has the scope apikeys:manage.
- */
+/* rk_apikeys._may_manage() → boolean: principal_may_manage(). */
 Datum
 rk_apikeys_may_manage(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(principal_may_manage());
+}
+
+/*
+ * rk_apikeys._no_principal() → boolean
+ *
+ * Does not look at the key: one that dies while a statement runs must not open
+ * the other tenants' rows to the rest of it.
+ */
+Datum
+rk_apikeys_no_principal(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(!principal_is_set());
 }

@@ -671,7 +671,8 @@ load_saved(void)
 
 /*
  * The entry that an SQL function asks for by key id, if the caller may see it:
- * a key of its own tenant, or any for the roles of all tenants.
+ * a key of its own tenant, or any for the roles of all tenants, as the tables'
+ * policies have it.
  */
 static UsageEntry *
 find_for_caller(FunctionCallInfo fcinfo, LWLock **lock)
