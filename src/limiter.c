@@ -46,9 +46,12 @@ limiter_take(pg_atomic_uint64 *arrival, int limit, int64 window, int cost,
 		int64		next = Max((int64) old, now_ns) + taken_ns;
 		int64		wait_ns = next - now_ns - window_ns;
 
-		/* The rounding of one division may not refuse the last of a window. */
-		if (wait_ns > limit)
-			return Max(wait_ns / NSECS_PER_USEC, 1);
+		/*
+		 * The rounding of each division, of a nanosecond or so, may not refuse
+		 * the last of a window; nor may it let one more through.
+		 */
+		if (wait_ns > Min(limit, taken_ns / 2))
+			return (wait_ns + NSECS_PER_USEC - 1) / NSECS_PER_USEC;
 		if (pg_atomic_compare_exchange_u64(arrival, &old, (uint64) next))
 			return 0;
 	}

@@ -7,7 +7,6 @@ use FindBin;
 use lib $FindBin::Bin;
 use RkApikeys;
 use PostgreSQL::Test::Cluster;
-use PostgreSQL::Test::Utils;
 use Test::More;
 
 foreach my $preloaded (0, 1)
@@ -58,7 +57,7 @@ foreach my $preloaded (0, 1)
 	is(use_count($primary, $used_id), 0, "$with: are not known to the primary");
 	is($standby->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'rk_apikeys%'"), '0',
 		"$with: no worker runs in recovery");
-	unlike(slurp_file($standby->logfile), qr/ERROR/, "$with: nothing failed on the standby");
+	is_deeply([ logged($standby, qr/ERROR/) ], [], "$with: nothing failed on the standby");
 
 	# Promoted, it flushes what it has
 	$standby->promote;

@@ -13,7 +13,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(PRELOAD rk_node rk_initdb rk_extend kill_server client sql_as session create_key code use_count stat_of token_of verdicts
-  expected_verdicts keys_of_every_state contents files_holding);
+  expected_verdicts keys_of_every_state contents files_holding logged);
 
 # What makes a server load the library at its start.
 use constant PRELOAD => "shared_preload_libraries = 'rk_apikeys'";
@@ -198,6 +198,13 @@ sub contents
 	return {
 		map { $_ => $node->safe_psql($database // 'postgres', "COPY (SELECT * FROM rk_apikeys.$_ ORDER BY 1, 2) TO STDOUT") }
 		  qw(api_keys key_usage key_usage_daily key_events) };
+}
+
+# The lines of the server log that match, those apart that only repeat a statement.
+sub logged
+{
+	my ($node, $pattern) = @_;
+	return grep { $_ =~ $pattern && $_ !~ /(LOG:  statement|STATEMENT): / } split /\n/, slurp_file($node->logfile);
 }
 
 # The files below a folder that hold a text.

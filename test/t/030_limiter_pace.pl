@@ -1,0 +1,100 @@
+# test/t/030_limiter_pace.pl: a rate limit lets a full window through at once, then an even pace; retry_after tells when, to a millisecond.
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::Bin;
+use RkApikeys;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# The algorithm under a clock of the test's own
+chomp(my $server = `pg_config --includedir-server`);
+my ($tap) = run_command([ client('limiter', '-isystem', $server) ]);
+cmp_ok(scalar(() = $tap =~ /^ok /mg), '>', 40, 'the limiter was tested under a clock of its own');
+is_deeply([ grep { /^not ok/ } split /\n/, $tap ], [], 'and did right');
+
+my $node = rk_node('pace', PRELOAD);
+my ($id, $token) = create_key($node, 'limited', "rate_limit => 10, rate_window => '1 hour'");
+my $session = session($node, 'backend');
+
+sub ask
+{
+	my ($cost) = @_;
+	return $session->query_safe("SELECT code, retry_after FROM rk_apikeys.verify_key('$token', cost => $cost)");
+}
+
+# Cost
+is($session->query_safe("SELECT count(*) FILTER (WHERE rk_apikeys.verify('$token')) FROM generate_series(1, 4)"), '4', 'four at once');
+is(ask(3), 'valid|', 'three more in one');
+like(ask(4), qr/^rate_limited\|00:0[56]:/, 'four are too many, and will be there in six minutes, a tenth of the hour each');
+is(ask(3), 'valid|', 'three are there: the refusal has taken nothing');
+like(ask(1), qr/^rate_limited\|00:0[56]:/, 'now none is');
+like(ask(10), qr/^rate_limited\|(00:59:|01:00:00)/, 'a full window takes an hour');
+is($session->query_safe("SELECT rk_apikeys.verify('$token')"), 'f', 'verify says no');
+is(sql_as($node, 'acme', "SELECT use_count FROM rk_apikeys.keys WHERE key_id = '$id'"), '6', 'a refusal is not a use');
+is(stat_of($node, 'rate_limited'), '4', 'it is counted as what it is');
+
+# Costs that cannot be
+foreach my $cost (0, -1, -2147483648, 11, 2147483647)
+{
+	my (undef, $err) = ('', '');
+	$node->psql('postgres', "\\set VERBOSITY sqlstate\nSELECT rk_apikeys.verify_key('$token', cost => ($cost)::int)", stderr => \$err,
+		extra_params => [ '-U', 'backend' ]);
+	like($err, qr/ERROR:  22023/, "cost $cost: 22023");
+}
+my (undef, $free) = create_key($node, 'free');
+is($session->query_safe("SELECT code FROM rk_apikeys.verify_key('$free', cost => 1000)"), 'valid', 'no limit, any cost');
+
+# An order of checks: what is refused before takes nothing
+my ($scoped_id, $scoped) = create_key($node, 'scoped', "rate_limit => 1, rate_window => '1 hour', scopes => '{a:read}', allowed_cidrs => '{10.0.0.0/8}'");
+is(join(' ', map { $session->query_safe("SELECT code FROM rk_apikeys.verify_key('$scoped', $_)") } "'b:read', '10.0.0.1'",
+		"'a:read', '11.0.0.1'", "'a:read', '10.0.0.1'", "'a:read', '10.0.0.1'", "'b:read', '10.0.0.1'"),
+	'scope_missing address_denied valid rate_limited scope_missing', 'a denied verify takes nothing from the limit');
+
+# A limit is changed, or lifted: at once
+sql_as($node, 'acme', "UPDATE rk_apikeys.keys SET rate_limit = NULL, rate_window = NULL WHERE key_id = '$scoped_id'");
+is($session->query_safe("SELECT code FROM rk_apikeys.verify_key('$scoped', 'a:read', '10.0.0.1')"), 'valid', 'a lifted limit counts at once');
+
+# By the clock of the server: waits busily, and judges only what was asked at a moment that is sure.
+(undef, my $fast) = create_key($node, 'fast', "rate_limit => 3, rate_window => '200 ms'");
+my $outcome = $session->query_safe(<<"SQL");
+CREATE TEMP TABLE outcome (too_early int, passed int, wrong text);
+DO \$\$
+DECLARE
+  v rk_apikeys.verdict; asked timestamptz; answered timestamptz; due interval;
+  early int := 0; passed int := 0;
+BEGIN
+  WHILE early < 10 OR passed < 10 LOOP
+    LOOP
+      asked := clock_timestamp();
+      v := rk_apikeys.verify_key('$fast');
+      answered := clock_timestamp();
+      EXIT WHEN v.code = 'rate_limited';
+    END LOOP;
+    due := v.retry_after;
+    WHILE clock_timestamp() < asked + due - interval '3 ms' LOOP END LOOP;
+    v := rk_apikeys.verify_key('$fast');
+    IF clock_timestamp() < asked + due - interval '1 ms' THEN
+      early := early + 1;
+      IF v.code <> 'rate_limited' THEN
+        INSERT INTO outcome VALUES (early, passed, 'passed too early'); RETURN;
+      END IF;
+    END IF;
+    WHILE clock_timestamp() < answered + due LOOP END LOOP;
+    IF v.code = 'rate_limited' THEN
+      v := rk_apikeys.verify_key('$fast');
+      passed := passed + 1;
+      IF v.code <> 'valid' THEN
+        INSERT INTO outcome VALUES (early, passed, 'did not pass: ' || v.retry_after); RETURN;
+      END IF;
+    END IF;
+  END LOOP;
+  INSERT INTO outcome VALUES (early, passed, 'nothing');
+END \$\$;
+SELECT wrong FROM outcome;
+SQL
+is($outcome, 'nothing', 'after retry_after it passes, a millisecond before it does not');
+$session->quit;
+
+done_testing();
