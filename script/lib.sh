@@ -36,9 +36,10 @@ rk_die() {
 
 # --- packages -----------------------------------------------------------------------------------------------------------
 
-# The Debian packages that are missing, one a line; nothing when all is there.
+# The Debian packages that are missing, one a line; nothing when all is there. RK_TOOLS: what a script needs beside, as
+# program:package.
 rk_missing() {
-  local prefix=/usr/lib/postgresql/$PG_MAJOR
+  local prefix=/usr/lib/postgresql/$PG_MAJOR tool
   if [ -z "${PG_CONFIG-}" ]; then
     # Both or none: they come from one source, and a newer half does not fit an older one that is installed.
     [ -x "$prefix/bin/postgres" ] && [ -e "/usr/share/postgresql/$PG_MAJOR/extension/pgcrypto.control" ] &&
@@ -53,6 +54,7 @@ rk_missing() {
   [ -e /usr/include/gssapi/gssapi.h ] || ! grep -qs 'libpq/libpq-be\.h' "$RK_ROOT"/src/*.[ch] || echo libkrb5-dev
   command -v prove >/dev/null && perl -MTest::More -e1 2>/dev/null || echo perl
   perl -MIPC::Run -e1 2>/dev/null || echo libipc-run-perl
+  for tool in ${RK_TOOLS-}; do command -v "${tool%:*}" >/dev/null || echo "${tool#*:}"; done
 }
 
 # What single tests of test/t need beyond that, in the same form.
