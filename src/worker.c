@@ -4,8 +4,8 @@
  *
  * A launcher, which reads shared catalogs only, starts one short worker per
  * database that has something pending, one after the other, every
- * rk_apikeys.usage_flush_interval.  It starts when recovery has ended: a
- * standby flushes nothing.
+ * rk_apikeys.usage_flush_interval.  On a standby it starts none, since nothing
+ * can be written there, and only makes room.
  *
  * Trust: a database's owner may have left a schema of our name behind, with
  * tables and triggers of his own, where the extension was dropped.  A worker
@@ -76,7 +76,7 @@ worker_init(void)
 	BackgroundWorker worker = {0};
 
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = 5;
 	strlcpy(worker.bgw_library_name, "rk_apikeys", BGW_MAXLEN);
 	strlcpy(worker.bgw_function_name, "rk_apikeys_launcher_main", BGW_MAXLEN);
@@ -132,6 +132,12 @@ flush_all(void)
 	List	   *databases;
 	ListCell   *cell;
 
+	/* A standby writes nothing, but must not fill up. */
+	if (RecoveryInProgress())
+	{
+		usage_evict();
+		return;
+	}
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	MemoryContextSwitchTo(TopTransactionContext);
