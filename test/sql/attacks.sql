@@ -192,6 +192,8 @@ SELECT rk_apikeys.has_scope(NULL);
 ROLLBACK;
 
 -- An administrator's session that a key has entered is that key's: its tenant's keys, and no others.
+SET ROLE rk_test_verifier;
+SELECT rk_apikeys.verify(:'victim_token'), rk_apikeys.verify(:'token');
 SET ROLE rk_test_admin;
 SELECT secret AS boss FROM rk_apikeys.create_key('boss', tenant => 'rk_test_attacker', scopes => '{*}') \gset
 BEGIN;
@@ -206,6 +208,12 @@ SELECT rk_test_told($$SELECT rk_apikeys.create_key('x', tenant => 'rk_test_other
 SELECT rk_test_told($$SELECT rk_apikeys.import_key('x', sha256('x'), 'sha256', tenant => 'rk_test_other')$$);
 SELECT rk_test_told(format('SELECT rk_apikeys.revoke_key(%L)', :'victim'));
 SELECT rk_test_told(format('SELECT rk_apikeys.rotate_key(%L)', :'victim'));
+-- One without the scope apikeys:manage learns nothing even of its own.
+SAVEPOINT s;
+SELECT v.code FROM rk_apikeys.authenticate(:'token') v;
+SELECT count(*) FROM rk_apikeys.keys;
+SELECT rk_apikeys._live_use_count(:'mine'), rk_apikeys._live_last_used_at(:'mine');
+ROLLBACK TO s;
 -- Whoever holds a token may end its key, though, whichever key it has entered with.
 SELECT rk_apikeys.revoke_token(:'victim_token');
 ROLLBACK;
