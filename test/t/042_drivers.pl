@@ -23,7 +23,7 @@ my %example = (
 		run => ["$dir/libpq/server"],
 		needs => 'libpq-dev' },
 	node => {
-		prepare => [ 'npm', 'ci', '--prefix', "$dir/node", '--ignore-scripts', '--no-audit', '--no-fund' ],
+		prepare => [ 'npm', 'ci', '--prefix', "$dir/node", '--ignore-scripts', '--no-audit', '--no-fund', '--fetch-retries=1', '--fetch-timeout=30000' ],
 		run => [ 'node', "$dir/node/server.js" ],
 		needs => 'nodejs, npm and its registry' },
 	psycopg => {
