@@ -28,7 +28,10 @@
 #define CHECKERS 4
 /* Verifies in one transaction: a long one would keep every version of the row. */
 #define PER_TRANSACTION 200
-/* Microseconds between two verifies of a session, so that the toggles get a share of the processors. */
+/*
+ * Microseconds between two verifies of a session, so that the toggles get a
+ * share of the processors.
+ */
 #define PAUSE 300
 
 static const char *const begin[] = {

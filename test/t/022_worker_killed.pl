@@ -43,6 +43,18 @@ $blocker->query_safe('ROLLBACK');
 $blocker->quit;
 ok($node->poll_query_until('postgres', "SELECT ($flushed) = 4"), 'what it gave up is flushed by the next');
 
+# A table that somebody has locked is left for another round.
+$blocker = session($node, 'postgres');
+$blocker->query_safe('BEGIN; LOCK TABLE rk_apikeys.key_usage IN SHARE MODE');
+my $rounds = stat_of($node, 'flushes');
+is(code($session, $token), 'valid', 'a use while the table is locked');
+ok($node->poll_query_until('postgres', "SELECT flushes > $rounds + 3 FROM rk_apikeys.stats"), 'no worker waits for it');
+is(stat_of($node, 'pending_keys'), '1', 'the use stays pending');
+is($node->safe_psql('postgres', "SELECT count(*) FROM pg_locks WHERE NOT granted"), '0', 'nobody waits');
+$blocker->query_safe('ROLLBACK');
+$blocker->quit;
+ok($node->poll_query_until('postgres', "SELECT ($flushed) = 5"), 'and is flushed once the lock is gone');
+
 # kill -9: the postmaster restarts everything
 foreach my $victim ('worker', 'launcher')
 {
