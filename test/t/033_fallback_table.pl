@@ -1,4 +1,4 @@
-# test/t/050_fallback_table.pl: without preload verify works the same, records use by itself once per usage_resolution, and rate limits are
+# test/t/033_fallback_table.pl: without preload verify works the same, records use by itself once per usage_resolution, and rate limits are
 # refused with a hint.
 use strict;
 use warnings;

@@ -1,4 +1,4 @@
-# test/t/040_usage_exact.pl: preloaded, last_used_at and use_count are exact at once for whoever manages the key, and for nobody else; a
+# test/t/032_usage_exact.pl: preloaded, last_used_at and use_count are exact at once for whoever manages the key, and for nobody else; a
 # flush neither loses nor doubles anything.
 use strict;
 use warnings;
