@@ -63,8 +63,7 @@ $node->command_checks_all(
 	2, [qr/./], [qr/invalid input syntax/], "pgbench -M $_ fails on the cast") foreach qw(extended prepared);
 
 # A lock wait and a deadlock, whose reports quote the statements of others.
-my $one = session($node, 'backend');
-my $two = session($node, 'backend');
+my ($one, $two) = map { $node->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'backend' ]) } 1 .. 2;
 $one->query_safe("BEGIN; UPDATE t SET v = '$token' WHERE id = 1");
 $two->query_safe("BEGIN; UPDATE t SET v = '$token' WHERE id = 2");
 $one->query_until(qr/sent/, "\\echo sent\nUPDATE t SET v = 'x$token' WHERE id = 2;\n");
