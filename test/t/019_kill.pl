@@ -33,7 +33,6 @@ foreach my $kill (1 .. $kills)
 	my ($out, $err) = ('', '');
 	my $load = IPC::Run::start(\@load, '>', \$out, '2>', \$err);
 
-	# Counting goes on from where it was.
 	ok($node->poll_query_until('postgres',
 			"SELECT use_count > $count + 100 FROM rk_apikeys.keys WHERE key_id = '$id'"), "kill $kill: the load is counted")
 	  or diag $err;
@@ -57,6 +56,8 @@ foreach my $kill (1 .. $kills)
 	is(contents($node)->{api_keys}, $keys, "kill $kill: no key is lost");
 	$count = use_count($node, $id);
 	cmp_ok($count, '>=', $table, "kill $kill: use_count does not go back behind the table");
+	sql_as($node, 'backend', "SELECT rk_apikeys.verify('$used')");
+	is(use_count($node, $id), ++$count, "kill $kill: and goes on from there");
 	is_deeply(verdicts($node, { %$token, new => $new }), { %$expected, new => 'valid' }, "kill $kill: same verdicts");
 }
 cmp_ok($slowest, '<=', $interval + $late, sprintf 'every flush came in time, the last of them after %.1f s', $slowest);
