@@ -35,11 +35,11 @@
 #define ENTRY_MAX_SIZE 1024
 #define METADATA_MAX_SIZE 1024
 
-/* A key id, or the first bytes of an imported key's digest. */
+/* A key id, or the first bytes of an imported key's digest: 16 hash well. */
 typedef struct CacheKey
 {
 	char		kind;			/* DigestKind */
-	char		id[DIGEST_SHA256_LEN];
+	char		id[15];
 } CacheKey;
 
 typedef struct CacheEntry
@@ -72,7 +72,6 @@ static CacheEntry *look(const CacheKey *key);
 static const StoredKey *keep(const CacheKey *key, StoredKey *row,
 							 uint64 messages_before);
 static void drop_least_used(void);
-static StoredKey *copy_row(const StoredKey *row);
 
 static void
 relcache_callback(Datum arg, Oid relid)
@@ -93,19 +92,33 @@ cache_init(void)
 const StoredKey *
 cache_find(const char *key_id)
 {
-	CacheKey	key;
-	CacheEntry *entry;
-	uint64		before;
+	const StoredKey *row = cache_look(key_id);
 
-	memset(&key, 0, sizeof(key));
-	key.kind = DIGEST_NATIVE;
+	return row != NULL ? row : cache_read(key_id);
+}
+
+/* The same, if it is kept; NULL else. */
+const StoredKey *
+cache_look(const char *key_id)
+{
+	CacheKey	key = {DIGEST_NATIVE, {0}};
+	CacheEntry *entry;
+
 	memcpy(key.id, key_id, TOKEN_KEY_ID_LEN);
 	take_messages();
 	entry = look(&key);
-	if (entry != NULL)
-		return entry->row;
-	before = messages;
-	return keep(&key, store_find(key_id), before);
+	return entry != NULL ? entry->row : NULL;
+}
+
+/* The same, where cache_look() has just found that it is not kept. */
+const StoredKey *
+cache_read(const char *key_id)
+{
+	CacheKey	key = {DIGEST_NATIVE, {0}};
+	uint64		before = messages;
+
+	memcpy(key.id, key_id, TOKEN_KEY_ID_LEN);
+	return keep(&key, store_find(table, key_id), before);
 }
 
 /* The imported key with that digest, or NULL if there is none. */
@@ -123,7 +136,7 @@ cache_find_imported(DigestKind kind, const uint8 *digest, int len)
 	if (entry != NULL)
 		return entry->row;
 	before = messages;
-	return keep(&key, store_find_imported(kind, digest, len), before);
+	return keep(&key, store_find_imported(table, kind, digest, len), before);
 }
 
 /* Whether there is any imported key, so that a shapeless token is looked up. */
@@ -137,7 +150,7 @@ cache_has_imported(void)
 	if (has_imported_since == messages)
 		return has_imported;
 	before = messages;
-	found = store_has_imported();
+	found = store_has_imported(table);
 	/* One of this transaction's may be rolled back: it only costs a look. */
 	if (before == messages)
 	{
@@ -208,11 +221,12 @@ keep(const CacheKey *key, StoredKey *row, uint64 messages_before)
 		entries = hash_create("rk_apikeys cache", 64, &ctl,
 							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
+	if (row->size - row->metadata_size > ENTRY_MAX_SIZE ||
+		row->metadata_size > METADATA_MAX_SIZE)
+		return row;
 	while (count >= rk_apikeys_cache_size)
 		drop_least_used();
-	copy = copy_row(row);
-	if (copy == NULL)
-		return row;
+	copy = store_copy(row, context);
 	entry = hash_search(entries, key, HASH_ENTER, NULL);
 	entry->row = copy;
 	dlist_push_head(&least_used, &entry->used);
@@ -229,45 +243,4 @@ drop_least_used(void)
 	pfree(entry->row);
 	hash_search(entries, &entry->key, HASH_REMOVE, NULL);
 	count--;
-}
-
-/* A copy of a row in one piece, or NULL if it is too large to keep. */
-static StoredKey *
-copy_row(const StoredKey *row)
-{
-	const void *parts[] = {row->tenant, row->name, row->environment,
-		row->scopes, row->allowed_cidrs, row->metadata};
-	void	   *copies[lengthof(parts)];
-	Size		size = MAXALIGN(sizeof(StoredKey));
-	StoredKey  *copy;
-	char	   *at;
-
-	for (int i = 0; i < (int) lengthof(parts); i++)
-	{
-		if (parts[i] != NULL && parts[i] != row->metadata)
-			size += MAXALIGN(VARSIZE_ANY(parts[i]));
-	}
-	if (size > ENTRY_MAX_SIZE || VARSIZE_ANY(row->metadata) > METADATA_MAX_SIZE)
-		return NULL;
-	size += MAXALIGN(VARSIZE_ANY(row->metadata));
-
-	copy = MemoryContextAlloc(context, size);
-	*copy = *row;
-	at = (char *) copy + MAXALIGN(sizeof(StoredKey));
-	for (int i = 0; i < (int) lengthof(parts); i++)
-	{
-		copies[i] = NULL;
-		if (parts[i] == NULL)
-			continue;
-		copies[i] = at;
-		memcpy(at, parts[i], VARSIZE_ANY(parts[i]));
-		at += MAXALIGN(VARSIZE_ANY(parts[i]));
-	}
-	copy->tenant = copies[0];
-	copy->name = copies[1];
-	copy->environment = copies[2];
-	copy->scopes = copies[3];
-	copy->allowed_cidrs = copies[4];
-	copy->metadata = copies[5];
-	return copy;
 }

@@ -11,10 +11,12 @@
 #include "common/hmac.h"
 #include "common/sha2.h"
 #include "fmgr.h"
+#include "utils/resowner.h"
 
 #include "compat.h"
 #include "digest.h"
 
+static pg_cryptohash_ctx *sha256_context(void);
 static void digest_compute(pg_cryptohash_type type, const char *data,
 						   size_t len, uint8 *out, size_t out_len);
 
@@ -66,7 +68,8 @@ static void
 digest_compute(pg_cryptohash_type type, const char *data, size_t len,
 			   uint8 *out, size_t out_len)
 {
-	pg_cryptohash_ctx *ctx = pg_cryptohash_create(type);
+	pg_cryptohash_ctx *ctx = type == PG_SHA256 ?
+		sha256_context() : pg_cryptohash_create(type);
 
 	if (ctx == NULL ||
 		pg_cryptohash_init(ctx) < 0 ||
@@ -74,7 +77,37 @@ digest_compute(pg_cryptohash_type type, const char *data, size_t len,
 		pg_cryptohash_final(ctx, out, out_len) < 0)
 		elog(ERROR, "could not compute a digest: %s",
 			 pg_cryptohash_error(ctx));
-	pg_cryptohash_free(ctx);
+	if (type != PG_SHA256)
+		pg_cryptohash_free(ctx);
+}
+
+/*
+ * The context for SHA-256, made once: making one costs as much as a digest.  A
+ * digest that is finished leaves nothing of its data in it.  It belongs to a
+ * resource owner of its own, since it outlives every transaction's.
+ */
+static pg_cryptohash_ctx *
+sha256_context(void)
+{
+	static pg_cryptohash_ctx *context = NULL;
+	static ResourceOwner owner = NULL;
+	ResourceOwner before = CurrentResourceOwner;
+
+	if (context != NULL)
+		return context;
+	if (owner == NULL)
+		owner = ResourceOwnerCreate(NULL, "rk_apikeys digest");
+	CurrentResourceOwner = owner;
+	PG_TRY();
+	{
+		context = pg_cryptohash_create(PG_SHA256);
+	}
+	PG_FINALLY();
+	{
+		CurrentResourceOwner = before;
+	}
+	PG_END_TRY();
+	return context;
 }
 
 /* rk_apikeys.hash_token(token text) → bytea: its SHA-256. */

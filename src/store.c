@@ -40,12 +40,16 @@
 #define USAGE_USE_COUNT 5
 #define USAGE_DENIED_COUNT 6
 
+/* Pointers of a StoredKey. */
+#define POINTERS 6
+
 /* What is done with a row that was found; runs while it is pinned. */
 typedef void (*RowReader) (HeapTuple row, TupleDesc desc, void *arg);
 
-static bool read_row(const char *table, const char *index, AttrNumber column,
+static bool read_row(Oid table, const char *index, AttrNumber column,
 					 Datum value, RegProcedure equal, RowReader reader,
 					 void *arg);
+static char **pointer_of(StoredKey *key, int i);
 static void parse_key(HeapTuple row, TupleDesc desc, void *arg);
 static void parse_usage(HeapTuple row, TupleDesc desc, void *arg);
 static void parse_nothing(HeapTuple row, TupleDesc desc, void *arg);
@@ -73,15 +77,16 @@ store_table(const char *name, bool missing_ok)
 
 /*
  * The key with that id (TOKEN_KEY_ID_LEN bytes, not terminated), or NULL if
- * there is none.
+ * there is none.  The table is api_keys, whose OID the caller keeps for as long
+ * as no message says that it may be another; none is there if it is gone.
  */
 StoredKey *
-store_find(const char *key_id)
+store_find(Oid table, const char *key_id)
 {
 	StoredKey  *key = NULL;
 	text	   *id = cstring_to_text_with_len(key_id, TOKEN_KEY_ID_LEN);
 
-	read_row("api_keys", NULL, KEY_KEY_ID, PointerGetDatum(id), F_TEXTEQ,
+	read_row(table, NULL, KEY_KEY_ID, PointerGetDatum(id), F_TEXTEQ,
 			 parse_key, &key);
 	pfree(id);
 	return key;
@@ -89,14 +94,14 @@ store_find(const char *key_id)
 
 /* The imported key with that digest, or NULL if there is none. */
 StoredKey *
-store_find_imported(DigestKind kind, const uint8 *digest, int len)
+store_find_imported(Oid table, DigestKind kind, const uint8 *digest, int len)
 {
 	StoredKey  *key = NULL;
 	bytea	   *value = palloc(VARHDRSZ + len);
 
 	SET_VARSIZE(value, VARHDRSZ + len);
 	memcpy(VARDATA(value), digest, len);
-	read_row("api_keys", IMPORTED_INDEX, KEY_DIGEST, PointerGetDatum(value),
+	read_row(table, IMPORTED_INDEX, KEY_DIGEST, PointerGetDatum(value),
 			 F_BYTEAEQ, parse_key, &key);
 	pfree(value);
 	return key != NULL && key->digest_kind == kind ? key : NULL;
@@ -104,9 +109,9 @@ store_find_imported(DigestKind kind, const uint8 *digest, int len)
 
 /* Whether there is any imported key. */
 bool
-store_has_imported(void)
+store_has_imported(Oid table)
 {
-	return read_row("api_keys", IMPORTED_INDEX, 0, (Datum) 0, InvalidOid,
+	return read_row(table, IMPORTED_INDEX, 0, (Datum) 0, InvalidOid,
 					parse_nothing, NULL);
 }
 
@@ -117,7 +122,7 @@ store_find_usage(const char *key_id, StoredUsage *usage)
 	text	   *id = cstring_to_text_with_len(key_id, TOKEN_KEY_ID_LEN);
 	bool		found;
 
-	found = read_row("key_usage", NULL, USAGE_KEY_ID, PointerGetDatum(id),
+	found = read_row(store_table("key_usage", true), NULL, USAGE_KEY_ID, PointerGetDatum(id),
 					 F_TEXTEQ, parse_usage, usage);
 	pfree(id);
 	return found;
@@ -130,7 +135,7 @@ store_find_usage(const char *key_id, StoredUsage *usage)
  * gone.
  */
 static bool
-read_row(const char *table, const char *index, AttrNumber column, Datum value,
+read_row(Oid table, const char *index, AttrNumber column, Datum value,
 		 RegProcedure equal, RowReader reader, void *arg)
 {
 	Relation	rel;
@@ -139,16 +144,16 @@ read_row(const char *table, const char *index, AttrNumber column, Datum value,
 	SysScanDesc scan;
 	ScanKeyData scankey;
 	HeapTuple	row;
-	Oid			table_oid = store_table(table, true);
 
-	if (!OidIsValid(table_oid) ||
-		(rel = try_table_open(table_oid, AccessShareLock)) == NULL)
+	if (!OidIsValid(table) ||
+		(rel = try_table_open(table, AccessShareLock)) == NULL)
 		return false;
 
 	/* Looked up each time, under the lock: REINDEX CONCURRENTLY changes it. */
 	if (index == NULL)
 	{
-		list_free(RelationGetIndexList(rel));
+		if (!rel->rd_indexvalid)
+			list_free(RelationGetIndexList(rel));
 		index_oid = rel->rd_pkindex;
 	}
 	else
@@ -184,11 +189,14 @@ timestamp_or_end(Datum value, bool isnull)
 }
 
 static DigestKind
-parse_kind(const char *kind)
+parse_kind(text *kind)
 {
-	if (strcmp(kind, "sha256") == 0)
+	const char *s = VARDATA_ANY(kind);
+	size_t		len = VARSIZE_ANY_EXHDR(kind);
+
+	if (len == strlen("sha256") && memcmp(s, "sha256", len) == 0)
 		return DIGEST_KIND_SHA256;
-	if (strcmp(kind, "sha512") == 0)
+	if (len == strlen("sha512") && memcmp(s, "sha512", len) == 0)
 		return DIGEST_KIND_SHA512;
 	return DIGEST_NATIVE;
 }
@@ -197,12 +205,20 @@ parse_kind(const char *kind)
 static void
 parse_key(HeapTuple row, TupleDesc desc, void *arg)
 {
-	StoredKey  *key = palloc0(sizeof(StoredKey));
+	/* What the pointers of a StoredKey point to; the metadata is the last. */
+	static const int columns[POINTERS] = {
+		KEY_TENANT, KEY_NAME, KEY_ENVIRONMENT, KEY_SCOPES, KEY_ALLOWED_CIDRS,
+		KEY_METADATA
+	};
 	Datum		values[KEY_COLUMNS];
 	bool		nulls[KEY_COLUMNS];
 	Datum	   *wide_values = values;
 	bool	   *wide_nulls = nulls;
+	struct varlena *parts[POINTERS];
+	Size		size = MAXALIGN(sizeof(StoredKey));
+	StoredKey  *key;
 	struct varlena *digest;
+	char	   *at;
 
 #define VALUE(column) (wide_values[(column) - 1])
 #define ISNULL(column) (wide_nulls[(column) - 1])
@@ -218,13 +234,32 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	}
 	heap_deform_tuple(row, desc, wide_values, wide_nulls);
 
-	strlcpy(key->key_id, TextDatumGetCString(VALUE(KEY_KEY_ID)),
-			sizeof(key->key_id));
-	key->digest_kind = parse_kind(TextDatumGetCString(VALUE(KEY_DIGEST_KIND)));
+	for (int i = 0; i < POINTERS; i++)
+	{
+		/* Not packed: an array or a jsonb is read in place. */
+		parts[i] = ISNULL(columns[i]) ? NULL : PG_DETOAST_DATUM(VALUE(columns[i]));
+		if (parts[i] != NULL)
+			size += MAXALIGN(VARSIZE(parts[i]));
+	}
+	key = palloc0(size);
+	key->size = size;
+	key->metadata_size = MAXALIGN(VARSIZE(parts[POINTERS - 1]));
+	at = (char *) key + MAXALIGN(sizeof(StoredKey));
+	for (int i = 0; i < POINTERS; i++)
+	{
+		if (parts[i] == NULL)
+			continue;
+		*pointer_of(key, i) = at;
+		memcpy(at, parts[i], VARSIZE(parts[i]));
+		at += MAXALIGN(VARSIZE(parts[i]));
+	}
+
+	text_to_cstring_buffer(DatumGetTextPP(VALUE(KEY_KEY_ID)), key->key_id,
+						   sizeof(key->key_id));
+	key->digest_kind = parse_kind(DatumGetTextPP(VALUE(KEY_DIGEST_KIND)));
 	digest = PG_DETOAST_DATUM_PACKED(VALUE(KEY_DIGEST));
 	key->digest_len = Min(VARSIZE_ANY_EXHDR(digest), DIGEST_SHA512_LEN);
 	memcpy(key->digest, VARDATA_ANY(digest), key->digest_len);
-
 	key->pepper_id = ISNULL(KEY_PEPPER_ID) ? 0 :
 		DatumGetInt16(VALUE(KEY_PEPPER_ID));
 	key->xmin = HeapTupleHeaderGetXmin(row->t_data);
@@ -239,18 +274,49 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 		key->rate_limit = DatumGetInt32(VALUE(KEY_RATE_LIMIT));
 		key->rate_window = *DatumGetIntervalP(VALUE(KEY_RATE_WINDOW));
 	}
-	key->tenant = DatumGetTextPCopy(VALUE(KEY_TENANT));
-	key->name = DatumGetTextPCopy(VALUE(KEY_NAME));
-	key->environment = DatumGetTextPCopy(VALUE(KEY_ENVIRONMENT));
-	key->scopes = DatumGetArrayTypePCopy(VALUE(KEY_SCOPES));
-	if (!ISNULL(KEY_ALLOWED_CIDRS))
-		key->allowed_cidrs = DatumGetArrayTypePCopy(VALUE(KEY_ALLOWED_CIDRS));
-	key->metadata = PG_DETOAST_DATUM_COPY(VALUE(KEY_METADATA));
 
 #undef VALUE
 #undef ISNULL
 
 	*(StoredKey **) arg = key;
+}
+
+/* A copy of a key in that context, in one piece as all of them are. */
+StoredKey *
+store_copy(const StoredKey *key, MemoryContext context)
+{
+	StoredKey  *copy = MemoryContextAlloc(context, key->size);
+
+	memcpy(copy, key, key->size);
+	for (int i = 0; i < POINTERS; i++)
+	{
+		char	  **pointer = pointer_of(copy, i);
+
+		if (*pointer != NULL)
+			*pointer = (char *) copy + (*pointer - (const char *) key);
+	}
+	return copy;
+}
+
+/* The pointers of a key that point to what follows it. */
+static char **
+pointer_of(StoredKey *key, int i)
+{
+	switch (i)
+	{
+		case 0:
+			return (char **) &key->tenant;
+		case 1:
+			return (char **) &key->name;
+		case 2:
+			return (char **) &key->environment;
+		case 3:
+			return (char **) &key->scopes;
+		case 4:
+			return (char **) &key->allowed_cidrs;
+		default:
+			return (char **) &key->metadata;
+	}
 }
 
 /* RowReader: parse a row of key_usage. */

@@ -70,6 +70,9 @@ typedef struct StoredKey
 	ArrayType  *scopes;
 	ArrayType  *allowed_cidrs;	/* NULL: any address */
 	struct varlena *metadata;	/* jsonb */
+	/* what the pointers point to follows, the metadata last */
+	Size		size;			/* bytes of all this */
+	Size		metadata_size;	/* bytes of them that the metadata takes */
 } StoredKey;
 
 /* One row of key_usage. */
@@ -81,10 +84,11 @@ typedef struct StoredUsage
 } StoredUsage;
 
 extern Oid	store_table(const char *name, bool missing_ok);
-extern StoredKey *store_find(const char *key_id);
-extern StoredKey *store_find_imported(DigestKind kind, const uint8 *digest,
-									  int len);
-extern bool store_has_imported(void);
+extern StoredKey *store_find(Oid table, const char *key_id);
+extern StoredKey *store_find_imported(Oid table, DigestKind kind,
+									  const uint8 *digest, int len);
+extern bool store_has_imported(Oid table);
+extern StoredKey *store_copy(const StoredKey *key, MemoryContext context);
 extern bool store_find_usage(const char *key_id, StoredUsage *usage);
 
 #endif

@@ -47,31 +47,39 @@ static void random_digits(char *out, int count);
 static void check_digits(const char *s, size_t len, char *out);
 
 static inline bool
-is_base62(char c)
+is_digit(char c)
 {
-	return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') ||
-		(c >= 'a' && c <= 'z');
-}
-
-static inline bool
-is_name_char(char c)
-{
-	return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z');
+	return (unsigned char) (c - '0') < 10;
 }
 
 static inline bool
 is_name_start(char c)
 {
-	return c >= 'a' && c <= 'z';
+	return (unsigned char) (c - 'a') < 26;
 }
 
+static inline bool
+is_name_char(char c)
+{
+	return is_digit(c) || is_name_start(c);
+}
+
+static inline bool
+is_base62(char c)
+{
+	/* 0x20 makes ASCII's capitals small */
+	return is_digit(c) || is_name_start(c | 0x20);
+}
+
+/* Looks at all of them, so that the compiler can do it many at a time. */
 static bool
 all_base62(const char *s, size_t len)
 {
+	bool		good = true;
+
 	for (size_t i = 0; i < len; i++)
-		if (!is_base62(s[i]))
-			return false;
-	return true;
+		good &= is_base62(s[i]);
+	return good;
 }
 
 /* Whether it is [a-z][a-z0-9]{0,15}: a prefix or an environment. */
@@ -88,12 +96,20 @@ token_name_ok(const char *s, size_t len)
 
 /*
  * Whether the string is a token, by its shape and check digits, and its parts.
- * Works from the right, where the parts have fixed lengths.
  */
 bool
 token_parse(const char *s, size_t len, TokenParts *parts)
 {
-	char		check[TOKEN_CHECK_LEN];
+	return token_split(s, len, parts) && token_check(s, len);
+}
+
+/*
+ * Whether the string has the shape of a token, and its parts.  Works from the
+ * right, where the parts have fixed lengths.
+ */
+bool
+token_split(const char *s, size_t len, TokenParts *parts)
+{
 	const char *separator;
 	size_t		names_len;
 
@@ -114,9 +130,15 @@ token_parse(const char *s, size_t len, TokenParts *parts)
 	parts->prefix_len = separator - s;
 	parts->environment = separator + 1;
 	parts->environment_len = names_len - parts->prefix_len - 1;
-	if (!token_name_ok(parts->prefix, parts->prefix_len) ||
-		!token_name_ok(parts->environment, parts->environment_len))
-		return false;
+	return token_name_ok(parts->prefix, parts->prefix_len) &&
+		token_name_ok(parts->environment, parts->environment_len);
+}
+
+/* Whether the check digits of what has the shape of a token are right. */
+bool
+token_check(const char *s, size_t len)
+{
+	char		check[TOKEN_CHECK_LEN];
 
 	check_digits(s, len - TOKEN_CHECK_LEN, check);
 	for (int i = 0; i < TOKEN_CHECK_LEN; i++)

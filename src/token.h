@@ -27,6 +27,8 @@ typedef struct TokenParts
 } TokenParts;
 
 extern bool token_name_ok(const char *s, size_t len);
+extern bool token_split(const char *s, size_t len, TokenParts *parts);
+extern bool token_check(const char *s, size_t len);
 extern bool token_parse(const char *s, size_t len, TokenParts *parts);
 extern size_t token_make(const char *prefix, const char *environment,
 						 char *token);

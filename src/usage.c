@@ -93,15 +93,15 @@ usage_is_shared(void)
 }
 
 /*
- * Record what a verify of a genuine token came to, from that address (NULL:
- * not told).
+ * Record what a verify of a genuine token came to at that moment, from that
+ * address (NULL: not told).
  */
 void
-usage_record(const StoredKey *key, UsageKind kind, inet *client_addr)
+usage_record(const StoredKey *key, UsageKind kind, inet *client_addr,
+			 TimestampTz now)
 {
 	UsageEntry *entry;
 	LWLock	   *lock;
-	uint64		now;
 	uint64		last;
 
 	if (!rk_apikeys_track_usage)
@@ -109,7 +109,7 @@ usage_record(const StoredKey *key, UsageKind kind, inet *client_addr)
 	if (!usage_is_shared())
 	{
 		if (kind == USAGE_USE)
-			usage_record_in_table(key, client_addr);
+			usage_record_in_table(key, client_addr, now);
 		return;
 	}
 	entry = find_or_make(key, &lock);
@@ -122,11 +122,11 @@ usage_record(const StoredKey *key, UsageKind kind, inet *client_addr)
 		pg_atomic_fetch_add_u64(&entry->denied_count, 1);
 	else
 	{
-		now = (uint64) GetCurrentTimestamp();
 		pg_atomic_fetch_add_u64(&entry->use_count, 1);
 		last = pg_atomic_read_u64(&entry->last_used_at);
-		while (last < now &&
-			   !pg_atomic_compare_exchange_u64(&entry->last_used_at, &last, now))
+		while (last < (uint64) now &&
+			   !pg_atomic_compare_exchange_u64(&entry->last_used_at, &last,
+											   (uint64) now))
 			;
 		if (client_addr != NULL)
 			note_addr(entry, client_addr);

@@ -52,7 +52,7 @@ extern void usage_shmem_request(void);
 extern void usage_shmem_startup(void);
 extern bool usage_is_shared(void);
 extern void usage_record(const StoredKey *key, UsageKind kind,
-						 inet *client_addr);
+						 inet *client_addr, TimestampTz now);
 extern void usage_resign(const StoredKey *key, int pepper_id,
 						 const uint8 *digest);
 extern LimitResult usage_limit(const StoredKey *key, int cost,
@@ -66,7 +66,8 @@ extern void usage_evict(void);
 extern void usage_totals(UsageTotals *totals);
 
 /* usage_table.c */
-extern void usage_record_in_table(const StoredKey *key, inet *client_addr);
+extern void usage_record_in_table(const StoredKey *key, inet *client_addr,
+								  TimestampTz now);
 extern int	usage_flush(UsageCopy *copies, int count, bool *flushed,
 						bool *gone);
 

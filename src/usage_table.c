@@ -80,7 +80,7 @@ static void store_digests(Batch *batch);
  * not told), if it is time to.
  */
 void
-usage_record_in_table(const StoredKey *key, inet *client_addr)
+usage_record_in_table(const StoredKey *key, inet *client_addr, TimestampTz now)
 {
 	Use			use;
 	StoredUsage usage;
@@ -92,7 +92,7 @@ usage_record_in_table(const StoredKey *key, inet *client_addr)
 
 	use.key = key;
 	use.client_addr = client_addr;
-	use.at = GetCurrentTimestamp();
+	use.at = now;
 	use.first = !store_find_usage(key->key_id, &usage);
 	use.recorded = false;
 	if (!use.first &&

@@ -78,7 +78,10 @@ static Datum verdict_row(FunctionCallInfo fcinfo, StatsCounter verdict,
 						 const StoredKey *key, const Request *request);
 static StatsCounter judge(text *token, Request *request,
 						  const StoredKey **key);
-static StatsCounter judge_key(const StoredKey *key, Request *request);
+static StatsCounter judge_key(const StoredKey *key, Request *request,
+							  TimestampTz now);
+static bool native_matches(const StoredKey *key, const char *token, size_t len);
+static const StoredKey *find_imported(const char *token, size_t len);
 static void sign(const char *token, size_t len, const Pepper *pepper,
 				 uint8 *digest);
 static bool address_allowed(ArrayType *cidrs, inet *address);
@@ -217,9 +220,11 @@ judge(text *token, Request *request, const StoredKey **key)
 		verdict = well_formed ? STATS_UNKNOWN : STATS_MALFORMED;
 	else
 	{
-		verdict = judge_key(*key, request);
+		TimestampTz now = GetCurrentTimestamp();
+
+		verdict = judge_key(*key, request, now);
 		usage_record(*key, verdict == STATS_VALID ? USAGE_USE : USAGE_DENIAL,
-					 request->client_addr);
+					 request->client_addr, now);
 	}
 	stats_count(verdict);
 	return verdict;
@@ -227,72 +232,113 @@ judge(text *token, Request *request, const StoredKey **key)
 
 /*
  * The key that a token (toasted or not) belongs to, or NULL if it is not
- * genuine; then *well_formed tells whether it has a token's shape.  A string
- * without it may be the token of an imported key, found by its digest.  A key
- * that was signed with an older pepper is signed anew on the way.  Raises 58030
- * if the pepper that it takes cannot be had.
+ * genuine; then *well_formed tells whether it has a token's shape and check
+ * digits.  A string without them may be the token of an imported key, found by
+ * its digest.  A key that was signed with an older pepper is signed anew on the
+ * way.  Raises 58030 if the pepper that it takes cannot be had.
  */
 const StoredKey *
 verify_genuine(text *token, bool *well_formed)
 {
-	/* What a token with an unknown key id is compared with. */
-	static const uint8 nobody[DIGEST_SHA256_LEN] = {0};
 	size_t		len = toast_raw_datum_size(PointerGetDatum(token)) - VARHDRSZ;
 	text	   *detoasted;
 	const char *bytes;
 	TokenParts	parts;
 	const StoredKey *key = NULL;
-	uint8		digest[DIGEST_SHA512_LEN];
-	bool		matches = false;
 
 	*well_formed = false;
 	if (len < IMPORTED_MIN_LEN || len > IMPORTED_MAX_LEN)
 		return NULL;
-
 	detoasted = (text *) PG_DETOAST_DATUM_PACKED(PointerGetDatum(token));
 	bytes = VARDATA_ANY(detoasted);
-	*well_formed = token_parse(bytes, len, &parts);
-	if (*well_formed)
-	{
-		const Pepper *current = pepper_current();
 
-		key = cache_find(parts.key_id);
-		if (key != NULL && key->digest_kind == DIGEST_NATIVE &&
-			key->digest_len == DIGEST_SHA256_LEN)
-		{
-			sign(bytes, len, key->pepper_id == 0 ? NULL :
-				 pepper_find(key->pepper_id, key->key_id), digest);
-			matches = digest_matches(key->digest, digest, DIGEST_SHA256_LEN);
-			if (matches && current != NULL && key->pepper_id < current->id)
-			{
-				sign(bytes, len, current, digest);
-				usage_resign(key, current->id, digest);
-			}
-		}
-		else
-		{
-			sign(bytes, len, current, digest);
-			(void) digest_matches(nobody, digest, DIGEST_SHA256_LEN);
-		}
-	}
-	else if (cache_has_imported())
+	if (token_split(bytes, len, &parts))
 	{
-		digest_sha256(bytes, len, digest);
-		key = cache_find_imported(DIGEST_KIND_SHA256, digest,
-								  DIGEST_SHA256_LEN);
-		if (key == NULL)
-		{
-			digest_sha512(bytes, len, digest);
-			key = cache_find_imported(DIGEST_KIND_SHA512, digest,
-									  DIGEST_SHA512_LEN);
-		}
+		/*
+		 * A digest covers the check digits too.  They are looked at before a
+		 * table is read, and to tell what a token that matches nothing is.
+		 */
+		key = cache_look(parts.key_id);
 		if (key != NULL)
-			matches = digest_matches(key->digest, digest, key->digest_len);
+		{
+			if (!native_matches(key, bytes, len))
+			{
+				key = NULL;
+				*well_formed = token_check(bytes, len);
+			}
+			else
+				*well_formed = true;
+		}
+		else if (token_check(bytes, len))
+		{
+			*well_formed = true;
+			key = cache_read(parts.key_id);
+			if (!native_matches(key, bytes, len))
+				key = NULL;
+		}
 	}
-	explicit_bzero(digest, sizeof(digest));
+	if (!*well_formed && cache_has_imported())
+		key = find_imported(bytes, len);
+
 	if (detoasted != token)
 		explicit_bzero(VARDATA_ANY(detoasted), len);
-	return matches ? key : NULL;
+	return key;
+}
+
+/*
+ * Whether a token is that of a key; never that of none (NULL), which takes as
+ * long to find out.
+ */
+static bool
+native_matches(const StoredKey *key, const char *token, size_t len)
+{
+	/* What a token with an unknown key id is compared with. */
+	static const uint8 nobody[DIGEST_SHA256_LEN] = {0};
+	const Pepper *current = pepper_current();
+	uint8		digest[DIGEST_SHA256_LEN];
+	bool		matches;
+
+	if (key == NULL || key->digest_kind != DIGEST_NATIVE ||
+		key->digest_len != DIGEST_SHA256_LEN)
+	{
+		sign(token, len, current, digest);
+		(void) digest_matches(nobody, digest, DIGEST_SHA256_LEN);
+		matches = false;
+	}
+	else
+	{
+		sign(token, len, key->pepper_id == 0 ? NULL :
+			 pepper_find(key->pepper_id, key->key_id), digest);
+		matches = digest_matches(key->digest, digest, DIGEST_SHA256_LEN);
+		if (matches && current != NULL && key->pepper_id < current->id)
+		{
+			sign(token, len, current, digest);
+			usage_resign(key, current->id, digest);
+		}
+	}
+	explicit_bzero(digest, sizeof(digest));
+	return matches;
+}
+
+/* The imported key whose token this is, or NULL. */
+static const StoredKey *
+find_imported(const char *token, size_t len)
+{
+	uint8		digest[DIGEST_SHA512_LEN];
+	const StoredKey *key;
+
+	digest_sha256(token, len, digest);
+	key = cache_find_imported(DIGEST_KIND_SHA256, digest, DIGEST_SHA256_LEN);
+	if (key == NULL)
+	{
+		digest_sha512(token, len, digest);
+		key = cache_find_imported(DIGEST_KIND_SHA512, digest,
+								  DIGEST_SHA512_LEN);
+	}
+	if (key != NULL && !digest_matches(key->digest, digest, key->digest_len))
+		key = NULL;
+	explicit_bzero(digest, sizeof(digest));
+	return key;
 }
 
 /* The digest of a native token, with a pepper or (NULL) without. */
@@ -325,9 +371,8 @@ verify_state(const StoredKey *key, TimestampTz now)
  * order in which a refusal is told.
  */
 static StatsCounter
-judge_key(const StoredKey *key, Request *request)
+judge_key(const StoredKey *key, Request *request, TimestampTz now)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	StatsCounter state = verify_state(key, now);
 
 	if (state != STATS_VALID)
