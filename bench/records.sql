@@ -7,6 +7,6 @@ INSERT INTO bench.records (tenant, amount, note)
 CREATE INDEX ON bench.records (tenant);
 ALTER TABLE bench.records ENABLE ROW LEVEL SECURITY;
 CREATE POLICY by_key ON bench.records TO app
-  USING (tenant = (SELECT rk_apikeys.current_key_tenant()) AND (SELECT rk_apikeys.has_scope('records:read')));
+  USING (tenant = (SELECT rk_apikeys.current_key_tenant() WHERE rk_apikeys.has_scope('records:read')));
 GRANT SELECT ON bench.records TO app, app_plain;
 VACUUM ANALYZE bench.records;

@@ -54,6 +54,8 @@ CREATE TABLE rk_apikeys.api_keys (
 );
 -- One page of a tenant's keys, newest first.
 CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);
+-- The same, by key id.
+CREATE INDEX api_keys_tenant_key ON rk_apikeys.api_keys (tenant, key_id);
 -- The name of this index is known to src/store.c.
 CREATE UNIQUE INDEX api_keys_imported_digest ON rk_apikeys.api_keys (digest)
   WHERE digest_kind <> 'native';
@@ -85,6 +87,7 @@ COMMENT ON COLUMN rk_apikeys.api_keys.digest IS 'What is stored of the token; gr
 COMMENT ON COLUMN rk_apikeys.api_keys.digest_kind IS 'native, or sha256 or sha512 for an imported key; granted to no role.';
 COMMENT ON COLUMN rk_apikeys.api_keys.pepper_id IS 'The pepper under which the digest was made; granted to no role.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'One page of a tenant''s keys, newest first.';
+COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'The same, by key id.';
 COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'How verify finds an imported key.';
 
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.api_keys', '');

@@ -32,6 +32,13 @@ CREATE FUNCTION rk_apikeys._live_use_count(key_id text) RETURNS bigint
 COMMENT ON FUNCTION rk_apikeys._live_use_count(text) IS
   'Private: the uses that shared memory knows of, for a key of the caller''s tenant; else NULL.';
 
+CREATE FUNCTION rk_apikeys._live_usage(OUT key_id text, OUT last_used_at timestamptz, OUT use_count bigint)
+  RETURNS SETOF record
+  LANGUAGE C STABLE PARALLEL SAFE ROWS 1000
+  AS 'MODULE_PATHNAME', 'rk_apikeys_live_usage';
+COMMENT ON FUNCTION rk_apikeys._live_usage() IS
+  'Private: the same of all keys of the caller''s tenant that shared memory knows of.';
+
 CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
   SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
     k.prefix || '_' || k.environment || '_' || k.key_id || '_********' || coalesce(k.hint, '') AS masked_key,

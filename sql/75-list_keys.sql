@@ -1,3 +1,10 @@
+CREATE FUNCTION rk_apikeys._page(query text, search text, status text, environment text,
+    start_value text, start_key text, sort_by text, descending boolean) RETURNS SETOF rk_apikeys.listed_key
+  LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 25
+  AS 'MODULE_PATHNAME', 'rk_apikeys_page';
+COMMENT ON FUNCTION rk_apikeys._page(text, text, text, text, text, text, text, boolean) IS
+  'Private: runs the query that list_keys has written, with the caller''s rights, by a plan that is kept.';
+
 CREATE FUNCTION rk_apikeys.list_keys(search text DEFAULT NULL, status text DEFAULT NULL,
     environment text DEFAULT NULL, sort_by text DEFAULT 'created_at',
     descending boolean DEFAULT false, page_size integer DEFAULT 25,
@@ -30,10 +37,10 @@ BEGIN
     expression := 'k.expires_at';
     nullable := true;
   ELSIF sort_by = 'last_used_at' THEN
-    expression := 'greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id))';
+    expression := 'greatest(u.last_used_at, l.last_used_at)';
     nullable := true;
   ELSIF sort_by = 'use_count' THEN
-    expression := 'greatest(u.use_count, rk_apikeys._live_use_count(k.key_id), 0)';
+    expression := 'greatest(u.use_count, l.use_count, 0)';
     type := 'bigint';
   ELSIF sort_by = 'status' THEN
     expression := 'rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until)';
@@ -58,7 +65,8 @@ BEGIN
   END IF;
 
   IF expression LIKE '%u.%' THEN
-    usage_join := 'LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id';
+    usage_join := 'LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
+            LEFT JOIN rk_apikeys._live_usage() l ON l.key_id = k.key_id';
   END IF;
   IF search <> '' THEN
     conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0
@@ -95,31 +103,31 @@ BEGIN
               HINT = 'Take the cursor of the last row of a page, or start without one.';
     END IF;
     IF start_value IS NULL THEN
-      conditions := conditions || format(' AND %s IS NULL AND k.key_id %s $6', expression, beyond);
+      conditions := conditions || format(' AND %s IS NULL AND k.key_id %s $5', expression, beyond);
     ELSE
-      conditions := conditions || format(' AND ((%s, k.key_id) %s ($5::%s, $6)%s)', expression, beyond, type,
+      conditions := conditions || format(' AND ((%s, k.key_id) %s ($4::%s, $5)%s)', expression, beyond, type,
         CASE WHEN nullable THEN format(' OR %s IS NULL', expression) ELSE '' END);
     END IF;
   END IF;
 
   -- The page is found on the table; what is costly is computed for it alone.
-  RETURN QUERY EXECUTE format($q$
+  RETURN QUERY SELECT * FROM rk_apikeys._page(format($q$
     SELECT v.key_id, v.tenant, v.name, v.description, v.environment, v.masked_key, v.status, v.enabled,
         v.scopes, v.allowed_cidrs, v.rate_limit, v.rate_window, v.metadata, v.expires_at, v.expires_in,
         v.last_used_at, v.use_count, v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
         v.created_at, v.created_by, v.updated_at, v.updated_by,
-        translate(encode(convert_to(jsonb_build_object('sort', $7, 'descending', $8,
+        translate(encode(convert_to(jsonb_build_object('sort', $6, 'descending', $7,
           'value', p.sort_value, 'key_id', p.key_id)::text, 'UTF8'), 'base64'), E'+/\n', '-_')
       FROM (SELECT k.key_id, %1$s AS sort_value
           FROM rk_apikeys.api_keys k %2$s
           WHERE true %3$s
           ORDER BY %1$s %4$s %5$s, k.key_id %4$s
-          LIMIT $4) p
+          LIMIT %6$s) p
         JOIN rk_apikeys.keys v ON v.key_id = p.key_id
       ORDER BY p.sort_value %4$s %5$s, p.key_id %4$s$q$,
       expression, usage_join, conditions, direction,
-      CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END)
-    USING search, status, environment, page_size, start_value, start_key, sort_by, descending;
+      CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END, page_size),
+    search, status, environment, start_value, start_key, sort_by, descending);
 END $$;
 COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS
   'A page of the keys that the caller can see, without secrets. search: in name, description, key id and environment, any case, taken literally; sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status, NULLs last, ties by key_id; page_size: 1 to 1000; after: the cursor of the last row of the page before. Errors: 22023.';

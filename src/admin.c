@@ -213,6 +213,8 @@ Datum
 rk_apikeys_flush_usage(PG_FUNCTION_ARGS)
 {
 	UsageCopy  *copies;
+	bool	   *flushed;
+	bool	   *gone;
 	int			count;
 	int64		total = 0;
 
@@ -220,15 +222,15 @@ rk_apikeys_flush_usage(PG_FUNCTION_ARGS)
 	if (!usage_is_shared())
 		PG_RETURN_INT64(0);
 	copies = usage_pending(MyDatabaseId, &count);
+	flushed = palloc(Max(count, 1) * sizeof(bool));
+	gone = palloc(Max(count, 1) * sizeof(bool));
 	for (int i = 0; i < count; i += USAGE_BATCH)
 	{
-		bool		flushed[USAGE_BATCH];
-		bool		gone[USAGE_BATCH];
-
 		CHECK_FOR_INTERRUPTS();
-		total += usage_flush(copies + i, Min(count - i, USAGE_BATCH), flushed,
-							 gone);
+		total += usage_flush(copies + i, Min(count - i, USAGE_BATCH),
+							 flushed + i, gone + i);
 	}
+	usage_mark_at_commit(copies, count, flushed);
 	PG_RETURN_INT64(total);
 }
 

@@ -47,7 +47,7 @@ typedef struct UsageTotals
 	TimestampTz pending_since;	/* when the last flush began */
 } UsageTotals;
 
-/* usage.c */
+/* usage.c, usage_pending.c */
 extern void usage_shmem_request(void);
 extern void usage_shmem_startup(void);
 extern bool usage_is_shared(void);
@@ -58,8 +58,11 @@ extern void usage_resign(const StoredKey *key, int pepper_id,
 extern LimitResult usage_limit(const StoredKey *key, int cost,
 							   TimestampTz now, int64 *wait);
 extern UsageCopy *usage_pending(Oid database, int *count);
+extern UsageCopy *usage_copy(Oid database, const uint64 *tenant, int *count);
 extern List *usage_pending_databases(void);
 extern void usage_mark_flushed(Oid database, const UsageCopy *copy);
+extern void usage_mark_at_commit(const UsageCopy *copies, int count,
+								 const bool *flushed);
 extern void usage_forget(Oid database, const char *key_id);
 extern void usage_flush_began(void);
 extern void usage_evict(void);

@@ -8,9 +8,11 @@
 #include "postgres.h"
 
 #include "fmgr.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 #include "caller.h"
 #include "compat.h"
@@ -18,10 +20,36 @@
 #include "usage.h"
 #include "usage_shared.h"
 
+/* Whose usage a caller may see. */
+typedef struct Viewer
+{
+	bool		all;			/* every tenant's */
+	uint64		tenant;			/* or that of this one: a hash of its name */
+} Viewer;
+
+static bool find_viewer(Viewer *viewer);
 static UsageEntry *find_for_caller(FunctionCallInfo fcinfo, LWLock **lock);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_at);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_use_count);
+PG_FUNCTION_INFO_V1(rk_apikeys_live_usage);
+
+/* Who is asking; false if he may see nothing, or there is nothing. */
+static bool
+find_viewer(Viewer *viewer)
+{
+	char	   *tenant;
+
+	if (!usage_is_shared() || !principal_may_manage())
+		return false;
+	viewer->all = caller_sees_all_tenants();
+	tenant = caller_tenant();
+	if (tenant == NULL)
+		return false;
+	viewer->tenant = caller_tenant_hash(tenant);
+	pfree(tenant);
+	return true;
+}
 
 /*
  * The entry that an SQL function asks for by key id, if the caller may see it:
@@ -35,27 +63,17 @@ find_for_caller(FunctionCallInfo fcinfo, LWLock **lock)
 	UsageKey	id;
 	uint32		hash;
 	UsageEntry *entry;
-	char	   *tenant;
-	uint64		tenant_hash;
-	bool		all;
+	Viewer		viewer;
 
-	if (!usage_is_shared() || VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN ||
-		!principal_may_manage())
+	if (VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN || !find_viewer(&viewer))
 		return NULL;
-	all = caller_sees_all_tenants();
-	tenant = caller_tenant();
-	if (tenant == NULL)
-		return NULL;
-	tenant_hash = caller_tenant_hash(tenant);
-	pfree(tenant);
-
 	id.database = MyDatabaseId;
 	memcpy(id.key_id, VARDATA_ANY(key_id), TOKEN_KEY_ID_LEN);
 	hash = get_hash_value(usage_entries, &id);
 	*lock = &usage_locks[hash % USAGE_PARTITIONS].lock;
 	LWLockAcquire(*lock, LW_SHARED);
 	entry = hash_search_with_hash_value(usage_entries, &id, hash, HASH_FIND, NULL);
-	if (entry != NULL && (all || entry->tenant == tenant_hash))
+	if (entry != NULL && (viewer.all || entry->tenant == viewer.tenant))
 		return entry;
 	LWLockRelease(*lock);
 	return NULL;
@@ -95,4 +113,38 @@ rk_apikeys_live_use_count(PG_FUNCTION_ARGS)
 	count = (int64) pg_atomic_read_u64(&entry->use_count);
 	LWLockRelease(lock);
 	PG_RETURN_INT64(count);
+}
+
+/*
+ * rk_apikeys._live_usage() → setof (key_id, last_used_at, use_count)
+ *
+ * The same of all keys that the caller may see.
+ */
+Datum
+rk_apikeys_live_usage(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	Viewer		viewer;
+	UsageCopy  *copies;
+	int			count;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (!find_viewer(&viewer))
+		return (Datum) 0;
+	copies = usage_copy(MyDatabaseId, viewer.all ? NULL : &viewer.tenant, &count);
+	for (int i = 0; i < count; i++)
+	{
+		Datum		values[3];
+		bool		nulls[3] = {false, false, false};
+
+		CHECK_FOR_INTERRUPTS();
+		values[0] = CStringGetTextDatum(copies[i].key_id);
+		values[1] = TimestampTzGetDatum(copies[i].last_used_at);
+		nulls[1] = copies[i].last_used_at == 0;
+		values[2] = Int64GetDatum(copies[i].use_count);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+		pfree(DatumGetPointer(values[0]));
+	}
+	pfree(copies);
+	return (Datum) 0;
 }

@@ -6,6 +6,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
@@ -18,6 +19,13 @@
 #include "usage.h"
 #include "usage_shared.h"
 
+/* Copies of what this transaction has flushed. */
+static List *to_mark = NIL;
+static bool registered = false;
+
+static void mark_committed(XactEvent event, void *arg);
+static UsageCopy *copy_entries(Oid database, bool pending,
+							   const uint64 *tenant, int *count);
 static void copy_entry(UsageEntry *entry, UsageCopy *copy);
 static void lock_all(void);
 static void unlock_all(void);
@@ -69,6 +77,19 @@ unlock_all(void)
 UsageCopy *
 usage_pending(Oid database, int *count)
 {
+	return copy_entries(database, true, NULL, count);
+}
+
+/* What there is of a database, of the tenant with that hash or (NULL) of all. */
+UsageCopy *
+usage_copy(Oid database, const uint64 *tenant, int *count)
+{
+	return copy_entries(database, false, tenant, count);
+}
+
+static UsageCopy *
+copy_entries(Oid database, bool pending, const uint64 *tenant, int *count)
+{
 	int			room = pg_atomic_read_u32(&usage_shared->tracked);
 	UsageCopy  *copies = MemoryContextAllocHuge(CurrentMemoryContext,
 												mul_size(Max(room, 1), sizeof(UsageCopy)));
@@ -80,7 +101,9 @@ usage_pending(Oid database, int *count)
 	hash_seq_init(&scan, usage_entries);
 	while ((entry = hash_seq_search(&scan)) != NULL)
 	{
-		if (entry->key.database != database || !usage_is_pending(entry))
+		if (entry->key.database != database ||
+			(pending && !usage_is_pending(entry)) ||
+			(tenant != NULL && entry->tenant != *tenant))
 			continue;
 		if (*count == room)
 		{
@@ -150,6 +173,48 @@ usage_mark_flushed(Oid database, const UsageCopy *copy)
 	}
 	LWLockRelease(lock);
 	pg_atomic_write_u64(&usage_shared->last_flush_at, (uint64) GetCurrentTimestamp());
+}
+
+/*
+ * The same of the copies that were flushed by this transaction, if it commits.
+ * Within a subtransaction, which may be rolled back alone, they stay pending,
+ * and are flushed once more: that does no harm.
+ */
+void
+usage_mark_at_commit(const UsageCopy *copies, int count, const bool *flushed)
+{
+	MemoryContext before;
+
+	if (GetCurrentTransactionNestLevel() > 1)
+		return;
+	if (!registered)
+		RegisterXactCallback(mark_committed, NULL);
+	registered = true;
+	before = MemoryContextSwitchTo(TopTransactionContext);
+	for (int i = 0; i < count; i++)
+	{
+		UsageCopy  *copy;
+
+		if (!flushed[i])
+			continue;
+		copy = palloc(sizeof(UsageCopy));
+		*copy = copies[i];
+		to_mark = lappend(to_mark, copy);
+	}
+	MemoryContextSwitchTo(before);
+}
+
+static void
+mark_committed(XactEvent event, void *arg)
+{
+	ListCell   *cell;
+
+	if (event == XACT_EVENT_COMMIT)
+		foreach(cell, to_mark)
+			usage_mark_flushed(MyDatabaseId, lfirst(cell));
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
+		to_mark = NIL;			/* its memory goes with the transaction */
 }
 
 /* Remove an entry that cannot be flushed: its key is gone. */

@@ -29,6 +29,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/array.h"
+#include "utils/guc.h"
 #include "utils/inet.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -274,6 +275,9 @@ write_batch(void *arg)
 		" SELECT b.n, w.n IS NOT NULL,"
 		"   NOT EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = b.key_id)"
 		"  FROM b LEFT JOIN written w ON w.n = b.n";
+	static const char *const by_index[] = {
+		"enable_hashjoin", "enable_mergejoin", "enable_seqscan", "jit"
+	};
 	Batch	   *batch = arg;
 	int			count = batch->count;
 	Oid			types[5] = {TEXTARRAYOID, 1185 /* timestamptz[] */ , 1041 /* inet[] */ ,
@@ -322,6 +326,13 @@ write_batch(void *arg)
 													   align));
 	}
 
+	/*
+	 * A batch is small and the tables may be large, which the planner does not
+	 * always know.  The settings last as long as the borrowed rights.
+	 */
+	for (int i = 0; i < (int) lengthof(by_index); i++)
+		(void) set_config_option(by_index[i], "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 	SPI_connect();
 	if (SPI_execute_with_args(query, 5, types, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not flush usage");

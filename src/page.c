@@ -1,0 +1,147 @@
+/*
+ * page.c
+ *		A page of list_keys, by a plan that is kept.
+ *
+ * list_keys() writes a query for the sort and the filters that were asked for.
+ * Planning it takes longer than running it, so plans are kept, by the text of
+ * their query; PostgreSQL plans anew where role, search_path or a table has
+ * changed.
+ *
+ * Trust: anybody who can call this could have run the query by himself: it
+ * runs with the caller's rights.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type_d.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/tuplestore.h"
+
+#include "compat.h"
+
+/*
+ * Queries that list_keys() can write for one page size: 9 sorts, 2 directions,
+ * 3 filters, 3 places to begin.  Beyond that all plans are thrown away.
+ */
+#define PLANS_MAX 512
+#define QUERY_MAX_LEN 4096
+#define PAGE_ARGS 7
+
+typedef struct PagePlan
+{
+	char		query[QUERY_MAX_LEN];	/* hash key */
+	SPIPlanPtr	plan;
+} PagePlan;
+
+static HTAB *plans = NULL;
+
+static bool same_types(TupleDesc a, TupleDesc b);
+static SPIPlanPtr find_plan(const char *query);
+
+PG_FUNCTION_INFO_V1(rk_apikeys_page);
+
+/*
+ * rk_apikeys._page(query text, search text, status text, environment text,
+ *		start_value text, start_key text, sort_by text, descending boolean)
+ *		→ setof rk_apikeys.listed_key
+ *
+ * The rows of the query, whose $1 to $7 are the other arguments.
+ */
+Datum
+rk_apikeys_page(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	char	   *query;
+	Datum		values[PAGE_ARGS];
+	char		nulls[PAGE_ARGS];
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("query of a page cannot be null")));
+	query = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	for (int i = 0; i < PAGE_ARGS; i++)
+	{
+		values[i] = PG_ARGISNULL(i + 1) ? (Datum) 0 : PG_GETARG_DATUM(i + 1);
+		nulls[i] = PG_ARGISNULL(i + 1) ? 'n' : ' ';
+	}
+	InitMaterializedSRF(fcinfo, 0);
+
+	SPI_connect();
+	if (SPI_execute_plan(find_plan(query), values, nulls, true, 0) != SPI_OK_SELECT)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("query of a page is not a SELECT")));
+	if (!same_types(SPI_tuptable->tupdesc, result->setDesc))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("query of a page does not return rk_apikeys.listed_key")));
+	for (uint64 i = 0; i < SPI_processed; i++)
+		tuplestore_puttuple(result->setResult, SPI_tuptable->vals[i]);
+	SPI_finish();
+	return (Datum) 0;
+}
+
+static bool
+same_types(TupleDesc a, TupleDesc b)
+{
+	if (a->natts != b->natts)
+		return false;
+	for (int i = 0; i < a->natts; i++)
+		if (TupleDescAttr(a, i)->atttypid != TupleDescAttr(b, i)->atttypid)
+			return false;
+	return true;
+}
+
+/* The plan of a query, kept from an earlier call or made now. */
+static SPIPlanPtr
+find_plan(const char *query)
+{
+	Oid			types[PAGE_ARGS] = {
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID
+	};
+	PagePlan   *found;
+	SPIPlanPtr	plan;
+
+	if (strlen(query) >= QUERY_MAX_LEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("query of a page is too long")));
+	if (plans == NULL)
+	{
+		HASHCTL		ctl;
+
+		ctl.keysize = QUERY_MAX_LEN;
+		ctl.entrysize = sizeof(PagePlan);
+		plans = hash_create("rk_apikeys pages", 16, &ctl,
+							HASH_ELEM | HASH_STRINGS);
+	}
+	found = hash_search(plans, query, HASH_FIND, NULL);
+	if (found != NULL)
+		return found->plan;
+
+	if (hash_get_num_entries(plans) >= PLANS_MAX)
+	{
+		HASH_SEQ_STATUS scan;
+
+		hash_seq_init(&scan, plans);
+		while ((found = hash_seq_search(&scan)) != NULL)
+		{
+			SPI_freeplan(found->plan);
+			hash_search(plans, found->query, HASH_REMOVE, NULL);
+		}
+	}
+	plan = SPI_prepare(query, PAGE_ARGS, types);
+	if (plan == NULL)
+		elog(ERROR, "could not plan a page: %s",
+			 SPI_result_code_string(SPI_result));
+	SPI_keepplan(plan);
+	found = hash_search(plans, query, HASH_ENTER, NULL);
+	found->plan = plan;
+	return plan;
+}
