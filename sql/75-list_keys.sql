@@ -21,7 +21,7 @@ DECLARE
   direction text := CASE WHEN descending THEN 'DESC' ELSE 'ASC' END;
   beyond text := CASE WHEN descending THEN '<' ELSE '>' END;
   conditions text := '';
-  position jsonb;
+  position text[];
   start_value text;
   start_key text;
 BEGIN
@@ -85,18 +85,19 @@ BEGIN
   IF after IS NOT NULL THEN
     -- It gives a position, nothing more: what can be seen is decided afresh.
     BEGIN
-      position := convert_from(decode(translate(after, '-_', '+/'), 'base64'), 'UTF8')::jsonb;
-      start_value := position ->> 'value';
-      start_key := position ->> 'key_id';
+      position := regexp_match(convert_from(decode(after, 'hex'), 'UTF8'),
+        '^([a-z_]+)([+-])([0-9A-Za-z]{12})(?:=(.*))?$');
+      start_key := position[3];
+      start_value := position[4];
       IF start_value IS NOT NULL THEN
         EXECUTE 'SELECT $1::' || type USING start_value;
       END IF;
     EXCEPTION WHEN data_exception OR character_not_in_repertoire OR syntax_error THEN
       position := NULL;
     END;
-    IF position ->> 'sort' IS DISTINCT FROM sort_by
-       OR (position ->> 'descending') IS DISTINCT FROM descending::text
-       OR start_key IS NULL OR (start_value IS NULL AND NOT nullable) THEN
+    IF position[1] IS DISTINCT FROM sort_by
+       OR position[2] IS DISTINCT FROM (CASE WHEN descending THEN '-' ELSE '+' END)
+       OR (start_value IS NULL AND NOT nullable) THEN
       RAISE EXCEPTION 'cursor is not one of this list'
         USING ERRCODE = 'invalid_parameter_value',
               DETAIL = 'A cursor goes on only with the sort_by and descending that it came from.',
@@ -114,16 +115,18 @@ BEGIN
   RETURN QUERY SELECT * FROM rk_apikeys._page(format($q$
     SELECT v.key_id, v.tenant, v.name, v.description, v.environment, v.masked_key, v.status, v.enabled,
         v.scopes, v.allowed_cidrs, v.rate_limit, v.rate_window, v.metadata, v.expires_at, v.expires_in,
-        v.last_used_at, v.use_count, v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
+        greatest(u.last_used_at, rk_apikeys._live_last_used_at(p.key_id)),
+        greatest(u.use_count, rk_apikeys._live_use_count(p.key_id), 0), v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
         v.created_at, v.created_by, v.updated_at, v.updated_by,
-        translate(encode(convert_to(jsonb_build_object('sort', $6, 'descending', $7,
-          'value', p.sort_value, 'key_id', p.key_id)::text, 'UTF8'), 'base64'), E'+/\n', '-_')
+        encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || p.key_id
+          || coalesce('=' || (to_jsonb(p.sort_value) #>> '{}'), ''), 'UTF8'), 'hex')
       FROM (SELECT k.key_id, %1$s AS sort_value
           FROM rk_apikeys.api_keys k %2$s
           WHERE true %3$s
           ORDER BY %1$s %4$s %5$s, k.key_id %4$s
           LIMIT %6$s) p
         JOIN rk_apikeys.keys v ON v.key_id = p.key_id
+        LEFT JOIN rk_apikeys.key_usage u ON u.key_id = p.key_id
       ORDER BY p.sort_value %4$s %5$s, p.key_id %4$s$q$,
       expression, usage_join, conditions, direction,
       CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END, page_size),

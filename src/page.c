@@ -136,7 +136,7 @@ find_plan(const char *query)
 			hash_search(plans, found->query, HASH_REMOVE, NULL);
 		}
 	}
-	plan = SPI_prepare(query, PAGE_ARGS, types);
+	plan = SPI_prepare_cursor(query, PAGE_ARGS, types, CURSOR_OPT_PARALLEL_OK);
 	if (plan == NULL)
 		elog(ERROR, "could not plan a page: %s",
 			 SPI_result_code_string(SPI_result));

@@ -28,19 +28,20 @@ typedef struct Viewer
 } Viewer;
 
 static bool find_viewer(Viewer *viewer);
-static UsageEntry *find_for_caller(FunctionCallInfo fcinfo, LWLock **lock);
+static bool copy_for_caller(FunctionCallInfo fcinfo, int64 *last_used_at,
+							int64 *use_count);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_at);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_use_count);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_usage);
 
-/* Who is asking; false if he may see nothing, or there is nothing. */
+/* Who is asking; false if he may see nothing. */
 static bool
 find_viewer(Viewer *viewer)
 {
 	char	   *tenant;
 
-	if (!usage_is_shared() || !principal_may_manage())
+	if (!principal_may_manage())
 		return false;
 	viewer->all = caller_sees_all_tenants();
 	tenant = caller_tenant();
@@ -52,31 +53,38 @@ find_viewer(Viewer *viewer)
 }
 
 /*
- * The entry that an SQL function asks for by key id, if the caller may see it:
- * a key of its own tenant, or any for the roles of all tenants, as the tables'
- * policies have it.
+ * Copy what there is of the key that an SQL function asks for.  False if there
+ * is nothing, or the caller may not see it: it is his tenant's, or he has a
+ * role of all tenants, as the tables' policies have it.
  */
-static UsageEntry *
-find_for_caller(FunctionCallInfo fcinfo, LWLock **lock)
+static bool
+copy_for_caller(FunctionCallInfo fcinfo, int64 *last_used_at, int64 *use_count)
 {
 	text	   *key_id = PG_GETARG_TEXT_PP(0);
 	UsageKey	id;
 	uint32		hash;
+	LWLock	   *lock;
 	UsageEntry *entry;
+	uint64		tenant = 0;
 	Viewer		viewer;
 
-	if (VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN || !find_viewer(&viewer))
-		return NULL;
+	if (!usage_is_shared() || VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN)
+		return false;
 	id.database = MyDatabaseId;
 	memcpy(id.key_id, VARDATA_ANY(key_id), TOKEN_KEY_ID_LEN);
 	hash = get_hash_value(usage_entries, &id);
-	*lock = &usage_locks[hash % USAGE_PARTITIONS].lock;
-	LWLockAcquire(*lock, LW_SHARED);
+	lock = &usage_locks[hash % USAGE_PARTITIONS].lock;
+	LWLockAcquire(lock, LW_SHARED);
 	entry = hash_search_with_hash_value(usage_entries, &id, hash, HASH_FIND, NULL);
-	if (entry != NULL && (viewer.all || entry->tenant == viewer.tenant))
-		return entry;
-	LWLockRelease(*lock);
-	return NULL;
+	if (entry != NULL)
+	{
+		*last_used_at = (int64) pg_atomic_read_u64(&entry->last_used_at);
+		*use_count = (int64) pg_atomic_read_u64(&entry->use_count);
+		tenant = entry->tenant;
+	}
+	LWLockRelease(lock);
+	return entry != NULL && find_viewer(&viewer) &&
+		(viewer.all || tenant == viewer.tenant);
 }
 
 /*
@@ -87,32 +95,24 @@ find_for_caller(FunctionCallInfo fcinfo, LWLock **lock)
 Datum
 rk_apikeys_live_last_used_at(PG_FUNCTION_ARGS)
 {
-	LWLock	   *lock;
-	UsageEntry *entry = find_for_caller(fcinfo, &lock);
-	TimestampTz last;
+	int64		last_used_at;
+	int64		use_count;
 
-	if (entry == NULL)
+	if (!copy_for_caller(fcinfo, &last_used_at, &use_count) || last_used_at == 0)
 		PG_RETURN_NULL();
-	last = (TimestampTz) pg_atomic_read_u64(&entry->last_used_at);
-	LWLockRelease(lock);
-	if (last == 0)
-		PG_RETURN_NULL();
-	PG_RETURN_TIMESTAMPTZ(last);
+	PG_RETURN_TIMESTAMPTZ(last_used_at);
 }
 
 /* rk_apikeys._live_use_count(key_id text) → bigint, likewise. */
 Datum
 rk_apikeys_live_use_count(PG_FUNCTION_ARGS)
 {
-	LWLock	   *lock;
-	UsageEntry *entry = find_for_caller(fcinfo, &lock);
-	int64		count;
+	int64		last_used_at;
+	int64		use_count;
 
-	if (entry == NULL)
+	if (!copy_for_caller(fcinfo, &last_used_at, &use_count))
 		PG_RETURN_NULL();
-	count = (int64) pg_atomic_read_u64(&entry->use_count);
-	LWLockRelease(lock);
-	PG_RETURN_INT64(count);
+	PG_RETURN_INT64(use_count);
 }
 
 /*
@@ -129,7 +129,7 @@ rk_apikeys_live_usage(PG_FUNCTION_ARGS)
 	int			count;
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (!find_viewer(&viewer))
+	if (!usage_is_shared() || !find_viewer(&viewer))
 		return (Datum) 0;
 	copies = usage_copy(MyDatabaseId, viewer.all ? NULL : &viewer.tenant, &count);
 	for (int i = 0; i < count; i++)

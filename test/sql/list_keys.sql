@@ -84,10 +84,10 @@ SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', descending => true,
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => ''); -- fails: none
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => 'nonsense'); -- fails: none
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => '####'); -- fails: none
-SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => encode('[]', 'base64')); -- fails: none
-SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => encode('{"sort": "name"}', 'base64')); -- fails: none
-SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'created_at', after => encode('{"sort": "created_at", "descending": false, "value": "never", "key_id": "x"}', 'base64')); -- fails: none
-SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => encode('\xff00', 'base64')); -- fails: none
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => encode('name+7Yh2kQ9mZp1x', 'hex')); -- fails: no value
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => encode('name+short=x', 'hex')); -- fails: no key id
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'created_at', after => encode('created_at+7Yh2kQ9mZp1x=never', 'hex')); -- fails: no time
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => 'ff00'); -- fails: no text
 SET ROLE rk_test_other;
 SELECT name FROM rk_apikeys.list_keys(sort_by => 'name', after => :'cursor');
 SET ROLE rk_test_manager;
