@@ -41,6 +41,11 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 }
 #endif
 
+/* 18: a function that does not return says so in front. */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn __attribute__((noreturn))
+#endif
+
 /* 18: base64 is decoded into uint8. */
 #if PG_VERSION_NUM < 180000
 #define compat_b64_decode(src, len, dst, dstlen) \

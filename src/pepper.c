@@ -44,7 +44,7 @@ static void load(void);
 static int	read_file(char *contents);
 static void parse_file(char *contents);
 static void parse_line(char *line, int number);
-static void refuse(const char *reason) pg_attribute_noreturn();
+pg_noreturn static void refuse(const char *reason);
 
 /* Called at each reload, whether the name has changed or not. */
 static void

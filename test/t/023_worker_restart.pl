@@ -38,6 +38,7 @@ foreach my $mode ('fast', 'fast', 'smart')
 	ok(!-e $saved, "$mode: and the file is gone");
 }
 is(sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()'), '2', 'the flush writes both keys');
+is(sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()'), '0', 'and leaves nothing pending');
 is($node->safe_psql('postgres', "SELECT use_count, denied_count, last_used_addr FROM rk_apikeys.key_usage WHERE key_id = '$id'"),
 	"$total|0|192.0.2.7", 'the uses, and where from');
 is($node->safe_psql('postgres', "SELECT use_count, denied_count FROM rk_apikeys.key_usage WHERE key_id = '$off_id'"),
