@@ -9,7 +9,7 @@
 
 #include "token.h"
 
-#define TEXT_MAX 4096
+#define TEXT_MAX 1024
 
 static const char *const names[] = {"rk", "a", "prod", "z9", "abcdefghijklmnop", "stage"};
 
