@@ -46,7 +46,8 @@ BEGIN
           pieces[1 + floor(random() * cardinality(pieces))], pieces[1 + floor(random() * cardinality(pieces))]);
         c := translate(encode(convert_to(one, 'UTF8'), 'base64'), E'+/\n', '-_');
       ELSE           -- noise
-        c := (SELECT string_agg(chr(1 + floor(random() * 250)::int), '') FROM generate_series(1, floor(random() * 60)::int + i * 0) i);
+        SELECT coalesce(string_agg(chr(1 + floor(random() * 250 + i * 0)::int), ''), '') INTO c
+          FROM generate_series(1, floor(random() * 60)::int) i;
     END CASE;
     BEGIN
       SELECT count(*), count(*) FILTER (WHERE tenant <> current_user) INTO n, foreign_rows
