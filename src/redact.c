@@ -41,6 +41,15 @@ static ProcessUtility_hook_type previous_process_utility_hook = NULL;
 /* The masked statement that debug_query_string points to. */
 static char *masked_statement = NULL;
 
+/* Mask a string, and wipe what its end leaves behind where it was longer. */
+static void
+redact_bytes(char *s, size_t len)
+{
+	size_t		masked = token_redact(s, len);
+
+	explicit_bzero(s + masked, len - masked);
+}
+
 static void
 redact_string(char *s)
 {
@@ -49,7 +58,7 @@ redact_string(char *s)
 		size_t		len = strlen(s);
 
 		if (token_suspected(s, len))
-			s[token_redact(s, len)] = '\0';
+			redact_bytes(s, len);
 	}
 }
 
@@ -96,7 +105,7 @@ redact_activity(void)
 	if (!token_suspected(activity, len))
 		return;
 	PGSTAT_BEGIN_WRITE_ACTIVITY(entry);
-	activity[token_redact(activity, len)] = '\0';
+	redact_bytes(activity, len);
 	PGSTAT_END_WRITE_ACTIVITY(entry);
 }
 

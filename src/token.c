@@ -294,6 +294,8 @@ token_redact(char *s, size_t len)
 						   parts.secret + TOKEN_SECRET_LEN - TOKEN_HINT_LEN,
 						   TOKEN_HINT_LEN);
 					masked_len += TOKEN_HINT_LEN;
+					/* these digits, unlike the last ones, may end a prefix */
+					scan.current.since_letter = 1;
 					break;
 				}
 			}

@@ -24,6 +24,13 @@ SELECT rolname, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname 
 SELECT proname AS security_definer FROM pg_proc WHERE pronamespace = 'rk_apikeys'::regnamespace AND prosecdef;
 SELECT relname AS not_invoker FROM pg_class WHERE relnamespace = 'rk_apikeys'::regnamespace AND relkind = 'v'
   AND NOT coalesce(reloptions @> '{security_invoker=true}', false);
+-- Every function says who may execute it, none is trusted with rows that its caller cannot see, and one role owns all.
+SELECT proname AS by_default FROM pg_proc WHERE pronamespace = 'rk_apikeys'::regnamespace AND proacl IS NULL;
+SELECT proname AS leakproof FROM pg_proc WHERE pronamespace = 'rk_apikeys'::regnamespace AND proleakproof;
+SELECT relname AS another_owner FROM pg_class, pg_extension WHERE relnamespace = 'rk_apikeys'::regnamespace
+  AND extname = 'rk_apikeys' AND relowner <> extowner;
+SELECT proname AS another_owner FROM pg_proc, pg_extension WHERE pronamespace = 'rk_apikeys'::regnamespace
+  AND extname = 'rk_apikeys' AND proowner <> extowner;
 -- PL/pgSQL depends on no search_path.
 SELECT proname AS path_dependent FROM pg_proc p JOIN pg_language l ON l.oid = prolang
   WHERE pronamespace = 'rk_apikeys'::regnamespace
