@@ -218,8 +218,9 @@ const actions = (row) => html`
 
 const line = (row) => html`
 <tr role="row" data-key="${row.key_id}" data-name="${row.name}" data-masked="${row.masked_key}">
-  <th role="rowheader" scope="row"><a href="/keys/${row.key_id}">${row.name}</a> ${badge(row.status)}</th>
-  <td role="cell" data-label="API key"><code>${row.masked_key}</code></td>
+  <th role="rowheader" scope="row"><a href="/keys/${row.key_id}">${row.name}</a>
+    <span class="state">${badge(row.status)}${row.expires_at && html` <span class="minor">${row.status === 'expired' ? 'since' : 'until'} ${day(row.expires_at)}</span>`}</span></th>
+  <td role="cell" class="masked"><code>${row.masked_key}</code></td>
   <td role="cell" data-label="Last used">${time(row.last_used_at)}</td>
   <td role="cell" data-label="Created on">${time(row.created_at)}</td>
   <td role="cell" data-label="Last updated on" data-updated>${time(row.updated_at)}</td>
@@ -271,27 +272,36 @@ ${createDialog}${secretDialog}${rotateDialog}${deleteDialog}` });
 
 // --- a key's page -------------------------------------------------------------------------------------------------------
 
-// Bars for what was used and, on top, refused; the numbers are in a table below it.
-function chart(days) {
-  const [width, height, left, bottom, above] = [720, 200, 44, 24, 10];
-  const highest = Math.max(...days.map((d) => d.uses + d.denials));
-  const step = 10 ** Math.floor(Math.log10(Math.max(highest, 4) / 4));
-  const tick = Math.ceil(Math.max(highest, 4) / 4 / step) * step;
+// The smallest round number that is not below another one.
+function round(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 2.5, 5, 10].find((digit) => digit * power >= value && digit * power % 1 === 0) * power;
+}
+
+// Bars for what was used and, on top, refused.
+function bars(days, title, kind, width, height) {
+  const [left, right, bottom, above] = [48, 16, 24, 8];
+  const tick = round(Math.max(4, ...days.map((d) => d.uses + d.denials)) / 4);
   const y = (value) => above + (height - above - bottom) * (1 - value / (4 * tick));
-  const slot = (width - left) / days.length;
-  const at = (i) => (left + i * slot + slot * 0.15).toFixed(1);
+  const slot = (width - left - right) / days.length;
   const short = (text) => day(new Date(text)).replace(/ \d{4}$/, '');
-  const bar = (i, kind, from, to) => to > from
-    && html`<rect class="${kind}" x="${at(i)}" width="${(slot * 0.7).toFixed(1)}" y="${y(to).toFixed(1)}" height="${(y(from) - y(to)).toFixed(1)}" rx="1.5"/>`;
+  const bar = (i, series, from, to) => to > from
+    && html`<rect class="${series}" x="${(left + (i + 0.16) * slot).toFixed(1)}" width="${(slot * 0.68).toFixed(1)}" y="${y(to).toFixed(1)}" height="${(y(from) - y(to)).toFixed(1)}"/>`;
+  return html`
+  <svg class="${kind}" viewBox="0 0 ${width} ${height}" role="img" aria-label="${title}">
+    ${[0, 1, 2, 3, 4].map((n) => html`<line class="${n ? 'grid' : 'axis'}" x1="${left}" x2="${width}" y1="${y(n * tick)}" y2="${y(n * tick)}"/><text x="${left - 8}" y="${y(n * tick) + 4}" text-anchor="end">${(n * tick).toLocaleString('en')}</text>`)}
+    ${days.map((d, i) => html`<g><title>${short(d.day)}: ${d.uses} used, ${d.denials} refused</title><rect class="reach" x="${(left + i * slot).toFixed(1)}" y="${above}" width="${slot.toFixed(1)}" height="${height - above - bottom}"/>${bar(i, 'uses', 0, d.uses)}${bar(i, 'denials', d.uses, d.uses + d.denials)}</g>`)}
+    ${days.map((d, i) => i % 7 === 1 && html`<text x="${(left + (i + 0.5) * slot).toFixed(1)}" y="${height - 6}" text-anchor="middle">${short(d.day)}</text>`)}
+  </svg>`;
+}
+
+// The use per day as a picture, of which the style sheet shows the one that fits, and as a table.
+function chart(days) {
   const uses = days.reduce((sum, d) => sum + d.uses, 0), denials = days.reduce((sum, d) => sum + d.denials, 0);
+  const title = `Uses per day over the last ${days.length} days: ${uses} used, ${denials} refused`;
   return html`
 <figure class="chart">
-  <svg viewBox="0 0 ${width} ${height}" role="img" aria-labelledby="chart-title">
-    <title id="chart-title">Uses per day over the last ${days.length} days: ${uses} uses, ${denials} refused</title>
-    ${[0, 1, 2, 3, 4].map((n) => html`<line class="${n ? 'grid' : 'axis'}" x1="${left}" x2="${width}" y1="${y(n * tick)}" y2="${y(n * tick)}"/><text x="${left - 8}" y="${y(n * tick) + 4}" text-anchor="end">${(n * tick).toLocaleString('en')}</text>`)}
-    ${days.map((d, i) => html`<g><title>${short(d.day)}: ${d.uses} uses, ${d.denials} refused</title><rect class="reach" x="${left + i * slot}" y="${above}" width="${slot}" height="${height - above - bottom}"/>${bar(i, 'uses', 0, d.uses)}${bar(i, 'denials', d.uses, d.uses + d.denials)}</g>`)}
-    ${days.map((d, i) => i % 7 === 1 && html`<text x="${left + i * slot + slot / 2}" y="${height - 6}" text-anchor="middle">${short(d.day)}</text>`)}
-  </svg>
+  ${bars(days, title, 'roomy', 1060, 240)}${bars(days, title, 'tight', 320, 190)}
   <figcaption><span class="legend uses">Used: ${uses.toLocaleString('en')}</span><span class="legend denials">Refused: ${denials.toLocaleString('en')}</span></figcaption>
   <details><summary>As a table</summary><div class="scroll" tabindex="0" role="region" aria-label="Uses per day"><table class="plain">
     <thead><tr><th scope="col">Day</th><th scope="col">Used</th><th scope="col">Refused</th></tr></thead>
@@ -299,7 +309,13 @@ function chart(days) {
 </figure>`;
 }
 
-const plain = (value) => (value === null || value === undefined ? 'none' : typeof value === 'object' ? JSON.stringify(value) : String(value));
+// A setting's value as the history has it, which is JSON.
+function plain(value) {
+  if (value === null || value === undefined) return 'none';
+  if (/^\d{4}-\d\d-\d\dT[\d:.]+[-+]\d\d:\d\d$/.test(value)) return time(new Date(value));
+  if (Array.isArray(value)) return value.join(', ') || 'none';
+  return typeof value === 'object' ? JSON.stringify(value) : String(value) || 'empty';
+}
 
 const changed = (changes) => Object.entries(changes ?? {}).map(([what, change]) => html`
   <li><span class="minor">${what.replaceAll('_', ' ')}:</span> ${'old' in Object(change) && html`<del>${plain(change.old)}</del> → `}${'new' in Object(change) ? html`<ins>${plain(change.new)}</ins>` : html`<del>${plain(change.old)}</del>`}</li>`);

@@ -53,7 +53,7 @@ const pictures = [
 const server = await startConsole();
 const browser = await startBrowser();
 for (const [name, screen, viewport, colorScheme, query = '', fullPage = false] of pictures) {
-  const context = await browser.newContext({ viewport, colorScheme, reducedMotion: 'reduce', permissions: ['clipboard-read', 'clipboard-write'] });
+  const context = await browser.newContext({ viewport, colorScheme, locale: 'en-GB', reducedMotion: 'reduce', permissions: ['clipboard-read', 'clipboard-write'] });
   const page = await context.newPage();
   await signIn(page, 'acme');
   await page.goto(`${origin}/keys${query}`);
