@@ -44,11 +44,11 @@ const time = (date, none = 'Never') => (date
   ? html`<time datetime="${date.toISOString()}">${day(date)} <span class="minor">${minute(date)}</span></time>`
   : html`<span class="minor">${none}</span>`);
 
-// An address with the parameters that are set.
+// An address with the parameters that are set; a list is a parameter that comes several times.
 function link(path, query) {
-  const text = new URLSearchParams(Object.entries(query)
-    .flatMap(([name, value]) => [value].flat().map((one) => [name, one])).filter(([, one]) => one !== undefined && one !== '')).toString();
-  return text ? `${path}?${text}` : path;
+  const pairs = Object.entries(query).flatMap(([name, value]) => (Array.isArray(value) ? value.map((one) => [name, one])
+    : value === undefined || value === '' ? [] : [[name, value]]));
+  return pairs.length ? `${path}?${new URLSearchParams(pairs)}` : path;
 }
 
 const alert = ({ message, hint }) => html`
@@ -210,11 +210,11 @@ const COLUMNS = [['name', 'Name'], ['key_id', 'API key'], ['last_used_at', 'Last
 
 const over = (status) => ['revoked', 'rotated', 'expired'].includes(status);
 
-const actions = (row) => html`
-  <button type="button" class="switch" role="switch" aria-checked="${row.enabled}" data-toggle aria-label="Enabled: ${row.name}" ${over(row.status) && html`disabled`}
+const actions = (row, words) => html`
+  <button type="button" class="switch" role="switch" aria-checked="${String(row.enabled)}" data-toggle aria-label="Enabled: ${row.name}" ${over(row.status) && html`disabled`}
     title="Enable or disable"><span></span></button>
-  <button type="button" class="square" data-open="rotate" aria-label="Rotate ${row.name}" title="Rotate" ${over(row.status) && html`disabled`}>${ICONS.rotate}</button>
-  <button type="button" class="square" data-open="delete" aria-label="Delete ${row.name}" title="Delete">${ICONS.trash}</button>`;
+  <button type="button" class="${!words && 'square'}" data-open="rotate" aria-label="Rotate ${row.name}" title="Rotate" ${over(row.status) && html`disabled`}>${ICONS.rotate}${words && 'Rotate'}</button>
+  <button type="button" class="${!words && 'square'}" data-open="delete" aria-label="Delete ${row.name}" title="Delete">${ICONS.trash}${words && 'Delete'}</button>`;
 
 const line = (row) => html`
 <tr role="row" data-key="${row.key_id}" data-name="${row.name}" data-masked="${row.masked_key}">
@@ -343,7 +343,7 @@ function key({ session, id, key: row, days, events }) {
 ${row ? html`
 <div class="title" data-key="${row.key_id}" data-name="${row.name}" data-masked="${row.masked_key}">
   <div><h1>${row.name} ${badge(row.status)}</h1><p><code>${row.masked_key}</code></p></div>
-  <div class="actions"><div>${actions(row)}</div></div>
+  <div class="actions"><div>${actions(row, true)}</div></div>
 </div>
 ${row.description && html`<p class="description">${row.description}</p>`}
 ${facts}` : html`<div class="title"><h1>Deleted key <code>${id}</code></h1></div><p>The key is gone. Its history stays.</p>`}

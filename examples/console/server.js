@@ -87,6 +87,7 @@ function same(a, b) {
 
 const app = fastify({ bodyLimit: 65536 });
 
+app.removeContentTypeParser('text/plain'); // forms of other sites can send it
 app.addContentTypeParser('application/x-www-form-urlencoded', { parseAs: 'string' },
   (request, body, done) => done(null, Object.fromEntries(new URLSearchParams(body))));
 

@@ -63,6 +63,7 @@ let subject; // the key that a dialog is about: its row, or its page's title
 const openers = {
   create(box) {
     $('form', box).reset();
+    $('details', box).open = false;
   },
   rotate(box) {
     $('[data-name]', box).textContent = subject.dataset.name;
