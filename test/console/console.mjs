@@ -191,6 +191,7 @@ answers = [];
 await page.goto(`${origin}/keys`);
 dialog = await fill(page, { 'API key name': 'Left open' });
 await button(dialog, 'Create API Key').dblclick();
+await page.getByText('API Key Created Successfully').waitFor();
 const left = await page.getByLabel('Secret key').inputValue();
 is(answers.length, 1, 'a double click makes one key');
 await page.reload();
