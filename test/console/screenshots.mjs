@@ -38,16 +38,16 @@ const screens = {
   },
 };
 
-// name of the picture: screen, size, colours, where it starts, whether it goes below the fold
+// name, screen, size, colours, what the list shows first, whether the picture goes below the fold; the one that makes a key comes last
 const pictures = [
   ['list-wide-light', 'list', WIDE, 'light'],
   ['list-narrow-dark', 'list', NARROW, 'dark'],
   ['create-wide-dark', 'create', WIDE, 'dark'],
   ['create-narrow-light', 'create', NARROW, 'light'],
-  ['created-wide-light', 'created', WIDE, 'light'],
   ['delete-narrow-dark', 'delete', NARROW, 'dark', '?search=hubspot'],
   ['key-wide-dark', 'key', WIDE, 'dark', '?search=hubspot&sort=name', true],
   ['key-narrow-light', 'key', NARROW, 'light', '?search=hubspot&sort=name', true],
+  ['created-wide-light', 'created', WIDE, 'light'],
 ];
 
 const server = await startConsole();
