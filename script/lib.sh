@@ -71,6 +71,11 @@ rk_missing_for() {
         [ -e /usr/share/java/postgresql.jar ] || echo libpostgresql-jdbc-java
         command -v javac >/dev/null || echo default-jdk-headless
         ;;
+      060_console)
+        command -v node >/dev/null || echo nodejs
+        command -v npm >/dev/null || echo npm
+        [ -x /usr/bin/chromium ] || echo chromium
+        ;;
     esac
   done
 }

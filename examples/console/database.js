@@ -1,0 +1,75 @@
+// examples/console/database.js: what the console says to the database. Each action is one statement of rk_apikeys, in a transaction
+// whose tenant is the session's; who may see or do what is decided there and not here.
+'use strict';
+
+const { Pool, types } = require('pg');
+
+types.setTypeParser(types.builtins.INTERVAL, (text) => text);
+types.setTypeParser(types.builtins.DATE, (text) => text);
+types.setTypeParser(types.builtins.INT8, Number);
+types.setTypeParser(651, types.getTypeParser(1009)); // cidr[], as text[]
+
+// From PGHOST, PGUSER…; dates that people type are days in UTC.
+const pool = new Pool({ max: 5, application_name: 'console', options: '-c TimeZone=UTC -c IntervalStyle=postgres_verbose' });
+pool.on('error', (error) => console.error(`idle connection: ${error.code}`));
+
+async function transaction(begin, tenant, action) {
+  const client = await pool.connect();
+  let broken;
+  try {
+    await client.query(`${begin}; SET LOCAL rk_apikeys.tenant = ${client.escapeLiteral(tenant)}`);
+    const answer = await action(client);
+    await client.query('COMMIT');
+    return answer;
+  } catch (error) {
+    await client.query('ROLLBACK').catch((lost) => { broken = lost; });
+    throw error;
+  } finally {
+    client.release(broken);
+  }
+}
+
+const reading = (tenant, action) => transaction('BEGIN READ ONLY', tenant, action);
+
+// The rows of one statement that changes something.
+const change = (tenant, text, values) =>
+  transaction('BEGIN', tenant, async (client) => (await client.query(text, values)).rows);
+
+const LISTED = 'key_id, name, environment, masked_key, status, enabled, expires_at, last_used_at, created_at, updated_at';
+
+module.exports = {
+  close: () => pool.end(),
+
+  list: (tenant, { search, status, sort, descending, size, after }) => reading(tenant, async (client) => (await client.query(
+    `SELECT ${LISTED}, cursor FROM rk_apikeys.list_keys(search => $1, status => $2, sort_by => $3, descending => $4,
+       page_size => $5, after => $6)`, [search, status, sort, descending, size, after])).rows),
+
+  // A key with its use per day and its history; undefined if there is none. A deleted key has its history left.
+  key: (tenant, id) => reading(tenant, async (client) => {
+    const key = await client.query(
+      `SELECT ${LISTED}, description, scopes, allowed_cidrs, rate_limit, rate_window, expires_in, use_count, replaces, grace_until,
+         revoked_at, revoked_reason, created_by, updated_by FROM rk_apikeys.keys WHERE key_id = $1`, [id]);
+    const days = await client.query(
+      `SELECT day, coalesce(uses, 0) AS uses, coalesce(denials, 0) AS denials
+         FROM generate_series(current_date - 29, current_date, '1 day') d(at)
+           CROSS JOIN LATERAL (SELECT at::date) today(day)
+           LEFT JOIN (SELECT day, uses, denials FROM rk_apikeys.key_activity WHERE key_id = $1) a USING (day)
+         ORDER BY day`, [id]);
+    const events = await client.query(
+      `SELECT occurred_at, event, actor, role, principal, changes FROM rk_apikeys.key_events WHERE key_id = $1
+         ORDER BY event_id DESC LIMIT 100`, [id]);
+    return events.rows.length || key.rows.length ? { key: key.rows[0], days: days.rows, events: events.rows } : undefined;
+  }),
+
+  create: (tenant, k) => change(tenant,
+    `SELECT key_id, secret FROM rk_apikeys.create_key($1, $2, expires_at => $3, environment => $4, scopes => $5,
+       allowed_cidrs => $6::text[]::cidr[], rate_limit => $7, rate_window => $8)`,
+    [k.name, k.description, k.expires, k.environment, k.scopes, k.addresses, k.limit, k.window]),
+
+  rotate: (tenant, id, grace) => change(tenant, 'SELECT key_id, secret FROM rk_apikeys.rotate_key($1, $2)', [id, grace]),
+
+  enable: (tenant, id, enabled) => change(tenant,
+    `UPDATE rk_apikeys.keys SET enabled = $2 WHERE key_id = $1 RETURNING ${LISTED}`, [id, enabled]),
+
+  remove: (tenant, id) => change(tenant, 'DELETE FROM rk_apikeys.keys WHERE key_id = $1 RETURNING name', [id]),
+};

@@ -1,0 +1,359 @@
+// examples/console/pages.js: the pages. html`…` escapes what is put into it, unless it came from html`…` itself, so that a key may be
+// called what it likes.
+'use strict';
+
+class Markup {
+  constructor(text) { this.text = text; }
+  toString() { return this.text; }
+}
+
+const ESCAPES = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;', "'": '&#39;' };
+
+function render(value) {
+  if (value instanceof Markup) return value.text;
+  if (Array.isArray(value)) return value.map(render).join('');
+  if (value === undefined || value === null || value === false) return '';
+  return String(value).replace(/[&<>"']/g, (character) => ESCAPES[character]);
+}
+
+const html = (strings, ...values) =>
+  new Markup(strings.reduce((text, string, i) => text + render(values[i - 1]) + string));
+
+// --- parts --------------------------------------------------------------------------------------------------------------
+
+const icon = (path) => html`<svg class="icon" viewBox="0 0 20 20" aria-hidden="true"><path d="${path}"/></svg>`;
+const ICONS = {
+  key: icon('M12.5 2.5a5 5 0 0 0-4.8 6.4L2.5 14v3.5H6V15h2v-2h2l1.1-1.2A5 5 0 1 0 12.5 2.5zM13.8 6.2h.01'),
+  plus: icon('M10 4v12M4 10h12'),
+  search: icon('M9 3.5a5.5 5.5 0 1 0 0 11 5.5 5.5 0 0 0 0-11zM13 13l4 4'),
+  rotate: icon('M16 6.5A7 7 0 0 0 3.6 7.5M3.5 3.5v4h4M4 13.5a7 7 0 0 0 12.4-1M16.5 16.5v-4h-4'),
+  trash: icon('M3.5 5.5h13M8 5.5V3.5h4v2M5.5 5.5l.7 11h7.6l.7-11M8.5 8.5v5M11.5 8.5v5'),
+  copy: icon('M7 7h9.5v9.5H7zM4.5 13H3.5V3.5H13v1'),
+  download: icon('M10 3v10M6 9.5l4 4 4-4M3.5 16.5h13'),
+  close: icon('M5 5l10 10M15 5L5 15'),
+  done: icon('M4 10.5l4 4 8-9'),
+  warning: icon('M10 3l8 13.5H2zM10 8v4M10 14.3h.01'),
+};
+
+const STATUS = { active: 'Active', grace: 'Grace', rotated: 'Rotated', disabled: 'Disabled', expired: 'Expired', revoked: 'Revoked' };
+const badge = (status) => html`<span class="badge ${status}" data-status>${STATUS[status] ?? status}</span>`;
+
+const day = (date) => date.toLocaleDateString('en-GB', { day: 'numeric', month: 'short', year: 'numeric', timeZone: 'UTC' });
+const minute = (date) => date.toISOString().slice(11, 16);
+const time = (date, none = 'Never') => (date
+  ? html`<time datetime="${date.toISOString()}">${day(date)} <span class="minor">${minute(date)}</span></time>`
+  : html`<span class="minor">${none}</span>`);
+
+// An address with the parameters that are set; a list is a parameter that comes several times.
+function link(path, query) {
+  const pairs = Object.entries(query).flatMap(([name, value]) => (Array.isArray(value) ? value.map((one) => [name, one])
+    : value === undefined || value === '' ? [] : [[name, value]]));
+  return pairs.length ? `${path}?${new URLSearchParams(pairs)}` : path;
+}
+
+const alert = ({ message, hint }) => html`
+  <div class="alert" role="alert">${ICONS.warning}<div><p><strong>${message}</strong></p>${hint && html`<p>${hint}</p>`}</div></div>`;
+
+// --- the frame ----------------------------------------------------------------------------------------------------------
+
+const document = ({ title, session, body }) => html`<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+${session && html`<meta name="csrf" content="${session.csrf}">`}
+<title>${title}</title>
+<link rel="icon" href="/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="/console.css">
+<script src="/console.js" defer></script>
+</head>
+<body>
+${body}
+</body>
+</html>
+`;
+
+const frame = ({ title, session, main }) => document({ title: `${title} · Console`, session, body: html`
+<a class="skip" href="#main">Skip to content</a>
+<header class="bar">
+  <a class="brand" href="/keys">${ICONS.key}<span>Console</span></a>
+  <form class="who" method="post" action="/sign-out">
+    <input type="hidden" name="csrf" value="${session.csrf}">
+    <span class="tenant"><span class="visually-hidden">Signed in for </span>${session.tenant}</span>
+    <button class="quiet">Sign out</button>
+  </form>
+</header>
+<div class="frame">
+  <nav class="side" aria-label="Main">
+    <p class="group" id="group">Widgets &amp; Integration</p>
+    <ul aria-labelledby="group"><li><a href="/keys" aria-current="true">API &amp; Webhook Integration</a></li></ul>
+  </nav>
+  <main id="main" tabindex="-1">${main}</main>
+</div>
+<p id="say" class="toast" role="status" aria-live="polite"></p>` });
+
+const heading = (session) => html`
+<h1>API &amp; Webhook Integration</h1>
+<nav class="tabs" aria-label="API &amp; Webhook Integration"><a href="/keys" aria-current="page">API Keys</a></nav>`;
+
+const signIn = ({ tenants }) => document({ title: 'Sign in · Console', body: html`
+<main class="door">
+  <div class="card">
+    <p class="brand">${ICONS.key}<span>Console</span></p>
+    <h1>Sign in</h1>
+    <p class="minor">This sign-in is made up: choose whose API keys to manage. A product brings its own.</p>
+    <form method="post" action="/sign-in">
+      <fieldset><legend>Tenant</legend>
+        ${tenants.map((tenant, i) => html`<label class="choice"><input type="radio" name="tenant" value="${tenant}" ${i === 0 && html`checked`} required> ${tenant}</label>`)}
+      </fieldset>
+      <button class="primary wide">Sign in</button>
+    </form>
+  </div>
+</main>` });
+
+const failure = ({ session, message, hint }) => {
+  const main = html`${alert({ message, hint })}<p><a href="/keys">Go to the API keys</a></p>`;
+  return session ? frame({ title: 'Not done', session, main: html`${heading(session)}${main}` })
+    : document({ title: 'Not done · Console', body: html`<main class="door"><div class="card"><h1>Console</h1>${main}</div></main>` });
+};
+
+// --- dialogs ------------------------------------------------------------------------------------------------------------
+
+const top = (id, title) => html`
+  <header><h2 id="${id}-title">${title}</h2>
+    <button type="button" class="square" data-close aria-label="Close">${ICONS.close}</button></header>`;
+const refusal = html`<div class="alert" role="alert" data-error hidden>${ICONS.warning}<div><p><strong></strong></p><p></p></div></div>`;
+
+const createDialog = html`
+<dialog id="create" aria-labelledby="create-title">
+  <form method="dialog" data-action="/keys" autocomplete="off">
+    ${top('create', 'Create API Key')}
+    <div class="body">
+      <p class="field"><label for="name">API key name</label>
+        <input id="name" name="name" required maxlength="200" autofocus placeholder="HubSpot Sync – Prod"></p>
+      <p class="field"><label for="description">Description <span class="minor">(optional)</span></label>
+        <textarea id="description" name="description" rows="2" maxlength="2000" placeholder="What uses this key, and who answers for it"></textarea></p>
+      <p class="field"><label for="expires">Expire date <span class="minor">(optional)</span></label>
+        <input id="expires" name="expires" type="date" aria-describedby="expires-help">
+        <span class="help" id="expires-help">The key stops working when this day begins (UTC). Empty: never.</span></p>
+      <details><summary>More</summary>
+        <div class="two">
+          <p class="field"><label for="environment">Environment</label>
+            <input id="environment" name="environment" list="environments" placeholder="prod" spellcheck="false" autocapitalize="none">
+            <datalist id="environments"><option>prod<option>stage<option>dev</datalist></p>
+          <p class="field"><label for="limit">Rate limit</label>
+            <span class="join"><input id="limit" name="limit" inputmode="numeric" placeholder="No limit">
+              <label class="visually-hidden" for="window">Rate limit is per</label>
+              <select id="window" name="window"><option value="1 second">a second<option value="1 minute" selected>a minute<option value="1 hour">an hour<option value="1 day">a day</select></span></p>
+        </div>
+        <p class="field"><label for="scopes">Scopes</label>
+          <input id="scopes" name="scopes" placeholder="contacts:read contacts:write" spellcheck="false" autocapitalize="none" aria-describedby="scopes-help">
+          <span class="help" id="scopes-help">What the key may do; blanks or commas between them.</span></p>
+        <p class="field"><label for="addresses">Addresses</label>
+          <input id="addresses" name="addresses" placeholder="203.0.113.0/24 2001:db8::/32" spellcheck="false" autocapitalize="none" aria-describedby="addresses-help">
+          <span class="help" id="addresses-help">Networks that may use the key. Empty: any.</span></p>
+      </details>
+      ${refusal}
+    </div>
+    <footer><button type="button" data-close>Cancel</button><button class="primary" data-submit>Create API Key</button></footer>
+  </form>
+</dialog>`;
+
+const secretDialog = html`
+<dialog id="secret" aria-labelledby="secret-title" aria-describedby="secret-note">
+  <form method="dialog">
+    <header><h2 id="secret-title" tabindex="-1"><span class="tick">${ICONS.done}</span><span data-title>API Key Created Successfully</span></h2></header>
+    <div class="body">
+      <p id="secret-note">Copy or download the secret of <strong data-name></strong> now. It is shown this once, and nobody can get it back.</p>
+      <p class="field"><label for="token">Secret key</label>
+        <textarea id="token" class="token" rows="2" readonly spellcheck="false"></textarea></p>
+      <div class="buttons">
+        <button type="button" class="primary" data-copy>${ICONS.copy}Copy Secret Key</button>
+        <button type="button" data-download>${ICONS.download}Download Key</button>
+      </div>
+      <p class="told minor" role="status" data-told></p>
+    </div>
+    <footer><button type="button" data-done>Done</button></footer>
+  </form>
+</dialog>`;
+
+const rotateDialog = html`
+<dialog id="rotate" aria-labelledby="rotate-title">
+  <form method="dialog">
+    ${top('rotate', 'Rotate API key')}
+    <div class="body">
+      <p><strong data-name></strong> gets a successor with the same settings and a new secret.</p>
+      <p class="field"><label for="grace">The old key keeps working for</label>
+        <select id="grace" name="grace"><option value="0">No time: it ends at once<option value="1 hour">1 hour<option value="24 hours" selected>24 hours<option value="7 days">7 days<option value="30 days">30 days</select></p>
+      ${refusal}
+    </div>
+    <footer><button type="button" data-close>Cancel</button><button class="primary" data-submit>Rotate key</button></footer>
+  </form>
+</dialog>`;
+
+const deleteDialog = html`
+<dialog id="delete" role="alertdialog" aria-labelledby="delete-title" aria-describedby="delete-note">
+  <form method="dialog">
+    ${top('delete', 'Delete API key?')}
+    <div class="body">
+      <p id="delete-note"><strong data-name></strong> (<code data-masked></code>) stops working at once. This cannot be undone. Its history stays.</p>
+      ${refusal}
+    </div>
+    <footer><button type="button" data-close autofocus>Cancel</button><button class="danger" data-submit>Delete key</button></footer>
+  </form>
+</dialog>`;
+
+// --- the list -----------------------------------------------------------------------------------------------------------
+
+const COLUMNS = [['name', 'Name'], ['key_id', 'API key'], ['last_used_at', 'Last used'], ['created_at', 'Created on'], ['updated_at', 'Last updated on']];
+
+const over = (status) => ['revoked', 'rotated', 'expired'].includes(status);
+
+const actions = (row, words) => html`
+  <button type="button" class="switch" role="switch" aria-checked="${String(row.enabled)}" data-toggle aria-label="Enabled: ${row.name}" ${over(row.status) && html`disabled`}
+    title="Enable or disable"><span></span></button>
+  <button type="button" class="${!words && 'square'}" data-open="rotate" aria-label="Rotate ${row.name}" title="Rotate" ${over(row.status) && html`disabled`}>${ICONS.rotate}${words && 'Rotate'}</button>
+  <button type="button" class="${!words && 'square'}" data-open="delete" aria-label="Delete ${row.name}" title="Delete">${ICONS.trash}${words && 'Delete'}</button>`;
+
+const line = (row) => html`
+<tr role="row" data-key="${row.key_id}" data-name="${row.name}" data-masked="${row.masked_key}">
+  <th role="rowheader" scope="row"><a href="/keys/${row.key_id}">${row.name}</a>
+    <span class="state">${badge(row.status)}${row.expires_at && html` <span class="minor">${row.status === 'expired' ? 'since' : 'until'} ${day(row.expires_at)}</span>`}</span></th>
+  <td role="cell" class="masked"><code>${row.masked_key}</code></td>
+  <td role="cell" data-label="Last used">${time(row.last_used_at)}</td>
+  <td role="cell" data-label="Created on">${time(row.created_at)}</td>
+  <td role="cell" data-label="Last updated on" data-updated>${time(row.updated_at)}</td>
+  <td role="cell" class="actions" data-label="Actions"><div>${actions(row)}</div></td>
+</tr>`;
+
+function list({ session, view, rows, next, error }) {
+  const { search, status, sort, descending, after, back } = view;
+  const here = { search, status, sort, direction: descending ? 'descending' : 'ascending' };
+  const columns = COLUMNS.map(([by, title]) => {
+    const current = by === sort;
+    // dates are first wanted from the newest
+    const direction = current ? !descending : by.endsWith('_at');
+    return html`<th role="columnheader" scope="col" class="${by}" ${current && html`aria-sort="${here.direction}"`}>
+      <a href="${link('/keys', { search, status, sort: by, direction: direction ? 'descending' : 'ascending' })}">${title}<span class="arrow" aria-hidden="true">${current ? (descending ? '↓' : '↑') : '↕'}</span></a></th>`;
+  });
+  const none = search || status
+    ? html`<p class="empty"><strong>No API key matches.</strong> <a href="/keys">Show all</a></p>`
+    : html`<p class="empty"><strong>No API keys yet.</strong> Create one for the first integration.</p>`;
+  const earlier = back.length ? { ...here, after: back.at(-1) || undefined, back: back.slice(0, -1) } : undefined;
+  const later = next && { ...here, after: next, back: [...back, after ?? ''] };
+  return frame({ title: 'API Keys', session, main: html`
+${heading(session)}
+<div class="tools">
+  <form role="search" action="/keys" class="find">
+    <label class="visually-hidden" for="search">Search API keys</label>
+    <span class="search">${ICONS.search}<input id="search" type="search" name="search" value="${search}" placeholder="Search name, description or key id"></span>
+    <label class="visually-hidden" for="status">Status</label>
+    <select id="status" name="status"><option value="">All statuses</option>${Object.entries(STATUS).map(([value, word]) => html`<option value="${value}" ${value === status && html`selected`}>${word}</option>`)}</select>
+    <input type="hidden" name="sort" value="${sort}"><input type="hidden" name="direction" value="${here.direction}">
+    <button>Search</button>
+  </form>
+  <button type="button" class="primary" data-open="create">${ICONS.plus}Create API Key</button>
+</div>
+${error && alert(error)}
+${rows.length ? html`
+<div class="sheet"><table role="table" class="keys">
+  <caption class="visually-hidden">API keys of ${session.tenant}; times are UTC. A column's heading sorts by it.</caption>
+  <thead role="rowgroup"><tr role="row">${columns}<th role="columnheader" scope="col" class="actions">Actions</th></tr></thead>
+  <tbody role="rowgroup">${rows.map(line)}</tbody>
+</table></div>` : !error && none}
+<nav class="pages" aria-label="Pages">
+  <span class="minor">${rows.length ? `Page ${back.length + 1} · ${rows.length} ${rows.length === 1 ? 'key' : 'keys'} · times in UTC` : ''}</span>
+  ${earlier && html`<a class="button" rel="prev" href="${link('/keys', earlier)}">Previous</a>`}
+  ${later && html`<a class="button" rel="next" href="${link('/keys', later)}">Next</a>`}
+</nav>
+${createDialog}${secretDialog}${rotateDialog}${deleteDialog}` });
+}
+
+// --- a key's page -------------------------------------------------------------------------------------------------------
+
+// The smallest round number that is not below another one.
+function round(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 2.5, 5, 10].find((digit) => digit * power >= value && digit * power % 1 === 0) * power;
+}
+
+// Bars for what was used and, on top, refused.
+function bars(days, title, kind, width, height) {
+  const [left, right, bottom, above] = [48, 16, 24, 8];
+  const tick = round(Math.max(4, ...days.map((d) => d.uses + d.denials)) / 4);
+  const y = (value) => above + (height - above - bottom) * (1 - value / (4 * tick));
+  const slot = (width - left - right) / days.length;
+  const short = (text) => day(new Date(text)).replace(/ \d{4}$/, '');
+  const bar = (i, series, from, to) => to > from
+    && html`<rect class="${series}" x="${(left + (i + 0.16) * slot).toFixed(1)}" width="${(slot * 0.68).toFixed(1)}" y="${y(to).toFixed(1)}" height="${(y(from) - y(to)).toFixed(1)}"/>`;
+  return html`
+  <svg class="${kind}" viewBox="0 0 ${width} ${height}" role="img" aria-label="${title}">
+    ${[0, 1, 2, 3, 4].map((n) => html`<line class="${n ? 'grid' : 'axis'}" x1="${left}" x2="${width}" y1="${y(n * tick)}" y2="${y(n * tick)}"/><text x="${left - 8}" y="${y(n * tick) + 4}" text-anchor="end">${(n * tick).toLocaleString('en')}</text>`)}
+    ${days.map((d, i) => html`<g><title>${short(d.day)}: ${d.uses} used, ${d.denials} refused</title><rect class="reach" x="${(left + i * slot).toFixed(1)}" y="${above}" width="${slot.toFixed(1)}" height="${height - above - bottom}"/>${bar(i, 'uses', 0, d.uses)}${bar(i, 'denials', d.uses, d.uses + d.denials)}</g>`)}
+    ${days.map((d, i) => i % 7 === 1 && html`<text x="${(left + (i + 0.5) * slot).toFixed(1)}" y="${height - 6}" text-anchor="middle">${short(d.day)}</text>`)}
+  </svg>`;
+}
+
+// The use per day as a picture, of which the style sheet shows the one that fits, and as a table.
+function chart(days) {
+  const uses = days.reduce((sum, d) => sum + d.uses, 0), denials = days.reduce((sum, d) => sum + d.denials, 0);
+  const title = `Uses per day over the last ${days.length} days: ${uses} used, ${denials} refused`;
+  return html`
+<figure class="chart">
+  ${bars(days, title, 'roomy', 1060, 240)}${bars(days, title, 'tight', 320, 190)}
+  <figcaption><span class="legend uses">Used: ${uses.toLocaleString('en')}</span><span class="legend denials">Refused: ${denials.toLocaleString('en')}</span></figcaption>
+  <details><summary>As a table</summary><div class="scroll" tabindex="0" role="region" aria-label="Uses per day"><table class="plain">
+    <thead><tr><th scope="col">Day</th><th scope="col">Used</th><th scope="col">Refused</th></tr></thead>
+    <tbody>${days.map((d) => html`<tr><th scope="row">${day(new Date(d.day))}</th><td>${d.uses}</td><td>${d.denials}</td></tr>`)}</tbody></table></div></details>
+</figure>`;
+}
+
+// A setting's value as the history has it, which is JSON.
+function plain(value) {
+  if (value === null || value === undefined) return 'none';
+  if (/^\d{4}-\d\d-\d\dT[\d:.]+[-+]\d\d:\d\d$/.test(value)) return time(new Date(value));
+  if (Array.isArray(value)) return value.join(', ') || 'none';
+  return typeof value === 'object' ? JSON.stringify(value) : String(value) || 'empty';
+}
+
+const changed = (changes) => Object.entries(changes ?? {}).map(([what, change]) => html`
+  <li><span class="minor">${what.replaceAll('_', ' ')}:</span> ${'old' in Object(change) && html`<del>${plain(change.old)}</del> → `}${'new' in Object(change) ? html`<ins>${plain(change.new)}</ins>` : html`<del>${plain(change.old)}</del>`}</li>`);
+
+const fact = (term, value) => html`<div><dt>${term}</dt><dd>${value}</dd></div>`;
+
+function key({ session, id, key: row, days, events }) {
+  const facts = row && html`
+<dl class="facts">
+  ${fact('Environment', row.environment)}
+  ${fact('Expires', time(row.expires_at))}
+  ${fact('Last used', time(row.last_used_at))}
+  ${fact('Uses', row.use_count.toLocaleString('en'))}
+  ${fact('Scopes', row.scopes.length ? row.scopes.map((scope) => html`<code class="chip">${scope}</code> `) : 'None')}
+  ${fact('Addresses', row.allowed_cidrs ? row.allowed_cidrs.map((net) => html`<code class="chip">${net}</code> `) : 'Any')}
+  ${fact('Rate limit', row.rate_limit ? `${row.rate_limit.toLocaleString('en')} in ${row.rate_window.replace(/^@ /, '')}` : 'None')}
+  ${row.grace_until && fact('In grace until', time(row.grace_until))}
+  ${row.replaces && fact('Successor of', html`<a href="/keys/${row.replaces}"><code>${row.replaces}</code></a>`)}
+  ${row.revoked_at && fact('Revoked', html`${time(row.revoked_at)}${row.revoked_reason && html`<br>${row.revoked_reason}`}`)}
+  ${fact('Created', html`${time(row.created_at)}<br><span class="minor">by ${row.created_by}</span>`)}
+  ${fact('Last updated', html`<span data-updated>${time(row.updated_at)}</span><br><span class="minor">by ${row.updated_by}</span>`)}
+</dl>`;
+  return frame({ title: row ? row.name : `Deleted key ${id}`, session, main: html`
+<nav class="crumbs" aria-label="Breadcrumb"><a href="/keys">API Keys</a> <span aria-hidden="true">/</span> <span aria-current="page">${row ? row.name : id}</span></nav>
+${row ? html`
+<div class="title" data-key="${row.key_id}" data-name="${row.name}" data-masked="${row.masked_key}">
+  <div><h1>${row.name} ${badge(row.status)}</h1><p><code>${row.masked_key}</code></p></div>
+  <div class="actions"><div>${actions(row, true)}</div></div>
+</div>
+${row.description && html`<p class="description">${row.description}</p>`}
+${facts}` : html`<div class="title"><h1>Deleted key <code>${id}</code></h1></div><p>The key is gone. Its history stays.</p>`}
+<section aria-labelledby="use"><h2 id="use">Use per day</h2>${chart(days)}</section>
+<section aria-labelledby="history"><h2 id="history">History</h2>
+<div class="sheet"><table role="table" class="events">
+  <thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col">When</th><th role="columnheader" scope="col">Event</th><th role="columnheader" scope="col">By</th><th role="columnheader" scope="col">Changes</th></tr></thead>
+  <tbody role="rowgroup">${events.map((e) => html`<tr role="row"><td role="cell" data-label="When">${time(e.occurred_at)}</td><td role="cell" data-label="Event"><strong>${e.event}</strong></td><td role="cell" data-label="By">${e.actor}${e.principal && html` <span class="minor">with key ${e.principal}</span>`}</td><td role="cell" data-label="Changes"><ul class="changes">${changed(e.changes)}</ul></td></tr>`)}</tbody>
+</table></div></section>
+${row && html`${secretDialog}${rotateDialog}${deleteDialog}`}` });
+}
+
+module.exports = { badge, failure, key, list, signIn, time };

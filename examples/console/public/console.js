@@ -1,0 +1,206 @@
+// examples/console/public/console.js: dialogs, and the requests that change something. The secret of a new key exists in one dialog of
+// this page and nowhere else; it is gone when the dialog closes or the page is left.
+'use strict';
+
+const $ = (selector, within = document) => within.querySelector(selector);
+const dialog = (id) => document.getElementById(id);
+
+// Says something to everybody: to a screen reader too.
+let hush;
+function say(text) {
+  const place = $('#say');
+  place.textContent = text;
+  place.classList.add('shown');
+  clearTimeout(hush);
+  hush = setTimeout(() => place.classList.remove('shown'), 6000);
+}
+
+// Sends a change; returns the answer, or throws what the server says of it.
+async function send(path, body) {
+  let response, answer;
+  try {
+    response = await fetch(path, {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json', 'X-CSRF-Token': $('meta[name=csrf]').content },
+      body: JSON.stringify(body),
+      cache: 'no-store',
+    });
+    answer = await response.json();
+  } catch {
+    throw { message: 'The console did not answer.', hint: 'Try again.' };
+  }
+  if (!response.ok) throw answer;
+  return answer;
+}
+
+// --- forms in dialogs ---------------------------------------------------------------------------------------------------
+
+function showRefusal(box, refusal) {
+  box.hidden = !refusal;
+  const [message, hint] = box.querySelectorAll('p');
+  message.firstElementChild.textContent = refusal?.message ?? '';
+  hint.textContent = refusal?.hint ?? '';
+  if (refusal) box.scrollIntoView({ block: 'nearest' });
+}
+
+// Runs a form's request; a second press while it is under way does nothing.
+async function submit(form, path, body, then) {
+  const button = $('[data-submit]', form), box = $('[data-error]', form);
+  if (button.getAttribute('aria-busy') === 'true') return;
+  showRefusal(box, null);
+  button.setAttribute('aria-busy', 'true');
+  try {
+    await then(await send(path, body));
+  } catch (refusal) {
+    showRefusal(box, refusal);
+  } finally {
+    button.removeAttribute('aria-busy');
+  }
+}
+
+let subject; // the key that a dialog is about: its row, or its page's title
+
+const openers = {
+  create(box) {
+    $('form', box).reset();
+    $('details', box).open = false;
+  },
+  rotate(box) {
+    $('[data-name]', box).textContent = subject.dataset.name;
+  },
+  delete(box) {
+    $('[data-name]', box).textContent = subject.dataset.name;
+    $('[data-masked]', box).textContent = subject.dataset.masked;
+  },
+};
+
+const submits = {
+  create: (form) => submit(form, '/keys', Object.fromEntries(new FormData(form)), (made) => {
+    dialog('create').close();
+    showSecret('API Key Created Successfully', form.elements.name.value.trim(), made, () => location.assign('/keys'));
+  }),
+  rotate: (form) => submit(form, `/keys/${subject.dataset.key}/rotate`, { grace: form.elements.grace.value }, (made) => {
+    dialog('rotate').close();
+    showSecret('API Key Rotated Successfully', subject.dataset.name, made, () => location.assign(`/keys/${made.key_id}`));
+  }),
+  delete: (form) => submit(form, `/keys/${subject.dataset.key}/delete`, {}, ({ name }) => {
+    dialog('delete').close();
+    sessionStorage.setItem('say', `${name} was deleted.`);
+    if (subject.tagName === 'TR') location.reload();
+    else location.assign('/keys');
+  }),
+};
+
+for (const [id, run] of Object.entries(submits)) {
+  const box = dialog(id);
+  box?.addEventListener('submit', (event) => {
+    event.preventDefault();
+    run(event.target);
+  });
+}
+
+// --- the secret ---------------------------------------------------------------------------------------------------------
+
+let saved, leave;
+
+function showSecret(title, name, made, then) {
+  const box = dialog('secret');
+  $('[data-title]', box).textContent = title;
+  $('[data-name]', box).textContent = name;
+  $('[data-told]', box).textContent = '';
+  $('#token').value = made.secret;
+  box.dataset.id = made.key_id;
+  saved = false;
+  leave = then;
+  box.showModal();
+  $('#secret-title').focus();
+}
+
+function forget() {
+  const box = dialog('secret');
+  if (!box) return;
+  $('#token').value = '';
+  $('#token').defaultValue = '';
+}
+
+function tell(text) {
+  $('[data-told]', dialog('secret')).textContent = text;
+}
+
+const secret = dialog('secret');
+if (secret) {
+  $('[data-copy]', secret).addEventListener('click', async () => {
+    try {
+      await navigator.clipboard.writeText($('#token').value);
+      saved = true;
+      tell('Copied to the clipboard.');
+    } catch {
+      $('#token').select();
+      tell('The browser does not let the page copy. The key is selected: copy it with the keyboard.');
+    }
+  });
+  $('[data-download]', secret).addEventListener('click', () => {
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(new Blob([`${$('#token').value}\n`], { type: 'text/plain' }));
+    link.download = `${secret.dataset.id}.key`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    saved = true;
+    tell(`Downloaded as ${link.download}.`);
+  });
+  $('[data-done]', secret).addEventListener('click', () => secret.close());
+  // the first Escape may be a slip
+  secret.addEventListener('cancel', (event) => {
+    if (saved) return;
+    event.preventDefault();
+    saved = true;
+    tell('You have neither copied nor downloaded the key. Press Escape again to close all the same.');
+  });
+  secret.addEventListener('close', () => {
+    forget();
+    leave();
+  });
+  addEventListener('pagehide', forget);
+}
+
+// --- clicks -------------------------------------------------------------------------------------------------------------
+
+async function toggle(button) {
+  const { key, name } = button.closest('[data-key]').dataset;
+  const enabled = button.getAttribute('aria-checked') !== 'true';
+  if (button.getAttribute('aria-busy') === 'true') return;
+  button.setAttribute('aria-busy', 'true');
+  try {
+    const answer = await send(`/keys/${key}/enabled`, { enabled });
+    const row = button.closest('tr') ?? document;
+    button.setAttribute('aria-checked', answer.enabled);
+    $('[data-status]', row).outerHTML = answer.badge;
+    $('[data-updated]', row).innerHTML = answer.updated;
+    say(`${name} is ${answer.enabled ? 'enabled' : 'disabled'}.`);
+  } catch (refusal) {
+    say([refusal.message, refusal.hint].filter(Boolean).join(' '));
+  } finally {
+    button.removeAttribute('aria-busy');
+  }
+}
+
+document.addEventListener('click', (event) => {
+  const button = event.target.closest('button');
+  if (!button) return;
+  if (button.dataset.open) {
+    const box = dialog(button.dataset.open);
+    subject = button.closest('[data-key]');
+    openers[button.dataset.open](box);
+    showRefusal($('[data-error]', box), null);
+    box.showModal();
+  } else if ('close' in button.dataset) button.closest('dialog').close();
+  else if ('toggle' in button.dataset) toggle(button);
+});
+
+$('#status')?.addEventListener('change', (event) => event.target.form.requestSubmit());
+
+const news = sessionStorage.getItem('say');
+if (news) {
+  sessionStorage.removeItem('say');
+  setTimeout(() => say(news), 100); // a live region tells of what changes after it is there
+}

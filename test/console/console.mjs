@@ -1,0 +1,422 @@
+// test/console/console.mjs: what the console promises, in Chromium. Prints TAP without numbers, which ../t/060_console.pl counts.
+//
+//   PORT, PGHOST…   as for the console
+//   TOTAL           how many keys acme has
+//   TOKEN           the file to write the token of a key to that was made here
+import { readFileSync, writeFileSync } from 'node:fs';
+import http from 'node:http';
+import { createRequire } from 'node:module';
+import { isDeepStrictEqual } from 'node:util';
+import { origin, signIn, startBrowser, startConsole } from './browser.mjs';
+
+const TOKEN = /rk_[a-z]+_[0-9A-Za-z]{12}_[0-9A-Za-z]{49}/;
+const axe = createRequire(import.meta.url).resolve('axe-core/axe.min.js');
+
+function ok(verdict, name, seen) {
+  console.log(`${verdict ? 'ok' : 'not ok'} ${name}`);
+  if (!verdict && seen !== undefined) console.error(`${name}: ${typeof seen === 'string' ? seen : JSON.stringify(seen, null, 1)}`);
+}
+const is = (seen, expected, name) => ok(isDeepStrictEqual(seen, expected), name, { seen, expected });
+const like = (seen, pattern, name) => ok(pattern.test(seen), name, `${seen} is not like ${pattern}`);
+
+// A request as no browser would send it: returns status, headers and body.
+const ask = (method, path, headers = {}, body = undefined) => new Promise((resolve, reject) => {
+  const request = http.request(origin + path, { method, headers }, (response) => {
+    let text = '';
+    response.setEncoding('utf8').on('data', (piece) => { text += piece; })
+      .on('end', () => resolve({ status: response.statusCode, headers: response.headers, text }));
+  });
+  request.on('error', reject).end(body);
+});
+
+const server = await startConsole();
+const browser = await startBrowser();
+const complaints = [];
+
+async function newPage(options = {}) {
+  const context = await browser.newContext({ permissions: ['clipboard-read', 'clipboard-write'], reducedMotion: 'reduce', ...options });
+  context.setDefaultTimeout(10_000);
+  const page = await context.newPage();
+  page.on('pageerror', (error) => complaints.push(error.message));
+  // a refused request is told of there too
+  page.on('console', (message) => { if (message.type() === 'error' && !/status of 4\d\d/.test(message.text())) complaints.push(message.text()); });
+  return page;
+}
+
+const rows = (page) => page.locator('table.keys tbody tr');
+const row = (page, name) => rows(page).filter({ has: page.getByRole('link', { name, exact: true }) });
+const names = (page) => page.locator('table.keys tbody th a').allTextContents();
+const search = (text, more = '') => `${origin}/keys?search=${encodeURIComponent(text)}${more}`;
+const button = (within, name) => within.getByRole('button', { name, exact: true });
+const refusal = (dialog) => dialog.locator('[data-error]');
+const focused = (page) => page.locator(':focus').evaluate((e) => e.id || e.textContent.trim());
+
+// Opens the dialog and fills in what is given by label.
+async function fill(page, values) {
+  await button(page, 'Create API Key').click();
+  const dialog = page.locator('#create');
+  if (Object.keys(values).some((label) => !/name|Description|Expire/.test(label))) await dialog.getByText('More').click();
+  for (const [label, value] of Object.entries(values)) await dialog.locator('input, textarea').and(dialog.getByLabel(label)).fill(value);
+  return dialog;
+}
+
+// Closes the dialog with the secret, which leads elsewhere.
+async function done(page) {
+  const loaded = page.waitForEvent('load');
+  await button(page, 'Done').click();
+  await loaded;
+}
+
+// Makes a key and closes the dialog; returns its secret.
+async function create(page, values) {
+  const dialog = await fill(page, values);
+  await button(dialog, 'Create API Key').click();
+  const secret = await page.locator('#secret[open] #token').inputValue();
+  await done(page);
+  return secret;
+}
+
+// --- the sign-in and the frame ------------------------------------------------------------------------------------------
+
+const page = await newPage();
+await page.goto(origin);
+is(new URL(page.url()).pathname, '/sign-in', 'who is not signed in is sent to the sign-in');
+await signIn(page, 'acme');
+const [cookie] = await page.context().cookies();
+is([cookie.httpOnly, cookie.sameSite], [true, 'Strict'], "the session's cookie is HttpOnly and SameSite=Strict");
+const navigation = page.getByRole('navigation', { name: 'Main' });
+is((await navigation.innerText()).split(/\n+/), ['Widgets & Integration', 'API & Webhook Integration'], 'the navigation leads to the integration');
+is(await page.getByRole('heading', { level: 1 }).innerText(), 'API & Webhook Integration', 'its page has its name');
+is(await page.locator('.tabs [aria-current=page]').innerText(), 'API Keys', 'the tab is API Keys');
+
+// --- the list -----------------------------------------------------------------------------------------------------------
+
+is(await page.getByRole('columnheader').evaluateAll((all) => all.map((th) => th.innerText.replace(/\s*[↕↑↓]/, ''))),
+  ['Name', 'API key', 'Last used', 'Created on', 'Last updated on', 'Actions'], 'the table has its columns');
+is(await rows(page).count(), 25, 'a page has 25 keys');
+const masks = await page.locator('td.masked').allInnerTexts();
+ok(masks.every((mask) => /^rk_[a-z]+_[0-9A-Za-z]{12}_\*{8}[0-9A-Za-z]{4}$/.test(mask)), 'keys are masked', masks);
+const badges = await page.locator('table.keys .badge').allInnerTexts();
+ok(badges.length === 25 && badges.every((word) => /^(Active|Grace|Rotated|Disabled|Expired|Revoked)$/.test(word)), 'each has its status in a word', badges);
+
+await page.getByRole('searchbox', { name: 'Search API keys' }).fill('hubspot');
+await page.keyboard.press('Enter');
+await page.waitForURL(/search=hubspot/);
+const hubspots = await names(page);
+ok(hubspots.length >= 9 && hubspots.every((name) => name.startsWith('HubSpot')), 'the search finds by name', hubspots);
+await page.goto(search('%'));
+is(await page.getByText('No API key matches.').count(), 1, 'a search for what is nowhere says so');
+await page.goto(search('', '&status=revoked'));
+ok((await page.locator('table.keys .badge').allInnerTexts()).every((word) => word === 'Revoked'), 'the list can be one of a status');
+
+const value = { name: 'th a', key_id: 'code', last_used_at: 'td:nth-of-type(2) time', created_at: 'td:nth-of-type(3) time', updated_at: 'td:nth-of-type(4) time' };
+for (const [by, title] of [['name', 'Name'], ['key_id', 'API key'], ['last_used_at', 'Last used'], ['created_at', 'Created on'], ['updated_at', 'Last updated on']]) {
+  await page.goto(`${origin}/keys?sort=${by === 'name' ? 'key_id' : 'name'}`);
+  // dates begin with the newest, the rest with A
+  for (const direction of by.endsWith('_at') ? ['descending', 'ascending'] : ['ascending', 'descending']) {
+    await page.getByRole('columnheader', { name: title }).getByRole('link').focus();
+    await page.keyboard.press('Enter');
+    await page.waitForURL(new RegExp(`sort=${by}&direction=${direction}`));
+    const seen = await page.locator(`table.keys tbody tr ${value[by]}`)
+      .evaluateAll((all) => all.map((e) => e.dateTime ?? e.textContent.replace(/^rk_[a-z]+_/, '')));
+    const sorted = [...seen].sort();
+    if (direction === 'descending') sorted.reverse();
+    ok(seen.length > 20 && isDeepStrictEqual(seen, sorted), `sorted by ${title}, ${direction}`, seen);
+    is(await page.locator('[aria-sort]').evaluateAll((all) => all.map((th) => [th.className, th.ariaSort])), [[by, direction]], `and says so: ${title}, ${direction}`);
+  }
+}
+
+await page.goto(`${origin}/keys?sort=name`);
+const keys = [], firsts = [];
+for (;;) {
+  const ids = await rows(page).evaluateAll((all) => all.map((tr) => tr.dataset.key));
+  firsts.push(ids[0]);
+  keys.push(...ids);
+  const next = page.getByRole('link', { name: 'Next' });
+  if (!await next.count()) break;
+  await next.click();
+  await page.getByText(`Page ${firsts.length + 1} ·`).waitFor();
+}
+is([keys.length, new Set(keys).size], [Number(process.env.TOTAL), Number(process.env.TOTAL)], 'the pages have each key once');
+const backwards = [];
+for (let n = firsts.length; n > 0; n--) {
+  await page.getByText(`Page ${n} ·`).waitFor();
+  backwards.unshift(await rows(page).first().getAttribute('data-key'));
+  if (n > 1) await page.getByRole('link', { name: 'Previous' }).click();
+}
+is(backwards, firsts, 'and the way back passes the same pages');
+is(await page.getByRole('link', { name: 'Previous' }).count(), 0, 'there is nothing before the first');
+
+// --- a key is made ------------------------------------------------------------------------------------------------------
+
+await page.goto(`${origin}/keys`);
+await button(page, 'Create API Key').focus();
+await page.keyboard.press('Enter');
+is(await focused(page), 'name', 'the dialog opens by keyboard, at the name');
+await page.keyboard.press('Escape');
+is([await page.locator('dialog[open]').count(), await focused(page)], [0, 'Create API Key'], 'Escape closes it and gives the focus back');
+
+let answers = [];
+page.on('response', (response) => { if (response.request().method() === 'POST') answers.push(response); });
+let dialog = await fill(page, { 'API key name': '  Checkout of the shop ', Description: 'Pays baskets', 'Expire date (optional)': '2099-12-31',
+  Environment: 'stage', 'Rate limit': '5', Scopes: 'pay:read, pay:write', Addresses: '192.0.2.7 2001:db8::/32' });
+await dialog.getByLabel('API key name').focus();
+await page.keyboard.press('Enter');
+const shown = page.locator('#secret');
+await shown.getByText('API Key Created Successfully').waitFor();
+ok(true, 'Enter makes the key, and its success is told');
+is(answers.map((r) => [r.status(), r.headers()['cache-control']]), [[201, 'no-store']], 'the answer with the secret is not to be stored');
+const secret = await page.getByLabel('Secret key').inputValue();
+like(secret, new RegExp(`^${TOKEN.source}$`), 'the secret is shown');
+writeFileSync(process.env.TOKEN, secret, { mode: 0o600 });
+await page.keyboard.press('Escape');
+is(await shown.evaluate((e) => e.open), true, 'one Escape does not lose it');
+await button(page, 'Copy Secret Key').click();
+await page.getByText('Copied to the clipboard.').waitFor();
+is(await page.evaluate(() => navigator.clipboard.readText()), secret, 'Copy Secret Key copies it');
+const [download] = await Promise.all([page.waitForEvent('download'), button(page, 'Download Key').click()]);
+is([readFileSync(await download.path(), 'utf8'), download.suggestedFilename()], [`${secret}\n`, `${secret.split('_')[2]}.key`], 'Download Key downloads it');
+await done(page);
+is((await names(page))[0], 'Checkout of the shop', 'the list has the key');
+ok(!(await page.content()).includes(secret), 'and not its secret');
+
+const found = async () => { await page.goto(search('Checkout of the shop')); return rows(page).count(); };
+await page.reload();
+ok(!(await page.content()).includes(secret), 'a reload does not bring it back');
+is(await found(), 1, 'and makes no second key');
+await page.goBack();
+await page.goBack();
+ok(!(await page.content()).includes(secret) && !await page.locator('dialog[open]').count(), 'the back button neither');
+answers = [];
+await page.goto(`${origin}/keys`);
+dialog = await fill(page, { 'API key name': 'Left open' });
+await button(dialog, 'Create API Key').dblclick();
+await page.getByText('API Key Created Successfully').waitFor();
+const left = await page.getByLabel('Secret key').inputValue();
+is(answers.length, 1, 'a double click makes one key');
+await page.reload();
+is([await page.locator('dialog[open]').count(), (await page.content()).includes(left)], [0, false], 'a reload with the dialog open loses the secret');
+await page.goto(search('Left open'));
+is(await rows(page).count(), 1, 'and makes no second key either');
+await page.goto(`${origin}/keys`);
+await button(await fill(page, { 'API key name': 'Gone away' }), 'Create API Key').click();
+await page.getByText('API Key Created Successfully').waitFor();
+await page.goto(`${origin}/sign-in`);
+await page.goBack();
+is(await page.locator('#token').inputValue(), '', 'nor does history keep it, when the page is left with the dialog open');
+
+// --- toggle, rotate, delete ---------------------------------------------------------------------------------------------
+
+await page.goto(search('Left open'));
+const toggle = page.getByRole('switch', { name: 'Enabled: Left open' });
+is(await toggle.getAttribute('aria-checked'), 'true', 'the toggle is on');
+await toggle.click();
+await page.locator('#say', { hasText: 'Left open is disabled.' }).waitFor();
+is([await toggle.getAttribute('aria-checked'), await page.locator('.badge').innerText()], ['false', 'Disabled'], 'it switches off, in words too');
+await page.reload();
+is(await toggle.getAttribute('aria-checked'), 'false', 'and stays off');
+await toggle.focus();
+await page.keyboard.press('Space');
+await page.locator('#say', { hasText: 'Left open is enabled.' }).waitFor();
+is([await toggle.getAttribute('aria-checked'), await page.locator('.badge').innerText()], ['true', 'Active'], 'the keyboard switches it on again');
+
+await button(page, 'Rotate Left open').click();
+dialog = page.locator('#rotate');
+like(await dialog.innerText(), /Left open gets a successor/, 'the rotation names the key');
+await dialog.getByLabel('The old key keeps working for').selectOption('1 hour');
+await button(dialog, 'Rotate key').click();
+await page.getByText('API Key Rotated Successfully').waitFor();
+const rotated = await page.getByLabel('Secret key').inputValue();
+ok(TOKEN.test(rotated) && rotated !== left, 'its successor has another secret');
+await done(page);
+is(page.url(), `${origin}/keys/${rotated.split('_')[2]}`, 'its page follows');
+ok(!(await page.content()).includes(rotated), 'which is shown once too');
+await page.getByRole('link', { name: left.split('_')[2] }).click();
+is(await page.locator('.title .badge').innerText(), 'Grace', 'the old key is in grace');
+const until = await page.locator('.facts div', { hasText: 'In grace until' }).locator('time').getAttribute('datetime');
+ok(Math.abs(Date.parse(until) - Date.now() - 3600e3) < 60e3, 'for as long as was chosen', until);
+
+await page.goto(search('Gone away'));
+const gone = await rows(page).getAttribute('data-key');
+await button(page, 'Delete Gone away').click();
+dialog = page.locator('#delete');
+like(await dialog.innerText(), /Gone away \(rk_prod_.*\*{8}.*\) stops working/, 'the confirmation names the key');
+is(await focused(page), 'Cancel', 'and stands at Cancel');
+await page.keyboard.press('Enter');
+is(await rows(page).count(), 1, 'Cancel keeps it');
+await button(page, 'Delete Gone away').click();
+await button(dialog, 'Delete key').click();
+await page.locator('#say', { hasText: 'Gone away was deleted.' }).waitFor();
+is(await rows(page).count(), 0, 'the key is gone');
+await page.goto(`${origin}/keys/${gone}`);
+like(await page.locator('table.events').innerText(), /deleted[^]*created/, 'its history stays');
+
+// --- a key's page -------------------------------------------------------------------------------------------------------
+
+await page.goto(search('HubSpot Sync – Prod'));
+await page.getByRole('link', { name: 'HubSpot Sync – Prod' }).click();
+is(await page.locator('table.events tbody td:nth-child(2)').allInnerTexts(), ['updated', 'enabled', 'disabled', 'created'], "a key's page has its history");
+like(await page.locator('.changes').first().innerText(), /^description: Copies .* → Copies .* touch it$/, 'with what was changed');
+const drawing = page.getByRole('img', { name: /^Uses per day over the last 30 days: \d+ used, \d+ refused$/ });
+is(await drawing.count(), 1, 'a chart tells its use in words too');
+await page.getByText('As a table').click();
+const uses = await page.locator('table.plain tbody td:nth-child(2)').allInnerTexts();
+is([uses.length, await drawing.locator('rect.uses').count()], [30, uses.filter(Number).length], 'each day has its bar, and its row in a table');
+const total = uses.reduce((sum, text) => sum + Number(text), 0);
+like(await page.locator('.legend.uses').innerText(), new RegExp(`^Used: ${total.toLocaleString('en')}$`), 'and they add up');
+
+// --- refusals of the database -------------------------------------------------------------------------------------------
+
+await page.goto(`${origin}/keys`);
+for (const [code, values, pattern] of [
+  ['22023', { 'API key name': 'x', 'Expire date (optional)': '2020-01-01' }, /lies in the past: 2020-01-01.*\n+.*revoke or disable it/],
+  ['23514', { 'API key name': 'x', Scopes: 'Pay' }, /scope of an API key cannot be "Pay"\n+Use words of/],
+  ['23514', { 'API key name': ' ' }, /name/],
+  ['22P02', { 'API key name': 'x', Addresses: '10.0.0.300' }, /10\.0\.0\.300/],
+  ['22P02', { 'API key name': 'x', 'Rate limit': 'ten' }, /ten/]]) {
+  dialog = await fill(page, values);
+  await button(dialog, 'Create API Key').click();
+  await refusal(dialog).waitFor();
+  like(await refusal(dialog).innerText(), pattern, `${code} is told next to the form: ${Object.values(values).at(-1)}`);
+  is([await refusal(dialog).getAttribute('role'), await dialog.getByLabel('API key name').inputValue()], ['alert', values['API key name']], 'as an alert, and the form stays');
+  await button(dialog, 'Cancel').click();
+}
+await create(page, { 'API key name': 'Twice' });
+await page.goto(search('Twice'));
+const other = await page.context().newPage();
+await other.goto(search('Twice'));
+await button(other, 'Rotate Twice').click();
+await button(other, 'Rotate key').click();
+await other.getByText('API Key Rotated Successfully').waitFor();
+await button(page, 'Rotate Twice').click();
+dialog = page.locator('#rotate');
+await button(dialog, 'Rotate key').click();
+await refusal(dialog).waitFor();
+like(await refusal(dialog).innerText(), /it was rotated already\n+Rotate its successor/, '55000 is told: two rotations');
+await other.goto(search('Twice', '&status=grace'));
+await button(other, 'Delete Twice').click();
+await button(other, 'Delete key').click();
+await other.getByText('No API key matches.').waitFor();
+await button(dialog, 'Rotate key').click();
+await dialog.getByText('does not exist').waitFor();
+like(await refusal(dialog).innerText(), /API key ".*" does not exist\n+The key id is/, '42704 is told: a key that is gone');
+await button(dialog, 'Cancel').click();
+await page.getByRole('switch').click();
+await page.locator('#say', { hasText: 'There is no such API key.' }).waitFor();
+is(await page.getByRole('switch').getAttribute('aria-checked'), 'true', 'a toggle that fails stays');
+await other.close();
+is((await page.goto(`${origin}/keys?sort=digest`)).status(), 400, 'a sort that is none is refused');
+like(await page.getByRole('alert').innerText(), /cannot sort by "digest"\n+Use name/, 'with what the database says');
+is((await page.goto(`${origin}/keys?after=nonsense`)).status(), 400, 'so is a cursor that is none');
+is((await page.goto(`${origin}/nothing`)).status(), 404, 'and a page that is none');
+
+// --- what a key may be called -------------------------------------------------------------------------------------------
+
+const evil = `<script>pwned=1</script>"'><img src=x onerror="pwned=2">&amp;{{x}}`;
+await page.goto(`${origin}/keys`);
+await create(page, { 'API key name': evil, Description: evil });
+is((await names(page))[0], evil, 'a name of markup is text in the list');
+await button(page, `Delete ${evil}`).click();
+is(await page.locator('#delete-note strong').innerText(), evil, 'in the confirmation');
+await button(page.locator('#delete'), 'Cancel').click();
+await page.getByRole('switch', { name: `Enabled: ${evil}` }).click();
+await page.locator('#say', { hasText: evil }).waitFor();
+await page.getByRole('link', { name: evil }).click();
+await page.getByRole('heading', { name: 'History' }).waitFor();
+is([await page.locator('h1').evaluate((e) => e.firstChild.textContent.trim()), await page.locator('.description').innerText()], [evil, evil], "on the key's page");
+ok((await page.locator('.changes').last().innerText()).includes(evil), 'and in its history');
+await page.goto(search(evil));
+is(await page.getByRole('searchbox').inputValue(), evil, 'so is a search');
+await page.goto(`${origin}/keys?sort=${encodeURIComponent(evil)}`);
+await page.getByRole('alert').waitFor();
+is([await page.evaluate(() => typeof pwned), await page.locator('main img, main script').count()], ['undefined', 0], 'and none of it runs');
+
+// --- requests that are not ours -----------------------------------------------------------------------------------------
+
+await page.goto(search('Left open', '&status=active'));
+const target = await rows(page).getAttribute('data-key');
+const csrf = await page.locator('meta[name=csrf]').getAttribute('content');
+const stranger = await newPage();
+await signIn(stranger, 'globex');
+const theirs = { cookie: `session=${(await stranger.context().cookies())[0].value}`, csrf: await stranger.locator('meta[name=csrf]').getAttribute('content') };
+const right = { Origin: origin, Cookie: `session=${cookie.value}`, 'X-CSRF-Token': csrf, 'Content-Type': 'application/json' };
+const without = (name) => Object.fromEntries(Object.entries(right).filter(([header]) => header !== name));
+const off = (headers) => ask('POST', `/keys/${target}/enabled`, headers, '{"enabled":false}').then(({ status }) => status);
+is(await off(without('X-CSRF-Token')), 403, 'a change without the token is refused');
+is(await off({ ...right, 'X-CSRF-Token': theirs.csrf }), 403, "with another session's token");
+is(await off(without('Origin')), 403, 'without an Origin');
+is(await off({ ...right, Origin: 'https://evil.example' }), 403, 'from another Origin');
+is(await off({ ...right, Origin: 'null' }), 403, 'from a frame that hides its Origin');
+is(await off({ ...right, Host: 'evil.example' }), 421, 'under another Host');
+is(await off(without('Cookie')), 401, 'without the session');
+is(await off({ ...right, 'Content-Type': 'text/plain' }), 415, 'as a form of another site can send it');
+await page.reload();
+is(await page.getByRole('switch').getAttribute('aria-checked'), 'true', 'none of them changed the key');
+is(await off(right), 200, 'with all of it the change is made');
+is((await ask('POST', '/sign-in', { Origin: 'https://evil.example', 'Content-Type': 'application/x-www-form-urlencoded' }, 'tenant=acme')).status, 403, 'nobody is signed in from another site');
+
+const neighbour = { ...right, Cookie: theirs.cookie, 'X-CSRF-Token': theirs.csrf };
+is((await ask('GET', `/keys/${target}`, { Cookie: theirs.cookie })).status, 404, "the neighbour's key is no key");
+for (const [action, body] of [['enabled', '{"enabled":true}'], ['rotate', '{"grace":"0"}'], ['delete', '{}']]) {
+  is((await ask('POST', `/keys/${target}/${action}`, neighbour, body)).status, 404, `nor can it be changed: ${action}`);
+}
+await stranger.goto(search('Left open'));
+is(await rows(stranger).count(), 0, 'nor found');
+
+for (const path of ['/sign-in', '/keys', `/keys/${target}`, '/nothing', '/console.js']) {
+  const { headers } = await ask('GET', path, { Cookie: right.Cookie });
+  const policy = headers['content-security-policy'] ?? '';
+  ok(/default-src 'none'/.test(policy) && /frame-ancestors 'none'/.test(policy) && !/unsafe-|\*|data:/.test(policy), `${path} has a strict Content-Security-Policy`, policy);
+}
+is((await ask('GET', '/keys', { Cookie: right.Cookie })).headers['cache-control'], 'no-store', 'pages are not stored');
+
+// --- for everybody ------------------------------------------------------------------------------------------------------
+
+await page.goto(`${origin}/keys`);
+await page.keyboard.press('Tab');
+is(await focused(page), 'Skip to content', 'the first Tab leads past the navigation');
+await page.keyboard.press('Enter');
+is(await focused(page), 'main', 'into the content');
+
+// the colours do not depend on the width
+for (const [colorScheme, width] of [['light', 1440], ['dark', 360]]) {
+  const eye = await newPage({ colorScheme, viewport: { width, height: 800 } });
+  await eye.addInitScript({ path: axe });
+  const look = async (screen) => {
+    const violations = await eye.evaluate(async () => (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => `${n.target} ${n.any[0]?.message ?? ''}`).slice(0, 3)]));
+    is(violations, [], `${screen}, ${colorScheme}, ${width} px: axe finds nothing`);
+    ok(await eye.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${screen}, ${colorScheme}, ${width} px: fits`);
+  };
+  await eye.goto(`${origin}/sign-in`);
+  await look('sign-in');
+  await signIn(eye, 'acme');
+  await look('list');
+  await fill(eye, { 'API key name': `Seen by axe, ${colorScheme} ${width}`, Scopes: 'Wrong' });
+  await button(eye.locator('#create'), 'Create API Key').click();
+  await refusal(eye.locator('#create')).waitFor();
+  await look('create');
+  await eye.getByLabel('Scopes').fill('');
+  await button(eye.locator('#create'), 'Create API Key').click();
+  await eye.getByText('API Key Created Successfully').waitFor();
+  await look('created');
+  await done(eye);
+  await button(eye, `Delete Seen by axe, ${colorScheme} ${width}`).click();
+  await look('delete');
+  await eye.goto(search('HubSpot Sync – Prod'));
+  await eye.getByRole('link', { name: 'HubSpot Sync – Prod' }).click();
+  await eye.getByRole('heading', { name: 'History' }).waitFor();
+  await eye.getByText('As a table').click();
+  await look('key');
+  await eye.goto(`${origin}/keys?sort=status`);
+  await look('list by status');
+  await eye.context().close();
+}
+
+await button(page, 'Sign out').click();
+await page.waitForURL('**/sign-in');
+is((await ask('GET', '/keys', { Cookie: right.Cookie })).status, 302, 'after the sign-out the cookie opens nothing');
+is(complaints, [], "the browser complained of nothing, the policy's violations included");
+
+await browser.close();
+server.kill();
+console.log('done');
