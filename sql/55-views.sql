@@ -37,7 +37,7 @@ CREATE FUNCTION rk_apikeys._live_usage(OUT key_id text, OUT last_used_at timesta
   LANGUAGE C STABLE PARALLEL SAFE ROWS 1000
   AS 'MODULE_PATHNAME', 'rk_apikeys_live_usage';
 COMMENT ON FUNCTION rk_apikeys._live_usage() IS
-  'Private: the same of all keys of the caller''s tenant that shared memory knows of.';
+  'Private: the same of all keys of the caller''s tenant, but for those of which the tables tell as much.';
 
 CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
   SELECT k.key_id, k.tenant, k.name, k.description, k.environment,

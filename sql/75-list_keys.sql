@@ -21,6 +21,7 @@ DECLARE
   direction text := CASE WHEN descending THEN 'DESC' ELSE 'ASC' END;
   beyond text := CASE WHEN descending THEN '<' ELSE '>' END;
   conditions text := '';
+  page text;
   position text[];
   start_value text;
   start_key text;
@@ -111,25 +112,32 @@ BEGIN
     END IF;
   END IF;
 
-  -- The page is found on the table; what is costly is computed for it alone.
+  -- Where an index has the order, a page is read off the view; else the sort is
+  -- kept narrow, and its page joined to the view.
+  page := format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN $q$
+      (SELECT k.*, %1$s AS sort_value FROM rk_apikeys.keys k
+        WHERE true %3$s
+        ORDER BY %1$s %4$s, k.key_id %4$s LIMIT %6$s)$q$
+    ELSE $q$
+      (SELECT v.*, p.sort_value
+        FROM (SELECT k.key_id, %1$s AS sort_value
+            FROM rk_apikeys.api_keys k %2$s
+            WHERE true %3$s
+            ORDER BY %1$s %4$s %5$s, k.key_id %4$s LIMIT %6$s) p
+          JOIN rk_apikeys.keys v ON v.key_id = p.key_id)$q$ END,
+    expression, usage_join, conditions, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END, page_size);
   RETURN QUERY SELECT * FROM rk_apikeys._page(format($q$
     SELECT v.key_id, v.tenant, v.name, v.description, v.environment, v.masked_key, v.status, v.enabled,
         v.scopes, v.allowed_cidrs, v.rate_limit, v.rate_window, v.metadata, v.expires_at, v.expires_in,
-        greatest(u.last_used_at, rk_apikeys._live_last_used_at(p.key_id)),
-        greatest(u.use_count, rk_apikeys._live_use_count(p.key_id), 0), v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
+        greatest(u.last_used_at, rk_apikeys._live_last_used_at(v.key_id)),
+        greatest(u.use_count, rk_apikeys._live_use_count(v.key_id), 0),
+        v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
         v.created_at, v.created_by, v.updated_at, v.updated_by,
-        encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || p.key_id
-          || coalesce('=' || (to_jsonb(p.sort_value) #>> '{}'), ''), 'UTF8'), 'hex')
-      FROM (SELECT k.key_id, %1$s AS sort_value
-          FROM rk_apikeys.api_keys k %2$s
-          WHERE true %3$s
-          ORDER BY %1$s %4$s %5$s, k.key_id %4$s
-          LIMIT %6$s) p
-        JOIN rk_apikeys.keys v ON v.key_id = p.key_id
-        LEFT JOIN rk_apikeys.key_usage u ON u.key_id = p.key_id
-      ORDER BY p.sort_value %4$s %5$s, p.key_id %4$s$q$,
-      expression, usage_join, conditions, direction,
-      CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END, page_size),
+        encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || v.key_id
+          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'UTF8'), 'hex')
+      FROM %s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
+      ORDER BY v.sort_value %s %s, v.key_id %2$s$q$,
+      page, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END),
     search, status, environment, start_value, start_key, sort_by, descending);
 END $$;
 COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS

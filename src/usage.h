@@ -58,7 +58,8 @@ extern void usage_resign(const StoredKey *key, int pepper_id,
 extern LimitResult usage_limit(const StoredKey *key, int cost,
 							   TimestampTz now, int64 *wait);
 extern UsageCopy *usage_pending(Oid database, int *count);
-extern UsageCopy *usage_copy(Oid database, const uint64 *tenant, int *count);
+extern UsageCopy *usage_unseen(Oid database, const uint64 *tenant,
+							   TimestampTz taken, int *count);
 extern List *usage_pending_databases(void);
 extern void usage_mark_flushed(Oid database, const UsageCopy *copy);
 extern void usage_mark_at_commit(const UsageCopy *copies, int count,

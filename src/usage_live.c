@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -118,7 +119,8 @@ rk_apikeys_live_use_count(PG_FUNCTION_ARGS)
 /*
  * rk_apikeys._live_usage() → setof (key_id, last_used_at, use_count)
  *
- * The same of all keys that the caller may see.
+ * The same of all keys that the caller may see, but for those of which the
+ * tables tell as much.
  */
 Datum
 rk_apikeys_live_usage(PG_FUNCTION_ARGS)
@@ -131,7 +133,8 @@ rk_apikeys_live_usage(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	if (!usage_is_shared() || !find_viewer(&viewer))
 		return (Datum) 0;
-	copies = usage_copy(MyDatabaseId, viewer.all ? NULL : &viewer.tenant, &count);
+	copies = usage_unseen(MyDatabaseId, viewer.all ? NULL : &viewer.tenant,
+						  GetCurrentTransactionStartTimestamp(), &count);
 	for (int i = 0; i < count; i++)
 	{
 		Datum		values[3];

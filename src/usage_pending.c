@@ -80,11 +80,17 @@ usage_pending(Oid database, int *count)
 	return copy_entries(database, true, NULL, count);
 }
 
-/* What there is of a database, of the tenant with that hash or (NULL) of all. */
+/*
+ * What a snapshot that was taken then, or later, may not see in the table: of a
+ * database, of the tenant with that hash or (NULL) of all.
+ */
 UsageCopy *
-usage_copy(Oid database, const uint64 *tenant, int *count)
+usage_unseen(Oid database, const uint64 *tenant, TimestampTz taken, int *count)
 {
-	return copy_entries(database, false, tenant, count);
+	/* Entries are marked as flushed after the commit, and the time with them. */
+	bool		all = (TimestampTz) pg_atomic_read_u64(&usage_shared->last_flush_at) >= taken;
+
+	return copy_entries(database, !all, tenant, count);
 }
 
 static UsageCopy *
@@ -155,6 +161,8 @@ usage_mark_flushed(Oid database, const UsageCopy *copy)
 	UsageEntry *entry;
 	LWLock	   *lock;
 
+	/* First: usage_unseen() takes an entry that is marked for seen by then. */
+	pg_atomic_write_u64(&usage_shared->last_flush_at, (uint64) GetCurrentTimestamp());
 	id.database = database;
 	memcpy(id.key_id, copy->key_id, TOKEN_KEY_ID_LEN);
 	hash = get_hash_value(usage_entries, &id);
@@ -172,7 +180,6 @@ usage_mark_flushed(Oid database, const UsageCopy *copy)
 		SpinLockRelease(&entry->mutex);
 	}
 	LWLockRelease(lock);
-	pg_atomic_write_u64(&usage_shared->last_flush_at, (uint64) GetCurrentTimestamp());
 }
 
 /*

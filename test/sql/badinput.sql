@@ -82,6 +82,7 @@ SET ROLE rk_test_manager;
 SELECT rk_apikeys.revoke_key((SELECT key_id FROM rk_apikeys.keys), repeat('r', 501)); -- fails: too long
 
 -- What the messages say: the value, and what to do.
+\set SHOW_CONTEXT never
 \set VERBOSITY default
 SELECT rk_apikeys.create_key('x', scopes => '{a b}');
 SELECT rk_apikeys.create_key('x', scopes => '{a,b,a}');
