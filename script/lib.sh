@@ -62,6 +62,7 @@ rk_missing_for() {
   local test
   for test; do
     case $test in
+      005_log_redacted) [ -n "${PG_CONFIG-}" ] || [ -e "/usr/lib/postgresql/$PG_MAJOR/lib/pgaudit.so" ] || echo "postgresql-$PG_MAJOR-pgaudit" ;;
       041_pgbouncer) [ -x /usr/sbin/pgbouncer ] || echo pgbouncer ;;
       042_drivers)
         [ -e /usr/include/postgresql/libpq-fe.h ] || echo libpq-dev

@@ -304,8 +304,7 @@ flush_batch(UsageCopy *copies, int count)
 			usage_forget(MyDatabaseId, copies[i].key_id);
 	}
 	RESUME_INTERRUPTS();
-	if (total > 0)
-		stats_count(STATS_FLUSHES);
+	stats_count(STATS_FLUSHES);
 	stats_count_many(STATS_FLUSHED_KEYS, total);
 	pgstat_report_activity(STATE_IDLE, NULL);
 	return tables != TABLES_NOT_OURS;

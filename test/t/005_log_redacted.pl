@@ -7,7 +7,13 @@ use PostgreSQL::Test::Utils;
 use RkApikeys;
 use Test::More;
 
-my $node = rk_node('main', "shared_preload_libraries = 'rk_apikeys, auto_explain, pg_stat_statements'",
+# pgaudit is a package of its own; without it the rest is tested all the same.
+chomp(my $libdir = `pg_config --pkglibdir`);
+my $pgaudit = -e "$libdir/pgaudit.so";
+ok($pgaudit, 'pgaudit is installed');
+
+my $node = rk_node('main', "shared_preload_libraries = 'rk_apikeys, auto_explain, pg_stat_statements" . ($pgaudit ? ', pgaudit' : '') . "'",
+	$pgaudit ? ("pgaudit.log = 'all'", 'pgaudit.log_parameter = on', 'pgaudit.log_catalog = on', 'pgaudit.log_relation = on') : (),
 	'logging_collector = on', "log_destination = 'stderr,csvlog,jsonlog'", "log_directory = 'logs'", "log_filename = 'server.log'",
 	'log_statement = all', 'log_min_duration_statement = 0', 'log_parameter_max_length = -1',
 	'log_parameter_max_length_on_error = -1', 'log_lock_waits = on', 'deadlock_timeout = 100ms', 'log_error_verbosity = verbose',
@@ -93,6 +99,7 @@ is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_statements WHERE 
 $node->stop;
 my @logs = glob($node->data_dir . '/logs/*');
 is(scalar @logs, 3, 'the server wrote its log in three formats');
+like(slurp_file((grep { /\.log$/ } @logs)[0]), qr/AUDIT: SESSION.*_\*{8}/, 'pgaudit has told of tokens, masked') if $pgaudit;
 foreach my $log (@logs)
 {
 	my ($format) = $log =~ /\.(\w+)$/;
