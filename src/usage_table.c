@@ -75,6 +75,7 @@ static bool usage_try_record(Use *use);
 static void usage_write(void *arg);
 static void write_batch(void *arg);
 static void store_digests(Batch *batch);
+static Datum array_of(Datum *elements, bool *nulls, int count, Oid type);
 
 /*
  * Without preload: record that the key was used now, from that address (NULL:
@@ -288,8 +289,6 @@ write_batch(void *arg)
 	bool	   *nulls = palloc0(count * 2 * sizeof(bool));
 	bool	   *no_time = nulls;
 	bool	   *no_addr = nulls + count;
-	int			dims[1] = {count};
-	int			lower[1] = {1};
 
 	for (int c = 0; c < 5; c++)
 		columns[c] = palloc(count * sizeof(Datum));
@@ -313,18 +312,9 @@ write_batch(void *arg)
 		columns[4][i] = Int64GetDatum(copy->denied_count);
 	}
 	for (int c = 0; c < 5; c++)
-	{
-		int16		len;
-		bool		byval;
-		char		align;
-
-		get_typlenbyvalalign(elements[c], &len, &byval, &align);
-		values[c] = PointerGetDatum(construct_md_array(columns[c],
-													   c == 1 ? no_time : c == 2 ? no_addr : NULL,
-													   1, dims, lower,
-													   elements[c], len, byval,
-													   align));
-	}
+		values[c] = array_of(columns[c],
+							 c == 1 ? no_time : c == 2 ? no_addr : NULL, count,
+							 elements[c]);
 
 	/*
 	 * A batch is small and the tables may be large, which the planner does not
@@ -353,24 +343,31 @@ write_batch(void *arg)
 
 /*
  * Store the digests that were made with a newer pepper, where the older one
- * still stands.  It is no change of a setting: no updated_at, no event.
+ * still stands: in one statement, as each fires the triggers of its own.  It
+ * is no change of a setting: no updated_at, no event.
  */
 static void
 store_digests(Batch *batch)
 {
 	static const char *const query =
 		"WITH b AS MATERIALIZED"
-		"  (SELECT k.key_id FROM rk_apikeys.api_keys k WHERE k.key_id = $1"
-		"    AND k.digest_kind = 'native' AND coalesce(k.pepper_id, 0) < $2"
-		"    FOR NO KEY UPDATE SKIP LOCKED)"
-		" UPDATE rk_apikeys.api_keys k SET digest = $3, pepper_id = $2"
+		"  (SELECT k.key_id, b.pepper_id, b.digest"
+		"    FROM unnest($1::text[], $2::bigint[], $3::bytea[]) AS b(key_id, pepper_id, digest)"
+		"     JOIN rk_apikeys.api_keys k ON k.key_id = b.key_id"
+		"    WHERE k.digest_kind = 'native' AND coalesce(k.pepper_id, 0) < b.pepper_id"
+		"    ORDER BY k.key_id FOR NO KEY UPDATE OF k SKIP LOCKED)"
+		" UPDATE rk_apikeys.api_keys k SET digest = b.digest, pepper_id = b.pepper_id"
 		"  FROM b WHERE k.key_id = b.key_id";
-	Oid			types[3] = {TEXTOID, INT2OID, BYTEAOID};
+	Oid			types[3] = {TEXTARRAYOID, INT8ARRAYOID, BYTEAARRAYOID};
+	Datum		values[3];
+	Datum	   *columns[3];
+	int			count = 0;
 
+	for (int c = 0; c < 3; c++)
+		columns[c] = palloc(batch->count * sizeof(Datum));
 	for (int i = 0; i < batch->count; i++)
 	{
 		UsageCopy  *copy = &batch->copies[i];
-		Datum		values[3];
 		bytea	   *digest;
 
 		if (copy->pepper_id == 0 || !batch->flushed[i])
@@ -378,9 +375,29 @@ store_digests(Batch *batch)
 		digest = palloc(VARHDRSZ + DIGEST_SHA256_LEN);
 		SET_VARSIZE(digest, VARHDRSZ + DIGEST_SHA256_LEN);
 		memcpy(VARDATA(digest), copy->digest, DIGEST_SHA256_LEN);
-		values[0] = CStringGetTextDatum(copy->key_id);
-		values[1] = Int16GetDatum(copy->pepper_id);
-		values[2] = PointerGetDatum(digest);
-		SPI_execute_with_args(query, 3, types, values, NULL, false, 0);
+		columns[0][count] = CStringGetTextDatum(copy->key_id);
+		columns[1][count] = Int64GetDatum(copy->pepper_id);
+		columns[2][count++] = PointerGetDatum(digest);
 	}
+	if (count == 0)
+		return;
+	values[0] = array_of(columns[0], NULL, count, TEXTOID);
+	values[1] = array_of(columns[1], NULL, count, INT8OID);
+	values[2] = array_of(columns[2], NULL, count, BYTEAOID);
+	SPI_execute_with_args(query, 3, types, values, NULL, false, 0);
+}
+
+/* An array of one dimension, for unnest(); nulls may be NULL. */
+static Datum
+array_of(Datum *elements, bool *nulls, int count, Oid type)
+{
+	int			dims[1] = {count};
+	int			lower[1] = {1};
+	int16		len;
+	bool		byval;
+	char		align;
+
+	get_typlenbyvalalign(type, &len, &byval, &align);
+	return PointerGetDatum(construct_md_array(elements, nulls, 1, dims, lower,
+											  type, len, byval, align));
 }

@@ -83,6 +83,18 @@ write_peppers(0600, "2:$second");
 wait_for_verdict($token{$_}, 'valid') foreach sort keys %token;
 is($open->query_safe("SELECT code FROM rk_apikeys.verify_key('$token{first}')"), 'valid', 'a session that was open took the reload');
 
+# More keys than a flush writes at once are signed anew, within the time that a batch has.
+$node->safe_psql('postgres', q{CREATE TABLE many AS SELECT rk_apikeys.generate_token() AS token FROM generate_series(1, 2500);
+	INSERT INTO rk_apikeys.api_keys (key_id, tenant, name, prefix, environment, created_at, created_by, updated_at, updated_by, digest, digest_kind)
+		SELECT split_part(token, '_', 3), 'acme', 'many', 'rk', 'prod', now() - interval '1 day', 'x', now() - interval '1 day', 'x',
+			rk_apikeys.hash_token(token), 'native' FROM many;
+	GRANT SELECT ON many TO backend});
+is(sql_as($node, 'backend', 'SELECT count(*) FROM many WHERE rk_apikeys.verify(token)'), 2500, '2,500 keys without a pepper verify');
+$node->poll_query_until('postgres', q{SELECT bool_and(coalesce(pepper_id, 0) = 2) FROM rk_apikeys.api_keys WHERE name = 'many'}) or die 'not signed anew';
+is(sql_as($node, 'backend', 'SELECT count(*) FROM many WHERE rk_apikeys.verify(token)'), 2500, 'and verify when they are signed anew');
+unlike(slurp_file($node->logfile), qr/canceling statement due to statement timeout/, 'no batch took too long');
+$node->safe_psql('postgres', q{DELETE FROM rk_apikeys.api_keys WHERE name = 'many'; DROP TABLE many});
+
 # A thief with the whole database and no file: what he writes, or guesses, is nothing.
 $node->safe_psql('postgres', qq{INSERT INTO rk_apikeys.api_keys SELECT (k).* FROM (SELECT jsonb_populate_record(k, jsonb_build_object('key_id', '7Yh2kQ9mZp1x',
 	'digest', public.digest('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j', 'sha256'))) AS k FROM rk_apikeys.api_keys k WHERE name = 'first') x});
