@@ -166,6 +166,7 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 		.nargs = 1, .types = &type, .values = &value
 	};
 
+	principal_refuse();
 	check_older_than(fcinfo);
 	run_as_owner(&query);
 	PG_RETURN_INT64((int64) query.processed);
@@ -195,6 +196,7 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 		.nargs = 2, .types = types, .values = values
 	};
 
+	principal_refuse();
 	check_older_than(fcinfo);
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
@@ -239,7 +241,6 @@ check_older_than(FunctionCallInfo fcinfo)
 {
 	Interval	zero = {0, 0, 0};
 
-	principal_refuse();
 	if (DatumGetBool(DirectFunctionCall2(interval_lt, PG_GETARG_DATUM(0),
 										 IntervalPGetDatum(&zero))))
 		ereport(ERROR,

@@ -37,6 +37,9 @@ static char *pepper_file = NULL;
 static Pepper peppers[PEPPERS_MAX];
 static int	pepper_count = 0;
 
+/* The line of the file that is being read; wiped with it. */
+static uint8 decoded[PEPPER_MAX_LEN + 3];
+
 /* The peppers are those of the file that the setting names. */
 static bool loaded = false;
 
@@ -113,6 +116,7 @@ load(void)
 	PG_FINALLY();
 	{
 		explicit_bzero(contents, sizeof(contents));
+		explicit_bzero(decoded, sizeof(decoded));
 		if (!loaded)
 		{
 			explicit_bzero(peppers, sizeof(peppers));
@@ -177,7 +181,6 @@ parse_line(char *line, int number)
 	char	   *base64;
 	long		id;
 	int			at;
-	uint8		secret[PEPPER_MAX_LEN + 3];
 	int			len;
 
 	while (end > line && strchr(" \t\r", end[-1]) != NULL)
@@ -189,10 +192,10 @@ parse_line(char *line, int number)
 		refuse(psprintf("line %d is not id:base64, with an id from 1 to %d",
 						number, PEPPER_ID_MAX));
 	base64++;
-	if (pg_b64_dec_len(end - base64) > (int) sizeof(secret))
+	if (pg_b64_dec_len(end - base64) > (int) sizeof(decoded))
 		len = PEPPER_MAX_LEN + 1;
 	else
-		len = compat_b64_decode(base64, end - base64, secret, sizeof(secret));
+		len = compat_b64_decode(base64, end - base64, decoded, sizeof(decoded));
 	if (len < 0)
 		refuse(psprintf("line %d is not id:base64", number));
 	if (len < PEPPER_MIN_LEN || len > PEPPER_MAX_LEN)
@@ -210,8 +213,7 @@ parse_line(char *line, int number)
 	pepper_count++;
 	peppers[at].id = id;
 	peppers[at].len = len;
-	memcpy(peppers[at].secret, secret, len);
-	explicit_bzero(secret, sizeof(secret));
+	memcpy(peppers[at].secret, decoded, len);
 }
 
 static void

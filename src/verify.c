@@ -80,6 +80,8 @@ static StatsCounter judge(text *token, Request *request,
 						  const StoredKey **key);
 static StatsCounter judge_key(const StoredKey *key, Request *request,
 							  TimestampTz now);
+static const StoredKey *find_genuine(const char *bytes, size_t len,
+									 bool *well_formed);
 static bool native_matches(const StoredKey *key, const char *token, size_t len);
 static const StoredKey *find_imported(const char *token, size_t len);
 static void sign(const char *token, size_t len, const Pepper *pepper,
@@ -242,15 +244,34 @@ verify_genuine(text *token, bool *well_formed)
 {
 	size_t		len = toast_raw_datum_size(PointerGetDatum(token)) - VARHDRSZ;
 	text	   *detoasted;
-	const char *bytes;
-	TokenParts	parts;
-	const StoredKey *key = NULL;
+	const StoredKey *volatile key = NULL;
 
 	*well_formed = false;
 	if (len < IMPORTED_MIN_LEN || len > IMPORTED_MAX_LEN)
 		return NULL;
 	detoasted = (text *) PG_DETOAST_DATUM_PACKED(PointerGetDatum(token));
-	bytes = VARDATA_ANY(detoasted);
+	if (detoasted == token)
+		return find_genuine(VARDATA_ANY(token), len, well_formed);
+
+	/* A copy of the token is wiped, whatever happens. */
+	PG_TRY();
+	{
+		key = find_genuine(VARDATA_ANY(detoasted), len, well_formed);
+	}
+	PG_FINALLY();
+	{
+		explicit_bzero(VARDATA_ANY(detoasted), len);
+	}
+	PG_END_TRY();
+	return key;
+}
+
+/* The same for the bytes of a token. */
+static const StoredKey *
+find_genuine(const char *bytes, size_t len, bool *well_formed)
+{
+	TokenParts	parts;
+	const StoredKey *key = NULL;
 
 	if (token_split(bytes, len, &parts))
 	{
@@ -279,9 +300,6 @@ verify_genuine(text *token, bool *well_formed)
 	}
 	if (!*well_formed && cache_has_imported())
 		key = find_imported(bytes, len);
-
-	if (detoasted != token)
-		explicit_bzero(VARDATA_ANY(detoasted), len);
 	return key;
 }
 
