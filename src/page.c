@@ -26,7 +26,8 @@
 
 /*
  * Queries that list_keys() can write for one page size: 9 sorts, 2 directions,
- * 3 filters, 3 places to begin.  Beyond that all plans are thrown away.
+ * 3 filters, 3 places to begin.  Beyond that plans are made for one call: none
+ * is thrown away, since a query can call this again while its plan runs.
  */
 #define PLANS_MAX 512
 #define QUERY_MAX_LEN 4096
@@ -125,21 +126,13 @@ find_plan(const char *query)
 	if (found != NULL)
 		return found->plan;
 
-	if (hash_get_num_entries(plans) >= PLANS_MAX)
-	{
-		HASH_SEQ_STATUS scan;
-
-		hash_seq_init(&scan, plans);
-		while ((found = hash_seq_search(&scan)) != NULL)
-		{
-			SPI_freeplan(found->plan);
-			hash_search(plans, found->query, HASH_REMOVE, NULL);
-		}
-	}
 	plan = SPI_prepare_cursor(query, PAGE_ARGS, types, CURSOR_OPT_PARALLEL_OK);
 	if (plan == NULL)
 		elog(ERROR, "could not plan a page: %s",
 			 SPI_result_code_string(SPI_result));
+	if (hash_get_num_entries(plans) >= PLANS_MAX)
+		return plan;			/* SPI_finish frees it */
+	/* In this order: an entry without a plan would be found again. */
 	SPI_keepplan(plan);
 	found = hash_search(plans, query, HASH_ENTER, NULL);
 	found->plan = plan;
