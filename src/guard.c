@@ -66,6 +66,7 @@ static KeyTuple *unpack(TriggerData *trigger, HeapTuple row);
 static HeapTuple repack(TriggerData *trigger, HeapTuple row, KeyTuple *key);
 static void make_token(KeyTuple *key);
 static void make_imported(KeyTuple *key);
+static bool same_text(Datum a, text *b);
 static void check_principal(KeyTuple *key);
 static void check_replaces(KeyTuple *key);
 static void check_transition(KeyTuple *old, KeyTuple *new,
@@ -359,6 +360,13 @@ make_imported(KeyTuple *key)
 	set_value(key, KEY_PREFIX, CStringGetTextDatum(rk_apikeys_token_prefix));
 }
 
+static bool
+same_text(Datum a, text *b)
+{
+	return DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID, a,
+												PointerGetDatum(b)));
+}
+
 /*
  * A key that is made or changed by a principal may have only what the
  * principal has: its tenant, its environment, and scopes that its own scopes
@@ -379,16 +387,12 @@ check_principal(KeyTuple *key)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("API key \"%s\" is no longer good",
 						principal_key_id())));
-	if (!DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
-											  VALUE(key, KEY_TENANT),
-											  PointerGetDatum(principal->tenant))))
+	if (!same_text(VALUE(key, KEY_TENANT), principal->tenant))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("API key \"%s\" cannot manage keys of another tenant",
 						principal->key_id)));
-	if (!DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
-											  VALUE(key, KEY_ENVIRONMENT),
-											  PointerGetDatum(principal->environment))))
+	if (!same_text(VALUE(key, KEY_ENVIRONMENT), principal->environment))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("API key \"%s\" cannot manage keys of environment \"%s\"",

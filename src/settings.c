@@ -63,10 +63,11 @@ static void check_expiry(TimestampTz expires_at, bool endless,
 
 /*
  * Check the settings that have changed (all of them in a new key) of a row of
- * api_keys.  What a constraint would refuse is
- * refused here first: its message would show the row, digest and all.  Trims the name in
- * values[], and makes an expiry at infinity NULL.  Raises 23514 for what has a wrong shape, 22023 for an expiry that
- * cannot be, 55000 for a rate limit where there is no limiter.
+ * api_keys.  What a constraint would refuse is refused here first: its message
+ * would show the row, digest and all.  Trims the name in values[], and makes an
+ * expiry at infinity NULL.  Raises 23502 for a NULL, 23514 for what has a wrong
+ * shape, 22023 for an expiry that cannot be, 55000 for a rate limit where there
+ * is no limiter.
  */
 void
 settings_check(Datum *values, bool *nulls, const bool *changed,

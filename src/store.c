@@ -40,8 +40,21 @@
 #define USAGE_USE_COUNT 5
 #define USAGE_DENIED_COUNT 6
 
-/* Pointers of a StoredKey. */
-#define POINTERS 6
+/* The pointers of a StoredKey, and what they point to; the metadata is last. */
+static const struct
+{
+	int			column;
+	size_t		offset;
+}			pointers[] = {
+	{KEY_TENANT, offsetof(StoredKey, tenant)},
+	{KEY_NAME, offsetof(StoredKey, name)},
+	{KEY_ENVIRONMENT, offsetof(StoredKey, environment)},
+	{KEY_SCOPES, offsetof(StoredKey, scopes)},
+	{KEY_ALLOWED_CIDRS, offsetof(StoredKey, allowed_cidrs)},
+	{KEY_METADATA, offsetof(StoredKey, metadata)}
+};
+
+#define POINTERS ((int) lengthof(pointers))
 
 /* What is done with a row that was found; runs while it is pinned. */
 typedef void (*RowReader) (HeapTuple row, TupleDesc desc, void *arg);
@@ -122,8 +135,8 @@ store_find_usage(const char *key_id, StoredUsage *usage)
 	text	   *id = cstring_to_text_with_len(key_id, TOKEN_KEY_ID_LEN);
 	bool		found;
 
-	found = read_row(store_table("key_usage", true), NULL, USAGE_KEY_ID, PointerGetDatum(id),
-					 F_TEXTEQ, parse_usage, usage);
+	found = read_row(store_table("key_usage", true), NULL, USAGE_KEY_ID,
+					 PointerGetDatum(id), F_TEXTEQ, parse_usage, usage);
 	pfree(id);
 	return found;
 }
@@ -205,11 +218,6 @@ parse_kind(text *kind)
 static void
 parse_key(HeapTuple row, TupleDesc desc, void *arg)
 {
-	/* What the pointers of a StoredKey point to; the metadata is the last. */
-	static const int columns[POINTERS] = {
-		KEY_TENANT, KEY_NAME, KEY_ENVIRONMENT, KEY_SCOPES, KEY_ALLOWED_CIDRS,
-		KEY_METADATA
-	};
 	Datum		values[KEY_COLUMNS];
 	bool		nulls[KEY_COLUMNS];
 	Datum	   *wide_values = values;
@@ -237,7 +245,8 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	for (int i = 0; i < POINTERS; i++)
 	{
 		/* Not packed: an array or a jsonb is read in place. */
-		parts[i] = ISNULL(columns[i]) ? NULL : PG_DETOAST_DATUM(VALUE(columns[i]));
+		parts[i] = ISNULL(pointers[i].column) ? NULL :
+			PG_DETOAST_DATUM(VALUE(pointers[i].column));
 		if (parts[i] != NULL)
 			size += MAXALIGN(VARSIZE(parts[i]));
 	}
@@ -298,25 +307,11 @@ store_copy(const StoredKey *key, MemoryContext context)
 	return copy;
 }
 
-/* The pointers of a key that point to what follows it. */
+/* One of the pointers of a key that point to what follows it. */
 static char **
 pointer_of(StoredKey *key, int i)
 {
-	switch (i)
-	{
-		case 0:
-			return (char **) &key->tenant;
-		case 1:
-			return (char **) &key->name;
-		case 2:
-			return (char **) &key->environment;
-		case 3:
-			return (char **) &key->scopes;
-		case 4:
-			return (char **) &key->allowed_cidrs;
-		default:
-			return (char **) &key->metadata;
-	}
+	return (char **) ((char *) key + pointers[i].offset);
 }
 
 /* RowReader: parse a row of key_usage. */

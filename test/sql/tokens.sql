@@ -78,13 +78,15 @@ DECLARE
   small interval;
   large interval;
 BEGIN
-  PERFORM rk_apikeys.redact(repeat(part, 1000));
-  start := clock_timestamp();
-  PERFORM rk_apikeys.redact(repeat(part, 5000)), count(*) FROM rk_apikeys.find_tokens(repeat(part, 5000));
-  small := clock_timestamp() - start;
-  start := clock_timestamp();
-  PERFORM rk_apikeys.redact(repeat(part, 40000)), count(*) FROM rk_apikeys.find_tokens(repeat(part, 40000));
-  large := clock_timestamp() - start;
+  -- The best of some: another process may have its turn meanwhile.
+  FOR round IN 1 .. 5 LOOP
+    start := clock_timestamp();
+    PERFORM rk_apikeys.redact(repeat(part, 5000)), count(*) FROM rk_apikeys.find_tokens(repeat(part, 5000));
+    small := least(small, clock_timestamp() - start);
+    start := clock_timestamp();
+    PERFORM rk_apikeys.redact(repeat(part, 40000)), count(*) FROM rk_apikeys.find_tokens(repeat(part, 40000));
+    large := least(large, clock_timestamp() - start);
+  END LOOP;
   IF large > small * 32 THEN
     RAISE EXCEPTION 'not linear: % and %', small, large;
   END IF;
