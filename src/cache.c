@@ -1,6 +1,6 @@
 /*
  * cache.c
- *		Keys that this backend has read.
+ *		Keys that have been read before: by this backend, or by any.
  *
  * A verify that starts after a change was committed sees it: a trigger on
  * api_keys sends a relcache invalidation with each change, COMMIT puts it into
@@ -13,16 +13,27 @@
  * very row, and the snapshot too old to see it.  A row that the current
  * transaction wrote is never kept, since it may be rolled back.
  *
- * Memory: one context, reset by a flush.  What is returned is good until the
- * next call of a function here.  A row that does not fit ENTRY_MAX_SIZE, or
+ * What this backend has not kept, shared memory may have in brief, from the
+ * last time that any backend read the row: store.c says when that is as good.
+ * With cache_size 0 each verify reads the row.
+ *
+ * A table of sets: a key has its place in one of the four of its set, the one
+ * used last in front, and a look at a set is a look at one line of the
+ * processor's cache.  So that keys which come once do not drive out those that
+ * come often, a row takes another's place only when it is read for the second
+ * time within a while.
+ *
+ * Memory: rows live in a context that a flush resets; a set that is older than
+ * the last flush is empty.  What is returned is good until the next call of a
+ * function here.  A row that does not fit ENTRY_MAX_SIZE, or
  * metadata that does not fit METADATA_MAX_SIZE, is read each time.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "lib/ilist.h"
+#include "common/hashfn.h"
 #include "port/atomics.h"
-#include "utils/hsearch.h"
+#include "port/pg_bitutils.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 
@@ -35,26 +46,32 @@
 #define ENTRY_MAX_SIZE 1024
 #define METADATA_MAX_SIZE 1024
 
-/* A key id, or the first bytes of an imported key's digest: 16 hash well. */
-typedef struct CacheKey
-{
-	char		kind;			/* DigestKind */
-	char		id[15];
-} CacheKey;
+#define SET_SIZE 4
+#define READ_ONCE_SIZE 3
 
-typedef struct CacheEntry
+/* 64 bytes. */
+typedef struct CacheSet
 {
-	CacheKey	key;			/* hash key */
-	dlist_node	used;			/* in least_used */
-	StoredKey  *row;
-} CacheEntry;
+	StoredKey  *rows[SET_SIZE]; /* the one used last first; NULLs at the end */
+	uint32		hashes[SET_SIZE];	/* of the rows' key ids or digests */
+	uint32		read_once[READ_ONCE_SIZE];	/* hashes of keys without a place */
+	uint32		flush;			/* the flush after which all this was put here */
+} CacheSet;
 
+StaticAssertDecl(sizeof(CacheSet) == 64 || sizeof(void *) < 8,
+				 "a set is one line of the processor's cache");
+
+static CacheSet *sets = NULL;
+static void *sets_memory = NULL;	/* where they were allocated */
+static uint32 set_mask = 0;
+
+/* The rows, and how many times they were thrown away. */
 static MemoryContext context = NULL;
-static HTAB *entries = NULL;
+static uint32 flushes = 0;
 
-/* The entries, the one used last at the head. */
-static dlist_head least_used;
+/* The rows that are kept, and the cache_size that the table was made for. */
 static int	count = 0;
+static int	made_for = 0;
 
 /* Messages taken that may concern us, and how many of them are dealt with. */
 static uint64 messages = 1;
@@ -68,10 +85,15 @@ static uint64 has_imported_since = 0;
 static bool has_imported = false;
 
 static void take_messages(void);
-static CacheEntry *look(const CacheKey *key);
-static const StoredKey *keep(const CacheKey *key, StoredKey *row,
+static CacheSet *find_set(uint32 hash);
+static void make_sets(void);
+static void drop_sets(void);
+static uint32 hash_native(const char *key_id);
+static uint32 hash_imported(DigestKind kind, const uint8 *digest);
+static StoredKey *use_row(CacheSet *set, int i);
+static bool was_read_before(uint32 hash);
+static const StoredKey *keep(uint32 hash, StoredKey *row,
 							 uint64 messages_before);
-static void drop_least_used(void);
 
 static void
 relcache_callback(Datum arg, Oid relid)
@@ -86,57 +108,95 @@ cache_init(void)
 	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
 }
 
-/*
- * The key with that id (TOKEN_KEY_ID_LEN bytes), or NULL if there is none.
- */
+/* The key with that id (TOKEN_KEY_ID_LEN bytes), or NULL if there is none. */
 const StoredKey *
 cache_find(const char *key_id)
 {
-	const StoredKey *row = cache_look(key_id);
+	CacheLook	look;
 
-	return row != NULL ? row : cache_read(key_id);
+	cache_look(&look, key_id);
+	cache_recall(&look);
+	return cache_get(&look, false);
 }
 
-/* The same, if it is kept; NULL else. */
-const StoredKey *
-cache_look(const char *key_id)
+/* Whether this backend has kept it. */
+void
+cache_look(CacheLook *look, const char *key_id)
 {
-	CacheKey	key = {DIGEST_NATIVE, {0}};
-	CacheEntry *entry;
-
-	memcpy(key.id, key_id, TOKEN_KEY_ID_LEN);
+	look->key_id = key_id;
+	look->kept = NULL;
+	usage_expect(&look->target, key_id);
 	take_messages();
-	entry = look(&key);
-	return entry != NULL ? entry->row : NULL;
+	if (sets != NULL)
+	{
+		uint32		hash = hash_native(key_id);
+		CacheSet   *set = find_set(hash);
+
+		for (int i = 0; i < SET_SIZE && set->rows[i] != NULL; i++)
+			if (set->hashes[i] == hash &&
+				set->rows[i]->digest_kind == DIGEST_NATIVE &&
+				memcmp(set->rows[i]->key_id, key_id, TOKEN_KEY_ID_LEN) == 0)
+			{
+				look->kept = use_row(set, i);
+				break;
+			}
+	}
 }
 
-/* The same, where cache_look() has just found that it is not kept. */
-const StoredKey *
-cache_read(const char *key_id)
+/* If it has not: what shared memory has of it. */
+void
+cache_recall(CacheLook *look)
 {
-	CacheKey	key = {DIGEST_NATIVE, {0}};
-	uint64		before = messages;
+	if (look->kept != NULL)
+		return;
+	usage_recall(&look->target, &look->brief);
+	store_prefetch(&look->brief.place);
+}
 
-	memcpy(key.id, key_id, TOKEN_KEY_ID_LEN);
-	return keep(&key, store_find(table, key_id), before);
+/* The key, or NULL if there is none; in brief, if that is good and will do. */
+const StoredKey *
+cache_get(CacheLook *look, bool brief_will_do)
+{
+	static StoredKey recalled;
+	uint64		before = messages;
+	StoredKey  *row;
+
+	if (look->kept != NULL)
+		return look->kept;
+	if (brief_will_do && rk_apikeys_cache_size > 0 &&
+		store_brief_holds(table, &look->brief) &&
+		!was_read_before(hash_native(look->key_id)))
+	{
+		stats_count(STATS_CACHE_HITS);
+		store_expand(&look->brief, look->key_id, &recalled);
+		return &recalled;
+	}
+	row = store_find(table, look->key_id, &look->brief.place);
+	/* Nothing new of it is to be noted. */
+	if (row != NULL && memcmp(&row->place, &look->brief.place, sizeof(StoredPlace)) == 0)
+		row->place.buffer = InvalidBuffer;
+	return keep(hash_native(look->key_id), row, before);
 }
 
 /* The imported key with that digest, or NULL if there is none. */
 const StoredKey *
 cache_find_imported(DigestKind kind, const uint8 *digest, int len)
 {
-	CacheKey	key;
-	CacheEntry *entry;
+	uint32		hash = hash_imported(kind, digest);
 	uint64		before;
 
-	key.kind = kind;
-	memcpy(key.id, digest, sizeof(key.id));
 	take_messages();
-	entry = look(&key);
-	if (entry != NULL)
-		return entry->row;
+	if (sets != NULL)
+	{
+		CacheSet   *set = find_set(hash);
+
+		for (int i = 0; i < SET_SIZE && set->rows[i] != NULL; i++)
+			if (set->hashes[i] == hash && set->rows[i]->digest_kind == kind &&
+				digest_matches(set->rows[i]->digest, digest, len))
+				return use_row(set, i);
+	}
 	before = messages;
-	return keep(&key, store_find_imported(table, kind, digest, len), before);
+	return keep(hash, store_find_imported(table, kind, digest, len), before);
 }
 
 /* Whether there is any imported key, so that a shapeless token is looked up. */
@@ -167,80 +227,139 @@ take_messages(void)
 	/* AcceptInvalidationMessages reads its flag without a lock. */
 	pg_memory_barrier();
 	AcceptInvalidationMessages();
-	if (messages_done == messages)
+	if (made_for != rk_apikeys_cache_size)
+		drop_sets();
+	else if (messages_done == messages)
 		return;
 	messages_done = messages;
 	if (context != NULL)
 		MemoryContextReset(context);
-	entries = NULL;
 	count = 0;
+	flushes++;
 	table = store_table("api_keys", true);
 }
 
-static CacheEntry *
-look(const CacheKey *key)
+/* Twice as many places as rows: keys are not spread over the sets evenly. */
+static void
+make_sets(void)
 {
-	CacheEntry *entry;
+	uint32		many = pg_nextpower2_32(Max(rk_apikeys_cache_size * 2 / SET_SIZE, 1));
 
-	if (entries == NULL)
-		return NULL;
-	entry = hash_search(entries, key, HASH_FIND, NULL);
-	if (entry != NULL)
+	sets_memory = MemoryContextAllocExtended(TopMemoryContext,
+											 many * sizeof(CacheSet) + PG_CACHE_LINE_SIZE,
+											 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	sets = (CacheSet *) CACHELINEALIGN(sets_memory);
+	set_mask = many - 1;
+	if (context == NULL)
+		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache",
+										ALLOCSET_DEFAULT_SIZES);
+}
+
+/* For a table of another size. */
+static void
+drop_sets(void)
+{
+	if (sets != NULL)
+		pfree(sets_memory);
+	sets = NULL;
+	made_for = rk_apikeys_cache_size;
+}
+
+/* The set of a key; empty, if a flush has come over it. */
+static CacheSet *
+find_set(uint32 hash)
+{
+	CacheSet   *set = &sets[hash & set_mask];
+
+	if (set->flush != flushes)
 	{
-		stats_count(STATS_CACHE_HITS);
-		dlist_move_head(&least_used, &entry->used);
+		memset(set, 0, sizeof(CacheSet));
+		set->flush = flushes;
 	}
-	return entry;
+	return set;
+}
+
+static uint32
+hash_native(const char *key_id)
+{
+	return (uint32) token_hash_key_id(key_id, 0);
+}
+
+static uint32
+hash_imported(DigestKind kind, const uint8 *digest)
+{
+	return hash_bytes_uint32(kind) ^ hash_bytes(digest, DIGEST_SHA256_LEN);
+}
+
+/* The row there, which is now the one used last. */
+static StoredKey *
+use_row(CacheSet *set, int i)
+{
+	StoredKey  *row = set->rows[i];
+	uint32		hash = set->hashes[i];
+
+	stats_count(STATS_CACHE_HITS);
+	for (; i > 0; i--)
+	{
+		set->rows[i] = set->rows[i - 1];
+		set->hashes[i] = set->hashes[i - 1];
+	}
+	set->rows[0] = row;
+	set->hashes[0] = hash;
+	return row;
+}
+
+/*
+ * Whether a key without a place was asked for not long ago.  If not, notes that
+ * it is now.
+ */
+static bool
+was_read_before(uint32 hash)
+{
+	uint32	   *read_once;
+
+	if (sets == NULL)
+		make_sets();
+	read_once = &find_set(hash)->read_once[(hash >> 24) % READ_ONCE_SIZE];
+	if (*read_once == hash)
+		return true;
+	*read_once = hash;
+	return false;
 }
 
 /* Keep a row that was just read, if that is right.  Returns the row. */
 static const StoredKey *
-keep(const CacheKey *key, StoredKey *row, uint64 messages_before)
+keep(uint32 hash, StoredKey *row, uint64 messages_before)
 {
-	CacheEntry *entry;
-	StoredKey  *copy;
+	CacheSet   *set;
+	int			i = 0;
 
 	stats_count(STATS_CACHE_MISSES);
 	if (row == NULL || messages != messages_before ||
-		messages != messages_done || rk_apikeys_cache_size == 0 ||
+		messages != messages_done || made_for == 0 ||
 		IsInParallelMode() ||
-		TransactionIdIsCurrentTransactionId(row->xmin))
-		return row;
-
-	if (context == NULL)
-		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache",
-										ALLOCSET_DEFAULT_SIZES);
-	if (entries == NULL)
-	{
-		HASHCTL		ctl;
-
-		ctl.keysize = sizeof(CacheKey);
-		ctl.entrysize = sizeof(CacheEntry);
-		ctl.hcxt = context;
-		dlist_init(&least_used);
-		entries = hash_create("rk_apikeys cache", 64, &ctl,
-							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	}
-	if (row->size - row->metadata_size > ENTRY_MAX_SIZE ||
+		TransactionIdIsCurrentTransactionId(row->xmin) ||
+		row->size - row->metadata_size > ENTRY_MAX_SIZE ||
 		row->metadata_size > METADATA_MAX_SIZE)
 		return row;
-	while (count >= rk_apikeys_cache_size)
-		drop_least_used();
-	copy = store_copy(row, context);
-	entry = hash_search(entries, key, HASH_ENTER, NULL);
-	entry->row = copy;
-	dlist_push_head(&least_used, &entry->used);
+
+	if (sets == NULL)
+		make_sets();
+	set = find_set(hash);
+	while (i < SET_SIZE && set->rows[i] != NULL)
+		i++;
+	if (i == SET_SIZE || count >= made_for)
+	{
+		/* If there is none in this set, none goes. */
+		if (i == 0 || !was_read_before(hash))
+			return row;
+		i--;
+		pfree(set->rows[i]);
+		count--;
+	}
+	set->rows[i] = store_copy(row, context);
+	set->rows[i]->place.buffer = InvalidBuffer;
+	set->hashes[i] = hash;
 	count++;
 	return row;
-}
-
-static void
-drop_least_used(void)
-{
-	CacheEntry *entry = dlist_tail_element(CacheEntry, used, &least_used);
-
-	dlist_delete(&entry->used);
-	pfree(entry->row);
-	hash_search(entries, &entry->key, HASH_REMOVE, NULL);
-	count--;
 }

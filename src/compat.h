@@ -41,6 +41,21 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 }
 #endif
 
+/* 16: a relation's file is named by its locator. */
+#if PG_VERSION_NUM < 160000
+#include "storage/relfilenode.h"
+#define RelFileLocator RelFileNode
+#define rd_locator rd_node
+#else
+#include "storage/relfilelocator.h"
+#endif
+
+/* 18: an index scan can be told where to count. */
+#if PG_VERSION_NUM >= 180000
+#define index_beginscan(heap, index, snapshot, nkeys, norderbys) \
+	index_beginscan(heap, index, snapshot, NULL, nkeys, norderbys)
+#endif
+
 /* 18: a function that does not return says so in front. */
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn __attribute__((noreturn))

@@ -17,8 +17,6 @@
 #include "digest.h"
 
 static pg_cryptohash_ctx *sha256_context(void);
-static void digest_compute(pg_cryptohash_type type, const char *data,
-						   size_t len, uint8 *out, size_t out_len);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_hash_token);
 PG_FUNCTION_INFO_V1(rk_apikeys_digest_equal);
@@ -27,31 +25,82 @@ PG_FUNCTION_INFO_V1(rk_apikeys_digest_equal);
 void
 digest_sha256(const char *data, size_t len, uint8 *out)
 {
-	digest_compute(PG_SHA256, data, len, out, PG_SHA256_DIGEST_LENGTH);
+	DigestWork	work;
+
+	digest_begin(&work, NULL, 0);
+	digest_end(&work, data, len, out);
 }
 
 /* SHA-512 (FIPS 180-4) of the data into out, DIGEST_SHA512_LEN bytes. */
 void
 digest_sha512(const char *data, size_t len, uint8 *out)
 {
-	digest_compute(PG_SHA512, data, len, out, PG_SHA512_DIGEST_LENGTH);
+	pg_cryptohash_ctx *hash = pg_cryptohash_create(PG_SHA512);
+
+	if (hash == NULL ||
+		pg_cryptohash_init(hash) < 0 ||
+		pg_cryptohash_update(hash, (const uint8 *) data, len) < 0 ||
+		pg_cryptohash_final(hash, out, DIGEST_SHA512_LEN) < 0)
+		elog(ERROR, "could not compute a digest: %s",
+			 pg_cryptohash_error(hash));
+	pg_cryptohash_free(hash);
 }
 
-/*
- * HMAC-SHA-256 (RFC 2104) of the data into out, DIGEST_SHA256_LEN bytes.
- */
+/* HMAC-SHA-256 (RFC 2104) of the data into out, DIGEST_SHA256_LEN bytes. */
 void
 digest_hmac_sha256(const uint8 *secret, size_t secret_len, const char *data,
 				   size_t len, uint8 *out)
 {
-	pg_hmac_ctx *ctx = pg_hmac_create(PG_SHA256);
+	DigestWork	work;
 
-	if (ctx == NULL ||
-		pg_hmac_init(ctx, secret, secret_len) < 0 ||
-		pg_hmac_update(ctx, (const uint8 *) data, len) < 0 ||
-		pg_hmac_final(ctx, out, DIGEST_SHA256_LEN) < 0)
-		elog(ERROR, "could not compute a digest: %s", pg_hmac_error(ctx));
-	pg_hmac_free(ctx);
+	digest_begin(&work, secret, secret_len);
+	digest_end(&work, data, len, out);
+}
+
+/*
+ * Begin what one of the two above does: HMAC-SHA-256 with the secret, or (NULL)
+ * SHA-256.  It takes as long as the rest, and needs no data yet.  No other
+ * digest may be made before it ends.
+ */
+void
+digest_begin(DigestWork *work, const uint8 *secret, size_t secret_len)
+{
+	work->hash = NULL;
+	work->hmac = NULL;
+	if (secret == NULL)
+	{
+		work->hash = sha256_context();
+		if (work->hash == NULL || pg_cryptohash_init(work->hash) < 0)
+			elog(ERROR, "could not begin a digest: %s",
+				 pg_cryptohash_error(work->hash));
+	}
+	else
+	{
+		work->hmac = pg_hmac_create(PG_SHA256);
+		if (work->hmac == NULL ||
+			pg_hmac_init(work->hmac, secret, secret_len) < 0)
+			elog(ERROR, "could not begin a digest: %s",
+				 pg_hmac_error(work->hmac));
+	}
+}
+
+/* Make the digest that was begun, of the data, into out. */
+void
+digest_end(DigestWork *work, const char *data, size_t len, uint8 *out)
+{
+	if (work->hmac == NULL)
+	{
+		if (pg_cryptohash_update(work->hash, (const uint8 *) data, len) < 0 ||
+			pg_cryptohash_final(work->hash, out, DIGEST_SHA256_LEN) < 0)
+			elog(ERROR, "could not compute a digest: %s",
+				 pg_cryptohash_error(work->hash));
+		return;
+	}
+	if (pg_hmac_update(work->hmac, (const uint8 *) data, len) < 0 ||
+		pg_hmac_final(work->hmac, out, DIGEST_SHA256_LEN) < 0)
+		elog(ERROR, "could not compute a digest: %s",
+			 pg_hmac_error(work->hmac));
+	pg_hmac_free(work->hmac);
 }
 
 /*
@@ -62,23 +111,6 @@ bool
 digest_matches(const uint8 *a, const uint8 *b, size_t len)
 {
 	return timingsafe_bcmp(a, b, len) == 0;
-}
-
-static void
-digest_compute(pg_cryptohash_type type, const char *data, size_t len,
-			   uint8 *out, size_t out_len)
-{
-	pg_cryptohash_ctx *ctx = type == PG_SHA256 ?
-		sha256_context() : pg_cryptohash_create(type);
-
-	if (ctx == NULL ||
-		pg_cryptohash_init(ctx) < 0 ||
-		pg_cryptohash_update(ctx, (const uint8 *) data, len) < 0 ||
-		pg_cryptohash_final(ctx, out, out_len) < 0)
-		elog(ERROR, "could not compute a digest: %s",
-			 pg_cryptohash_error(ctx));
-	if (type != PG_SHA256)
-		pg_cryptohash_free(ctx);
 }
 
 /*

@@ -8,6 +8,17 @@
 #define DIGEST_SHA256_LEN 32
 #define DIGEST_SHA512_LEN 64
 
+/* A digest that is being made. */
+typedef struct DigestWork
+{
+	struct pg_cryptohash_ctx *hash;
+	struct pg_hmac_ctx *hmac;	/* NULL: without a secret */
+} DigestWork;
+
+extern void digest_begin(DigestWork *work, const uint8 *secret,
+						 size_t secret_len);
+extern void digest_end(DigestWork *work, const char *data, size_t len,
+					   uint8 *out);
 extern void digest_sha256(const char *data, size_t len, uint8 *out);
 extern void digest_sha512(const char *data, size_t len, uint8 *out);
 extern void digest_hmac_sha256(const uint8 *secret, size_t secret_len,

@@ -7,21 +7,42 @@
  * transaction sees a revocation too.  No privilege or policy stands between:
  * the right to verify is EXECUTE on the functions that come here.
  *
+ * Whoever has read a row before may remember its place, the buffer and the line
+ * pointer, and save the descent of the index.  A place proves nothing, and may
+ * be old: it counts only if that buffer holds that block of that table now, and
+ * a row with the key id is visible there, which then is the only one.
+ *
+ * A brief key goes further: it is a copy of a row that was committed, and that
+ * nobody had begun to change, with the LSN of its page.  Whatever changes or
+ * deletes a row writes WAL and so moves the LSN of the page before it commits:
+ * as long as the page is in that buffer, with that LSN, the copy is the row.
+ * This holds on a standby, and whoever commits.  What it does not hold for is a
+ * table without WAL, of which no brief keys are made, and a TRUNCATE or DROP by
+ * the own transaction, so that one which has written anything takes none.
+ *
  * Locking: AccessShareLock on table and index, given back at once, so that an
- * idle transaction that has verified a key is in nobody's way.
+ * idle transaction that has verified a key is in nobody's way.  For a brief key
+ * a pin on the buffer: what drops the buffer has committed, or will wait.
  *
  * Memory: results live in the current context.
  */
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/stratnum.h"
 #include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_am_d.h"
 #include "catalog/pg_collation_d.h"
 #include "catalog/pg_type_d.h"
+#include "executor/tuptable.h"
+#include "storage/buf_internals.h"
+#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -34,11 +55,25 @@
 #define SCHEMA_NAME "rk_apikeys"
 #define IMPORTED_INDEX "api_keys_imported_digest"
 
+/* Of a row, what is fetched ahead: its first lines of the processor's cache. */
+#define CACHE_LINE 64
+#define ROW_LINES 5
+
+/* Times that a row is looked for while others may be changing it. */
+#define UNSEEN_TRIES 3
+
 /* Columns of rk_apikeys.key_usage that are read here. */
 #define USAGE_KEY_ID 1
 #define USAGE_LAST_USED_AT 3
 #define USAGE_USE_COUNT 5
 #define USAGE_DENIED_COUNT 6
+
+/*
+ * The file of api_keys, when it was last read, and that table.  It may have
+ * another by now: then no buffer holds a block of this one.
+ */
+static RelFileLocator file;
+static Oid	file_table = InvalidOid;
 
 /* The pointers of a StoredKey, and what they point to; the metadata is last. */
 static const struct
@@ -56,12 +91,26 @@ static const struct
 
 #define POINTERS ((int) lengthof(pointers))
 
+/* What is looked for, in which table. */
+typedef struct Search
+{
+	Oid			table;
+	const char *index;			/* NULL: the primary key */
+	Datum		value;			/* of the first column of the index */
+	RegProcedure equal;			/* InvalidOid: any row will do */
+	StoredPlace place;			/* where the row may be, then where it was */
+	RelFileLocator file;		/* result: of the table */
+} Search;
+
 /* What is done with a row that was found; runs while it is pinned. */
 typedef void (*RowReader) (HeapTuple row, TupleDesc desc, void *arg);
 
-static bool read_row(Oid table, const char *index, AttrNumber column,
-					 Datum value, RegProcedure equal, RowReader reader,
-					 void *arg);
+static bool read_row(Search *search, RowReader reader, void *arg);
+static bool read_at_place(Relation rel, Snapshot snapshot, Search *search,
+						  RowReader reader, void *arg);
+static bool read_by_index(Relation rel, Snapshot snapshot, Search *search,
+						  RowReader reader, void *arg);
+static Oid	find_index(Relation rel, const char *name);
 static char **pointer_of(StoredKey *key, int i);
 static void parse_key(HeapTuple row, TupleDesc desc, void *arg);
 static void parse_usage(HeapTuple row, TupleDesc desc, void *arg);
@@ -91,18 +140,98 @@ store_table(const char *name, bool missing_ok)
 /*
  * The key with that id (TOKEN_KEY_ID_LEN bytes, not terminated), or NULL if
  * there is none.  The table is api_keys, whose OID the caller keeps for as long
- * as no message says that it may be another; none is there if it is gone.
+ * as no message says that it may be another; none is there if it is gone.  The
+ * row is looked for at that place first.
  */
 StoredKey *
-store_find(Oid table, const char *key_id)
+store_find(Oid table, const char *key_id, const StoredPlace *place)
 {
 	StoredKey  *key = NULL;
 	text	   *id = cstring_to_text_with_len(key_id, TOKEN_KEY_ID_LEN);
+	Search		search = {
+		.table = table, .value = PointerGetDatum(id), .equal = F_TEXTEQ,
+		.place = *place
+	};
 
-	read_row(table, NULL, KEY_KEY_ID, PointerGetDatum(id), F_TEXTEQ,
-			 parse_key, &key);
+	if (read_row(&search, parse_key, &key))
+	{
+		key->place = search.place;
+		file = search.file;
+		file_table = table;
+	}
 	pfree(id);
 	return key;
+}
+
+/*
+ * Have what a row at that place takes to be read fetched into the processor's
+ * cache: a while later it is read faster.
+ */
+void
+store_prefetch(const StoredPlace *place)
+{
+	char	   *page;
+
+	if (place->buffer < 1 || place->buffer > NBuffers)
+		return;
+	page = BufferGetBlock(place->buffer);
+	__builtin_prefetch(GetBufferDescriptor(place->buffer - 1));
+	__builtin_prefetch(page);
+	__builtin_prefetch(page + offsetof(PageHeaderData, pd_linp) +
+					   place->offset * sizeof(ItemIdData));
+	for (int i = 0; i < ROW_LINES; i++)
+		__builtin_prefetch(page + Min(place->start + i * CACHE_LINE, BLCKSZ - 1));
+}
+
+/*
+ * Abridge a key that was just read.  Where a brief key would not do, the place
+ * alone is noted.
+ */
+void
+store_abridge(const StoredKey *key, StoredBrief *brief)
+{
+	brief->place = key->place;
+	if (key->digest_kind != DIGEST_NATIVE ||
+		key->digest_len != DIGEST_SHA256_LEN || key->revoked || !key->enabled ||
+		key->allowed_cidrs != NULL || key->rate_limit > 0 ||
+		TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		brief->place.lsn = InvalidXLogRecPtr;
+	brief->good_until = Min(key->expires_at, key->grace_until);
+	brief->pepper_id = key->pepper_id;
+	memcpy(brief->digest, key->digest, DIGEST_SHA256_LEN);
+}
+
+/* Whether a brief key is what its row is now, and good. */
+bool
+store_brief_holds(Oid table, const StoredBrief *brief)
+{
+	const StoredPlace *place = &brief->place;
+	bool		same;
+
+	if (XLogRecPtrIsInvalid(place->lsn) || file_table != table ||
+		place->buffer < 1 || place->buffer > NBuffers ||
+		TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
+		!ReadRecentBuffer(file, MAIN_FORKNUM, place->block, place->buffer))
+		return false;
+	same = BufferGetLSNAtomic(place->buffer) == place->lsn;
+	ReleaseBuffer(place->buffer);
+	return same && GetCurrentTimestamp() < brief->good_until;
+}
+
+/* Make a key of a brief one. */
+void
+store_expand(const StoredBrief *brief, const char *key_id, StoredKey *key)
+{
+	memset(key, 0, sizeof(*key));
+	memcpy(key->key_id, key_id, TOKEN_KEY_ID_LEN);
+	key->digest_kind = DIGEST_NATIVE;
+	key->digest_len = DIGEST_SHA256_LEN;
+	memcpy(key->digest, brief->digest, DIGEST_SHA256_LEN);
+	key->pepper_id = brief->pepper_id;
+	key->enabled = true;
+	key->expires_at = brief->good_until;
+	key->grace_until = DT_NOEND;
+	key->place.buffer = InvalidBuffer;
 }
 
 /* The imported key with that digest, or NULL if there is none. */
@@ -111,11 +240,14 @@ store_find_imported(Oid table, DigestKind kind, const uint8 *digest, int len)
 {
 	StoredKey  *key = NULL;
 	bytea	   *value = palloc(VARHDRSZ + len);
+	Search		search = {
+		.table = table, .index = IMPORTED_INDEX,
+		.value = PointerGetDatum(value), .equal = F_BYTEAEQ
+	};
 
 	SET_VARSIZE(value, VARHDRSZ + len);
 	memcpy(VARDATA(value), digest, len);
-	read_row(table, IMPORTED_INDEX, KEY_DIGEST, PointerGetDatum(value),
-			 F_BYTEAEQ, parse_key, &key);
+	read_row(&search, parse_key, &key);
 	pfree(value);
 	return key != NULL && key->digest_kind == kind ? key : NULL;
 }
@@ -124,8 +256,9 @@ store_find_imported(Oid table, DigestKind kind, const uint8 *digest, int len)
 bool
 store_has_imported(Oid table)
 {
-	return read_row(table, IMPORTED_INDEX, 0, (Datum) 0, InvalidOid,
-					parse_nothing, NULL);
+	Search		search = {.table = table, .index = IMPORTED_INDEX};
+
+	return read_row(&search, parse_nothing, NULL);
 }
 
 /* Whether the key has a row in key_usage, and what it says. */
@@ -133,65 +266,167 @@ bool
 store_find_usage(const char *key_id, StoredUsage *usage)
 {
 	text	   *id = cstring_to_text_with_len(key_id, TOKEN_KEY_ID_LEN);
-	bool		found;
+	Search		search = {
+		.table = store_table("key_usage", true),
+		.value = PointerGetDatum(id), .equal = F_TEXTEQ
+	};
+	bool		found = read_row(&search, parse_usage, usage);
 
-	found = read_row(store_table("key_usage", true), NULL, USAGE_KEY_ID,
-					 PointerGetDatum(id), F_TEXTEQ, parse_usage, usage);
 	pfree(id);
 	return found;
 }
 
 /*
- * Find the row whose column equals the value (any row, for column 0), by the
- * index of that name or by the primary key if none is named, and hand it to
- * the reader.  Returns whether there is one; false too if the extension is
- * gone.
+ * Find a row and hand it to the reader.  Returns whether there is one; false
+ * too if the extension is gone.
  */
 static bool
-read_row(Oid table, const char *index, AttrNumber column, Datum value,
-		 RegProcedure equal, RowReader reader, void *arg)
+read_row(Search *search, RowReader reader, void *arg)
 {
 	Relation	rel;
-	Oid			index_oid;
 	Snapshot	snapshot;
-	SysScanDesc scan;
-	ScanKeyData scankey;
-	HeapTuple	row;
+	bool		found = false;
 
-	if (!OidIsValid(table) ||
-		(rel = try_table_open(table, AccessShareLock)) == NULL)
+	if (!OidIsValid(search->table) ||
+		(rel = try_table_open(search->table, AccessShareLock)) == NULL)
 		return false;
+	search->file = rel->rd_locator;
+	if (IsInParallelMode())
+	{
+		/*
+		 * No snapshot can be taken here, and the one at hand may be old: each
+		 * version is judged by itself.  One that commits meanwhile may have been
+		 * passed when it was not there yet, and the one before it after it was.
+		 */
+		for (int tries = 0; tries < UNSEEN_TRIES && !found; tries++)
+			found = read_by_index(rel, SnapshotSelf, search, reader, arg);
+	}
+	else
+	{
+		snapshot = RegisterSnapshot(GetLatestSnapshot());
+		found = read_at_place(rel, snapshot, search, reader, arg) ||
+			read_by_index(rel, snapshot, search, reader, arg);
+		UnregisterSnapshot(snapshot);
+	}
+	table_close(rel, AccessShareLock);
+	return found;
+}
 
-	/* Looked up each time, under the lock: REINDEX CONCURRENTLY changes it. */
-	if (index == NULL)
+/* The same, of a row of api_keys, if it is where it is said to be. */
+static bool
+read_at_place(Relation rel, Snapshot snapshot, Search *search,
+			  RowReader reader, void *arg)
+{
+	StoredPlace *place = &search->place;
+	Buffer		buffer = place->buffer;
+	ItemPointerData tid;
+	HeapTupleData row;
+	bool		found;
+
+	place->lsn = InvalidXLogRecPtr;
+	if (buffer < 1 || buffer > NBuffers ||
+		rel->rd_rel->relam != HEAP_TABLE_AM_OID ||
+		!ReadRecentBuffer(rel->rd_locator, MAIN_FORKNUM, place->block, buffer))
+		return false;
+	ItemPointerSet(&tid, place->block, place->offset);
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	found = heap_hot_search_buffer(&tid, rel, buffer, snapshot, &row, NULL,
+								   true);
+	/* Settled: visible, and nobody has begun to change it. */
+	if (found && RelationNeedsWAL(rel) &&
+		((row.t_data->t_infomask & HEAP_XMAX_INVALID) != 0 ||
+		 HEAP_XMAX_IS_LOCKED_ONLY(row.t_data->t_infomask)))
+		place->lsn = PageGetLSN(BufferGetPage(buffer));
+	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
+	if (found)
+	{
+		bool		isnull;
+		Datum		value = heap_getattr(&row, KEY_KEY_ID,
+										 RelationGetDescr(rel), &isnull);
+
+		found = !isnull &&
+			DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
+												 value, search->value));
+	}
+	if (found)
+	{
+		place->start = (char *) row.t_data - (char *) BufferGetBlock(buffer);
+		reader(&row, RelationGetDescr(rel), arg);
+	}
+	ReleaseBuffer(buffer);
+	return found;
+}
+
+/* The same, of a row of any table; notes its place. */
+static bool
+read_by_index(Relation rel, Snapshot snapshot, Search *search,
+			  RowReader reader, void *arg)
+{
+	Relation	index = index_open(find_index(rel, search->index),
+								   AccessShareLock);
+	int			nkeys = search->equal == InvalidOid ? 0 : 1;
+	IndexScanDesc scan = index_beginscan(rel, index, snapshot, nkeys, 0);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ScanKeyData scankey;
+	ItemPointer tid;
+	bool		found = false;
+
+	if (nkeys > 0)
+		ScanKeyInit(&scankey, 1, BTEqualStrategyNumber, search->equal,
+					search->value);
+	index_rescan(scan, &scankey, nkeys, NULL, 0);
+	while (!found && (tid = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
+	{
+		/* index_fetch_heap moves it on to the version that is visible. */
+		ItemPointerData root = *tid;
+
+		if (index_fetch_heap(scan, slot))
+		{
+			bool		copied;
+			HeapTuple	row = ExecFetchSlotHeapTuple(slot, false, &copied);
+
+			search->place.lsn = InvalidXLogRecPtr;
+			search->place.start = 0;
+			search->place.block = ItemPointerGetBlockNumber(&root);
+			search->place.offset = ItemPointerGetOffsetNumber(&root);
+			search->place.buffer = TTS_IS_BUFFERTUPLE(slot) ?
+				((BufferHeapTupleTableSlot *) slot)->buffer : InvalidBuffer;
+			reader(row, RelationGetDescr(rel), arg);
+			if (copied)
+				heap_freetuple(row);
+			found = true;
+		}
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, AccessShareLock);
+	return found;
+}
+
+/*
+ * The index of that name (NULL: of the primary key).  Looked up each time,
+ * under the table's lock: REINDEX CONCURRENTLY changes it.
+ */
+static Oid
+find_index(Relation rel, const char *name)
+{
+	Oid			index;
+
+	if (name == NULL)
 	{
 		if (!rel->rd_indexvalid)
 			list_free(RelationGetIndexList(rel));
-		index_oid = rel->rd_pkindex;
+		index = rel->rd_pkindex;
 	}
 	else
-		index_oid = get_relname_relid(index, RelationGetNamespace(rel));
-	if (!OidIsValid(index_oid))
+		index = get_relname_relid(name, RelationGetNamespace(rel));
+	if (!OidIsValid(index))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" has lost the index that verify reads by",
 						RelationGetRelationName(rel)),
 				 errhint("Recreate the index that the extension made.")));
-
-	if (column != 0)
-		ScanKeyInit(&scankey, column, BTEqualStrategyNumber, equal, value);
-	/* In parallel mode no snapshot can be taken. */
-	snapshot = RegisterSnapshot(IsInParallelMode() ? GetActiveSnapshot() :
-								GetLatestSnapshot());
-	scan = systable_beginscan(rel, index_oid, true, snapshot,
-							  column != 0 ? 1 : 0, &scankey);
-	row = systable_getnext(scan);
-	if (HeapTupleIsValid(row))
-		reader(row, RelationGetDescr(rel), arg);
-	systable_endscan(scan);
-	UnregisterSnapshot(snapshot);
-	table_close(rel, AccessShareLock);
-	return HeapTupleIsValid(row);
+	return index;
 }
 
 /* A timestamp column, with NULL as the end of time. */

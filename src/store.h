@@ -5,8 +5,12 @@
 #ifndef STORE_H
 #define STORE_H
 
+#include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
 #include "digest.h"
+#include "storage/block.h"
+#include "storage/buf.h"
+#include "storage/off.h"
 #include "token.h"
 #include "utils/array.h"
 #include "utils/relcache.h"
@@ -49,6 +53,16 @@ typedef enum DigestKind
 	DIGEST_KIND_SHA512
 } DigestKind;
 
+/* Where a row of api_keys was read: the root of its chain of versions. */
+typedef struct StoredPlace
+{
+	BlockNumber block;
+	OffsetNumber offset;
+	uint16		start;			/* of the version, in the page; to prefetch */
+	Buffer		buffer;			/* InvalidBuffer: not known */
+	XLogRecPtr	lsn;			/* of the page, if nobody was changing the row */
+} StoredPlace;
+
 /* One row of api_keys, parsed: what a verify needs of it. */
 typedef struct StoredKey
 {
@@ -60,10 +74,12 @@ typedef struct StoredKey
 	bool		revoked;
 	bool		enabled;
 	TransactionId xmin;			/* who wrote the row */
+	StoredPlace place;			/* of the row; not known of a copy */
 	TimestampTz expires_at;		/* DT_NOEND: never */
 	TimestampTz grace_until;	/* DT_NOEND: not rotated */
 	int32		rate_limit;		/* 0: none */
 	Interval	rate_window;
+	/* of a brief key, the rest is NULL and 0 */
 	text	   *tenant;
 	text	   *name;
 	text	   *environment;
@@ -75,6 +91,19 @@ typedef struct StoredKey
 	Size		metadata_size;	/* bytes of them that the metadata takes */
 } StoredKey;
 
+/*
+ * What a verify that asks for nothing else needs of a native key that is good,
+ * from any address and without a rate limit.  As good as its row, as long as the
+ * page is as it was.
+ */
+typedef struct StoredBrief
+{
+	StoredPlace place;			/* lsn 0: the place alone is known */
+	TimestampTz good_until;		/* then it expires, or its grace is over */
+	int			pepper_id;
+	uint8		digest[DIGEST_SHA256_LEN];
+} StoredBrief;
+
 /* One row of key_usage. */
 typedef struct StoredUsage
 {
@@ -84,7 +113,13 @@ typedef struct StoredUsage
 } StoredUsage;
 
 extern Oid	store_table(const char *name, bool missing_ok);
-extern StoredKey *store_find(Oid table, const char *key_id);
+extern void store_prefetch(const StoredPlace *place);
+extern StoredKey *store_find(Oid table, const char *key_id,
+							 const StoredPlace *place);
+extern void store_abridge(const StoredKey *key, StoredBrief *brief);
+extern bool store_brief_holds(Oid table, const StoredBrief *brief);
+extern void store_expand(const StoredBrief *brief, const char *key_id,
+						 StoredKey *key);
 extern StoredKey *store_find_imported(Oid table, DigestKind kind,
 									  const uint8 *digest, int len);
 extern bool store_has_imported(Oid table);

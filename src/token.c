@@ -46,37 +46,49 @@ static size_t prefix_begin(const char *s, size_t prefix_end, size_t floor);
 static void random_digits(char *out, int count);
 static void check_digits(const char *s, size_t len, char *out);
 
-static inline bool
-is_digit(char c)
-{
-	return (unsigned char) (c - '0') < 10;
-}
+/* What a byte may be; ASCII. */
+#define DIGIT 1
+#define SMALL 2
+#define CAPITAL 4
+
+static const uint8 classes[256] = {
+	['0'] = DIGIT, ['1'] = DIGIT, ['2'] = DIGIT, ['3'] = DIGIT, ['4'] = DIGIT,
+	['5'] = DIGIT, ['6'] = DIGIT, ['7'] = DIGIT, ['8'] = DIGIT, ['9'] = DIGIT,
+#define LETTER(capital, small) [capital] = CAPITAL, [small] = SMALL
+	LETTER('A', 'a'), LETTER('B', 'b'), LETTER('C', 'c'), LETTER('D', 'd'),
+	LETTER('E', 'e'), LETTER('F', 'f'), LETTER('G', 'g'), LETTER('H', 'h'),
+	LETTER('I', 'i'), LETTER('J', 'j'), LETTER('K', 'k'), LETTER('L', 'l'),
+	LETTER('M', 'm'), LETTER('N', 'n'), LETTER('O', 'o'), LETTER('P', 'p'),
+	LETTER('Q', 'q'), LETTER('R', 'r'), LETTER('S', 's'), LETTER('T', 't'),
+	LETTER('U', 'u'), LETTER('V', 'v'), LETTER('W', 'w'), LETTER('X', 'x'),
+	LETTER('Y', 'y'), LETTER('Z', 'z')
+#undef LETTER
+};
 
 static inline bool
 is_name_start(char c)
 {
-	return (unsigned char) (c - 'a') < 26;
+	return (classes[(uint8) c] & SMALL) != 0;
 }
 
 static inline bool
 is_name_char(char c)
 {
-	return is_digit(c) || is_name_start(c);
+	return (classes[(uint8) c] & (SMALL | DIGIT)) != 0;
 }
 
 static inline bool
 is_base62(char c)
 {
-	/* 0x20 makes ASCII's capitals small */
-	return is_digit(c) || is_name_start(c | 0x20);
+	return classes[(uint8) c] != 0;
 }
 
-/* Looks at all of them, so that the compiler can do it many at a time. */
 static bool
 all_base62(const char *s, size_t len)
 {
 	bool		good = true;
 
+	/* No branch: nearly always all of them are. */
 	for (size_t i = 0; i < len; i++)
 		good &= is_base62(s[i]);
 	return good;

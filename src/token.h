@@ -26,6 +26,23 @@ typedef struct TokenParts
 	const char *secret;			/* TOKEN_SECRET_LEN */
 } TokenParts;
 
+/*
+ * A hash of a key id, of which each bit is as good as another; different for
+ * another seed.  Nobody chooses key ids, so nobody makes them collide.
+ */
+static inline uint64
+token_hash_key_id(const char *key_id, uint32 seed)
+{
+	uint64		hash;
+	uint32		rest;
+
+	memcpy(&hash, key_id, sizeof(hash));
+	memcpy(&rest, key_id + sizeof(hash), sizeof(rest));
+	hash = (hash ^ seed) * UINT64CONST(0x9e3779b97f4a7c15);
+	hash = (hash ^ (hash >> 32) ^ rest) * UINT64CONST(0x9e3779b97f4a7c15);
+	return hash ^ (hash >> 32);
+}
+
 extern bool token_name_ok(const char *s, size_t len);
 extern bool token_split(const char *s, size_t len, TokenParts *parts);
 extern bool token_check(const char *s, size_t len);

@@ -11,11 +11,10 @@
  * Only genuine tokens make entries.  If there is no room a use is not
  * recorded, and counted as overflow; a verify never fails for it.
  *
- * Locking: the hash is partitioned.  A partition's lock is taken shared to
- * find an entry and change its atomics, exclusive to add or remove one; all
- * of them shared, in order, to walk.  No other lock is taken under them, but
- * for the spinlock of an entry.  An entry is removed only when it has nothing
- * pending, or its key is gone.
+ * Locking: as usage_hash.c says.  An entry's atomics are changed under its
+ * partition's lock, taken shared.  No other lock is taken under that one, but
+ * for spinlocks.  An entry is removed only when it has nothing pending, or its
+ * key is gone.
  */
 #include "postgres.h"
 
@@ -25,6 +24,7 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "storage/spin.h"
+#include "utils/builtins.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -39,19 +39,16 @@
 /* Times that an entry is tried to be made while others are evicted. */
 #define SEED_TRIES 3
 
-UsageShared *usage_shared = NULL;
-HTAB	   *usage_entries = NULL;
-LWLockPadded *usage_locks = NULL;
-
 static UsageEntry *find_or_make(const StoredKey *key, LWLock **lock);
+static void seed_entry(UsageEntry *entry, const StoredKey *key,
+					   const StoredUsage *seed);
+static void note_row(UsageEntry *entry, const StoredKey *key);
 static void note_addr(UsageEntry *entry, inet *addr);
 
 void
 usage_shmem_request(void)
 {
-	RequestAddinShmemSpace(add_size(MAXALIGN(sizeof(UsageShared)),
-									hash_estimate_size(rk_apikeys_max_tracked_keys,
-													   sizeof(UsageEntry))));
+	RequestAddinShmemSpace(usage_hash_size(rk_apikeys_max_tracked_keys));
 	RequestNamedLWLockTranche(TRANCHE, USAGE_PARTITIONS);
 }
 
@@ -59,29 +56,19 @@ usage_shmem_request(void)
 void
 usage_shmem_startup(void)
 {
-	HASHCTL		ctl;
-	bool		found;
+	bool		made = usage_hash_startup(rk_apikeys_max_tracked_keys);
 
-	usage_shared = ShmemInitStruct("rk_apikeys usage", sizeof(UsageShared), &found);
-	if (!found)
+	usage_locks = GetNamedLWLockTranche(TRANCHE);
+	if (made)
 	{
-		memset(usage_shared, 0, sizeof(UsageShared));
-		pg_atomic_init_u32(&usage_shared->tracked, 0);
 		pg_atomic_init_u64(&usage_shared->last_flush_at, 0);
+		pg_atomic_init_u32(&usage_shared->unfinished, 0);
 		pg_atomic_init_u64(&usage_shared->flush_began,
 						   (uint64) GetCurrentTimestamp());
-		usage_shared->max_tracked = rk_apikeys_max_tracked_keys;
 	}
-	ctl.keysize = sizeof(UsageKey);
-	ctl.entrysize = sizeof(UsageEntry);
-	ctl.num_partitions = USAGE_PARTITIONS;
-	usage_entries = ShmemInitHash("rk_apikeys usage entries", usage_shared->max_tracked,
-						  usage_shared->max_tracked, &ctl,
-						  HASH_ELEM | HASH_BLOBS | HASH_PARTITION);
-	usage_locks = GetNamedLWLockTranche(TRANCHE);
 	if (!IsUnderPostmaster)
 		on_shmem_exit(usage_file_save, (Datum) 0);
-	if (!found)
+	if (made)
 		usage_file_load();
 }
 
@@ -90,6 +77,43 @@ bool
 usage_is_shared(void)
 {
 	return usage_shared != NULL;
+}
+
+/*
+ * Say which key will be recalled and recorded, so that what shared memory has of
+ * it comes into the processor's cache meanwhile.
+ */
+void
+usage_expect(UsageTarget *target, const char *key_id)
+{
+	if (!usage_is_shared())
+		return;
+	usage_hash_target(target, MyDatabaseId, key_id);
+	usage_hash_prefetch(target);
+}
+
+/*
+ * What is known of a key's row since it was last read, by whomsoever; if it is
+ * nothing, the buffer of its place is invalid.
+ */
+void
+usage_recall(const UsageTarget *target, StoredBrief *brief)
+{
+	UsageEntry *entry;
+
+	brief->place.buffer = InvalidBuffer;
+	brief->place.lsn = InvalidXLogRecPtr;
+	if (!usage_is_shared() || !rk_apikeys_track_usage)
+		return;
+	LWLockAcquire(target->lock, LW_SHARED);
+	entry = usage_hash_find(target);
+	if (entry != NULL)
+	{
+		SpinLockAcquire(&entry->mutex);
+		*brief = entry->brief;
+		SpinLockRelease(&entry->mutex);
+	}
+	LWLockRelease(target->lock);
 }
 
 /*
@@ -118,6 +142,8 @@ usage_record(const StoredKey *key, UsageKind kind, inet *client_addr,
 		stats_count(STATS_OVERFLOW);
 		return;
 	}
+	if (key->place.buffer != InvalidBuffer)
+		note_row(entry, key);
 	if (kind == USAGE_DENIAL)
 		pg_atomic_fetch_add_u64(&entry->denied_count, 1);
 	else
@@ -131,6 +157,7 @@ usage_record(const StoredKey *key, UsageKind kind, inet *client_addr,
 		if (client_addr != NULL)
 			note_addr(entry, client_addr);
 	}
+	usage_hash_set_dirty(entry);
 	LWLockRelease(lock);
 }
 
@@ -150,8 +177,9 @@ usage_resign(const StoredKey *key, int pepper_id, const uint8 *digest)
 		return;
 	SpinLockAcquire(&entry->mutex);
 	memcpy(entry->digest, digest, DIGEST_SHA256_LEN);
-	pg_atomic_write_u32(&entry->pepper_id, pepper_id);
+	entry->pepper_id = pepper_id;
 	SpinLockRelease(&entry->mutex);
+	usage_hash_set_dirty(entry);
 	LWLockRelease(lock);
 }
 
@@ -175,83 +203,89 @@ usage_limit(const StoredKey *key, int cost, TimestampTz now, int64 *wait)
 
 /*
  * The entry of a key, with its partition locked (shared, or exclusive if it
- * was just made); NULL, with nothing locked, if there is no room.
+ * was just made); NULL, with nothing locked, if there is no room.  A brief key
+ * comes from an entry, which can have gone since only if it was idle: of one
+ * none is made.
  */
 static UsageEntry *
 find_or_make(const StoredKey *key, LWLock **lock)
 {
-	UsageKey	id;
-	uint32		hash;
-	UsageEntry *entry;
-	bool		found;
+	UsageTarget target;
 
-	id.database = MyDatabaseId;
-	memcpy(id.key_id, key->key_id, TOKEN_KEY_ID_LEN);
-	hash = get_hash_value(usage_entries, &id);
-	*lock = &usage_locks[hash % USAGE_PARTITIONS].lock;
-
+	usage_hash_target(&target, MyDatabaseId, key->key_id);
+	*lock = target.lock;
 	for (int tries = 0; tries < SEED_TRIES; tries++)
 	{
+		UsageEntry *entry;
 		uint64		removed;
 		StoredUsage seed = {DT_NOBEGIN, 0, 0};
 
 		LWLockAcquire(*lock, LW_SHARED);
-		entry = hash_search_with_hash_value(usage_entries, &id, hash, HASH_FIND, NULL);
+		entry = usage_hash_find(&target);
 		if (entry != NULL)
 			return entry;
-		removed = usage_shared->removed[hash % USAGE_PARTITIONS];
+		removed = usage_shared->removed[target.partition];
 		LWLockRelease(*lock);
 
-		if (pg_atomic_read_u32(&usage_shared->tracked) >= (uint32) usage_shared->max_tracked)
+		if (key->tenant == NULL ||
+			pg_atomic_read_u32(&usage_shared->tracked) >= (uint32) usage_shared->max_tracked)
 			return NULL;
 		(void) store_find_usage(key->key_id, &seed);
 
 		LWLockAcquire(*lock, LW_EXCLUSIVE);
+		entry = usage_hash_find(&target);
+		if (entry != NULL)
+			return entry;
 		/* What was removed meanwhile may have been this key, and the seed old. */
-		if (removed != usage_shared->removed[hash % USAGE_PARTITIONS])
+		if (removed == usage_shared->removed[target.partition])
 		{
-			LWLockRelease(*lock);
-			continue;
+			entry = usage_hash_add(&target);
+			if (entry != NULL)
+			{
+				seed_entry(entry, key, &seed);
+				return entry;
+			}
+			tries = SEED_TRIES;
 		}
-		entry = hash_search_with_hash_value(usage_entries, &id, hash, HASH_ENTER_NULL,
-											&found);
-		if (entry == NULL)
-		{
-			LWLockRelease(*lock);
-			return NULL;
-		}
-		if (!found)
-		{
-			uint64		last = seed.last_used_at == DT_NOBEGIN ? 0 :
-				(uint64) seed.last_used_at;
-
-			entry->tenant = hash_any_extended((unsigned char *) VARDATA_ANY(key->tenant),
-											  VARSIZE_ANY_EXHDR(key->tenant), 0);
-			pg_atomic_init_u64(&entry->last_used_at, last);
-			pg_atomic_init_u64(&entry->use_count, seed.use_count);
-			pg_atomic_init_u64(&entry->denied_count, seed.denied_count);
-			pg_atomic_init_u64(&entry->arrival, 0);
-			pg_atomic_init_u64(&entry->flushed_at, last);
-			pg_atomic_init_u64(&entry->flushed_uses, seed.use_count);
-			pg_atomic_init_u64(&entry->flushed_denials, seed.denied_count);
-			pg_atomic_init_u32(&entry->pepper_id, 0);
-			SpinLockInit(&entry->mutex);
-			entry->has_addr = false;
-			pg_atomic_fetch_add_u32(&usage_shared->tracked, 1);
-		}
-		return entry;
+		LWLockRelease(*lock);
 	}
 	return NULL;
+}
+
+/* Begin a new entry with what key_usage says. */
+static void
+seed_entry(UsageEntry *entry, const StoredKey *key, const StoredUsage *seed)
+{
+	uint64		last = seed->last_used_at == DT_NOBEGIN ? 0 :
+		(uint64) seed->last_used_at;
+
+	entry->tenant = hash_any_extended((unsigned char *) VARDATA_ANY(key->tenant),
+									 VARSIZE_ANY_EXHDR(key->tenant), 0);
+	text_to_cstring_buffer(key->environment, entry->environment,
+						   sizeof(entry->environment));
+	pg_atomic_write_u64(&entry->last_used_at, last);
+	pg_atomic_write_u64(&entry->use_count, seed->use_count);
+	pg_atomic_write_u64(&entry->denied_count, seed->denied_count);
+}
+
+/* Keep what was read of a key's row. */
+static void
+note_row(UsageEntry *entry, const StoredKey *key)
+{
+	StoredBrief brief;
+
+	store_abridge(key, &brief);
+	SpinLockAcquire(&entry->mutex);
+	entry->brief = brief;
+	SpinLockRelease(&entry->mutex);
 }
 
 static void
 note_addr(UsageEntry *entry, inet *addr)
 {
-	inet_struct *fresh = (inet_struct *) VARDATA_ANY(addr);
-
 	SpinLockAcquire(&entry->mutex);
 	entry->has_addr = true;
 	memset(&entry->addr, 0, sizeof(inet_struct));
-	memcpy(&entry->addr, fresh, VARSIZE_ANY_EXHDR(addr));
+	memcpy(&entry->addr, VARDATA_ANY(addr), VARSIZE_ANY_EXHDR(addr));
 	SpinLockRelease(&entry->mutex);
 }

@@ -5,11 +5,27 @@
 #ifndef USAGE_H
 #define USAGE_H
 
+#include "storage/lwlock.h"
 #include "store.h"
 #include "utils/inet.h"
 
 /* Keys that a flush writes in one statement. */
 #define USAGE_BATCH 1000
+
+typedef struct UsageKey
+{
+	Oid			database;		/* InvalidOid: of no entry */
+	char		key_id[TOKEN_KEY_ID_LEN];
+} UsageKey;
+
+/* A key that is looked for in shared memory. */
+typedef struct UsageTarget
+{
+	UsageKey	key;
+	uint32		place;			/* where its chain begins */
+	int			partition;
+	LWLock	   *lock;			/* of the partition */
+} UsageTarget;
 
 /* What a verify came to. */
 typedef enum UsageKind
@@ -34,6 +50,8 @@ typedef struct UsageCopy
 	int64		denied_count;
 	bool		has_addr;
 	inet_struct addr;
+	char		environment[TOKEN_NAME_MAX + 1];
+	uint32		stamp;			/* of the flush that copied it */
 	int			pepper_id;		/* of the new digest; 0: there is none */
 	uint8		digest[DIGEST_SHA256_LEN];
 } UsageCopy;
@@ -51,6 +69,8 @@ typedef struct UsageTotals
 extern void usage_shmem_request(void);
 extern void usage_shmem_startup(void);
 extern bool usage_is_shared(void);
+extern void usage_expect(UsageTarget *target, const char *key_id);
+extern void usage_recall(const UsageTarget *target, StoredBrief *brief);
 extern void usage_record(const StoredKey *key, UsageKind kind,
 						 inet *client_addr, TimestampTz now);
 extern void usage_resign(const StoredKey *key, int pepper_id,
@@ -66,6 +86,8 @@ extern void usage_mark_at_commit(const UsageCopy *copies, int count,
 								 const bool *flushed);
 extern void usage_forget(Oid database, const char *key_id);
 extern void usage_flush_began(void);
+extern bool usage_is_unfinished(void);
+extern void usage_set_unfinished(bool unfinished);
 extern void usage_evict(void);
 extern void usage_totals(UsageTotals *totals);
 

@@ -17,13 +17,14 @@
 
 /* Below the data directory. */
 #define SAVE_FILE "pg_stat/rk_apikeys.usage"
-#define SAVE_MAGIC 0x524b5531
+#define SAVE_MAGIC 0x524b5532
 
 /* What is kept of an entry over a restart. */
 typedef struct SavedUsage
 {
 	UsageKey	key;
 	uint64		tenant;
+	char		environment[TOKEN_NAME_MAX + 1];
 	int64		last_used_at;
 	int64		use_count;
 	int64		denied_count;
@@ -39,8 +40,8 @@ void
 usage_file_save(int code, Datum arg)
 {
 	FILE	   *file;
-	HASH_SEQ_STATUS scan;
 	UsageEntry *entry;
+	UsageWalk	walk = {.pending = true, .alone = true};
 	uint32		magic = SAVE_MAGIC;
 	bool		failed;
 
@@ -56,16 +57,14 @@ usage_file_save(int code, Datum arg)
 		return;
 	}
 	failed = fwrite(&magic, sizeof(magic), 1, file) != 1;
-	hash_seq_init(&scan, usage_entries);
-	while ((entry = hash_seq_search(&scan)) != NULL)
+	while (!failed && (entry = usage_hash_next(&walk)) != NULL)
 	{
 		SavedUsage	saved;
 
-		if (failed || !usage_is_pending(entry))
-			continue;
 		memset(&saved, 0, sizeof(saved));
 		saved.key = entry->key;
 		saved.tenant = entry->tenant;
+		memcpy(saved.environment, entry->environment, sizeof(saved.environment));
 		saved.last_used_at = (int64) pg_atomic_read_u64(&entry->last_used_at);
 		saved.use_count = (int64) pg_atomic_read_u64(&entry->use_count);
 		saved.denied_count = (int64) pg_atomic_read_u64(&entry->denied_count);
@@ -110,28 +109,22 @@ usage_file_load(void)
 	{
 		while (fread(&saved, sizeof(saved), 1, file) == 1)
 		{
+			UsageTarget target;
 			UsageEntry *entry;
-			bool		found;
 
-			if (pg_atomic_read_u32(&usage_shared->tracked) >= (uint32) usage_shared->max_tracked)
-				break;
-			entry = hash_search(usage_entries, &saved.key, HASH_ENTER_NULL, &found);
-			if (entry == NULL || found)
+			usage_hash_target(&target, saved.key.database, saved.key.key_id);
+			entry = usage_hash_find(&target) == NULL ? usage_hash_add(&target) : NULL;
+			if (entry == NULL)
 				continue;
 			entry->tenant = saved.tenant;
-			pg_atomic_init_u64(&entry->last_used_at, saved.last_used_at);
-			pg_atomic_init_u64(&entry->use_count, saved.use_count);
-			pg_atomic_init_u64(&entry->denied_count, saved.denied_count);
-			pg_atomic_init_u64(&entry->arrival, 0);
-			/* Differ from all of these: pending. */
-			pg_atomic_init_u64(&entry->flushed_at, 0);
-			pg_atomic_init_u64(&entry->flushed_uses, 0);
-			pg_atomic_init_u64(&entry->flushed_denials, 0);
-			pg_atomic_init_u32(&entry->pepper_id, 0);
-			SpinLockInit(&entry->mutex);
+			memcpy(entry->environment, saved.environment, sizeof(entry->environment));
+			entry->environment[TOKEN_NAME_MAX] = '\0';
+			pg_atomic_write_u64(&entry->last_used_at, saved.last_used_at);
+			pg_atomic_write_u64(&entry->use_count, saved.use_count);
+			pg_atomic_write_u64(&entry->denied_count, saved.denied_count);
 			entry->has_addr = saved.has_addr != 0;
 			entry->addr = saved.addr;
-			pg_atomic_fetch_add_u32(&usage_shared->tracked, 1);
+			usage_hash_set_dirty(entry);
 		}
 	}
 	FreeFile(file);

@@ -62,28 +62,23 @@ static bool
 copy_for_caller(FunctionCallInfo fcinfo, int64 *last_used_at, int64 *use_count)
 {
 	text	   *key_id = PG_GETARG_TEXT_PP(0);
-	UsageKey	id;
-	uint32		hash;
-	LWLock	   *lock;
+	UsageTarget target;
 	UsageEntry *entry;
 	uint64		tenant = 0;
 	Viewer		viewer;
 
 	if (!usage_is_shared() || VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN)
 		return false;
-	id.database = MyDatabaseId;
-	memcpy(id.key_id, VARDATA_ANY(key_id), TOKEN_KEY_ID_LEN);
-	hash = get_hash_value(usage_entries, &id);
-	lock = &usage_locks[hash % USAGE_PARTITIONS].lock;
-	LWLockAcquire(lock, LW_SHARED);
-	entry = hash_search_with_hash_value(usage_entries, &id, hash, HASH_FIND, NULL);
+	usage_hash_target(&target, MyDatabaseId, VARDATA_ANY(key_id));
+	LWLockAcquire(target.lock, LW_SHARED);
+	entry = usage_hash_find(&target);
 	if (entry != NULL)
 	{
 		*last_used_at = (int64) pg_atomic_read_u64(&entry->last_used_at);
 		*use_count = (int64) pg_atomic_read_u64(&entry->use_count);
 		tenant = entry->tenant;
 	}
-	LWLockRelease(lock);
+	LWLockRelease(target.lock);
 	return entry != NULL && find_viewer(&viewer) &&
 		(viewer.all || tenant == viewer.tenant);
 }

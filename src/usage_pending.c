@@ -19,25 +19,29 @@
 #include "usage.h"
 #include "usage_shared.h"
 
+/* Whose entries are copied. */
+typedef struct Wanted
+{
+	Oid			database;
+	const uint64 *tenant;		/* NULL: of any tenant */
+} Wanted;
+
 /* Copies of what this transaction has flushed. */
 static List *to_mark = NIL;
 static bool registered = false;
 
 static void mark_committed(XactEvent event, void *arg);
-static UsageCopy *copy_entries(Oid database, bool pending,
-							   const uint64 *tenant, int *count);
+static UsageCopy *copy_entries(const Wanted *wanted, bool pending,
+							   uint32 stamp, int *count);
+static int	compare_copies(const void *a, const void *b);
+static bool is_wanted(UsageEntry *entry, const void *arg);
+static bool is_evictable(UsageEntry *entry, const void *arg);
 static void copy_entry(UsageEntry *entry, UsageCopy *copy);
-static void lock_all(void);
-static void unlock_all(void);
 
-/* Whether an entry holds what no flush has written. */
-bool
-usage_is_pending(UsageEntry *entry)
+static bool
+is_pending(UsageEntry *entry)
 {
-	return pg_atomic_read_u32(&entry->pepper_id) != 0 ||
-		pg_atomic_read_u64(&entry->use_count) != pg_atomic_read_u64(&entry->flushed_uses) ||
-		pg_atomic_read_u64(&entry->denied_count) != pg_atomic_read_u64(&entry->flushed_denials) ||
-		pg_atomic_read_u64(&entry->last_used_at) != pg_atomic_read_u64(&entry->flushed_at);
+	return pg_atomic_read_u32(&entry->state) != USAGE_CLEAN;
 }
 
 static void
@@ -45,39 +49,43 @@ copy_entry(UsageEntry *entry, UsageCopy *copy)
 {
 	memcpy(copy->key_id, entry->key.key_id, TOKEN_KEY_ID_LEN);
 	copy->key_id[TOKEN_KEY_ID_LEN] = '\0';
+	memcpy(copy->environment, entry->environment, sizeof(copy->environment));
 	copy->last_used_at = (TimestampTz) pg_atomic_read_u64(&entry->last_used_at);
 	copy->use_count = (int64) pg_atomic_read_u64(&entry->use_count);
 	copy->denied_count = (int64) pg_atomic_read_u64(&entry->denied_count);
 	SpinLockAcquire(&entry->mutex);
 	copy->has_addr = entry->has_addr;
 	copy->addr = entry->addr;
-	copy->pepper_id = pg_atomic_read_u32(&entry->pepper_id);
+	copy->pepper_id = entry->pepper_id;
 	memcpy(copy->digest, entry->digest, DIGEST_SHA256_LEN);
 	SpinLockRelease(&entry->mutex);
 }
 
-static void
-lock_all(void)
-{
-	for (int i = 0; i < USAGE_PARTITIONS; i++)
-		LWLockAcquire(&usage_locks[i].lock, LW_SHARED);
-}
-
-static void
-unlock_all(void)
-{
-	for (int i = USAGE_PARTITIONS - 1; i >= 0; i--)
-		LWLockRelease(&usage_locks[i].lock);
-}
-
 /*
- * What is pending of a database, palloc'd.  Entries that are made while this
- * runs may be missing; the next flush has them.
+ * What is pending of a database, palloc'd, for a flush to write.  Entries that
+ * are made while this runs may be missing; the next flush has them.
  */
 UsageCopy *
 usage_pending(Oid database, int *count)
 {
-	return copy_entries(database, true, NULL, count);
+	Wanted		wanted = {database, NULL};
+	UsageCopy  *copies;
+	uint32		stamp;
+
+	do
+		stamp = pg_atomic_fetch_add_u32(&usage_shared->stamps, 1);
+	while (stamp < USAGE_FIRST_STAMP);
+	copies = copy_entries(&wanted, true, stamp, count);
+	/* In the order of the indexes, whose pages then are at hand. */
+	qsort(copies, *count, sizeof(UsageCopy), compare_copies);
+	return copies;
+}
+
+static int
+compare_copies(const void *a, const void *b)
+{
+	return memcmp(((const UsageCopy *) a)->key_id,
+				  ((const UsageCopy *) b)->key_id, TOKEN_KEY_ID_LEN);
 }
 
 /*
@@ -89,37 +97,60 @@ usage_unseen(Oid database, const uint64 *tenant, TimestampTz taken, int *count)
 {
 	/* Entries are marked as flushed after the commit, and the time with them. */
 	bool		all = (TimestampTz) pg_atomic_read_u64(&usage_shared->last_flush_at) >= taken;
+	Wanted		wanted = {database, tenant};
 
-	return copy_entries(database, !all, tenant, count);
+	return copy_entries(&wanted, !all, USAGE_CLEAN, count);
 }
 
+/*
+ * Copies of entries, of those that are pending or of all.  They are given that
+ * stamp (USAGE_CLEAN: none).
+ */
 static UsageCopy *
-copy_entries(Oid database, bool pending, const uint64 *tenant, int *count)
+copy_entries(const Wanted *wanted, bool pending, uint32 stamp, int *count)
 {
-	int			room = pg_atomic_read_u32(&usage_shared->tracked);
-	UsageCopy  *copies = MemoryContextAllocHuge(CurrentMemoryContext,
-												mul_size(Max(room, 1), sizeof(UsageCopy)));
-	HASH_SEQ_STATUS scan;
+	int			room = 64;
+	UsageCopy  *copies = palloc(room * sizeof(UsageCopy));
 	UsageEntry *entry;
+	UsageWalk	walk = {.pending = pending, .wanted = is_wanted, .arg = wanted};
 
 	*count = 0;
-	lock_all();
-	hash_seq_init(&scan, usage_entries);
-	while ((entry = hash_seq_search(&scan)) != NULL)
+	while ((entry = usage_hash_next(&walk)) != NULL)
 	{
-		if (entry->key.database != database ||
-			(pending && !usage_is_pending(entry)) ||
-			(tenant != NULL && entry->tenant != *tenant))
-			continue;
+		if (stamp != USAGE_CLEAN)
+		{
+			pg_atomic_write_u32(&entry->state, stamp);
+			pg_memory_barrier();
+		}
+		copies[*count].stamp = stamp;
+		copy_entry(entry, &copies[(*count)++]);
+		LWLockRelease(walk.lock);
 		if (*count == room)
 		{
-			hash_seq_term(&scan);
-			break;
+			room *= 2;
+			copies = repalloc_huge(copies, mul_size(room, sizeof(UsageCopy)));
 		}
-		copy_entry(entry, &copies[(*count)++]);
 	}
-	unlock_all();
 	return copies;
+}
+
+/* UsageFilters. */
+static bool
+is_wanted(UsageEntry *entry, const void *arg)
+{
+	const Wanted *wanted = arg;
+
+	return entry->key.database == wanted->database &&
+		(wanted->tenant == NULL ||
+		 entry->tenant == *wanted->tenant);
+}
+
+/* arg: the time in nanoseconds, as the limiter has it. */
+static bool
+is_evictable(UsageEntry *entry, const void *arg)
+{
+	return (!is_pending(entry) || RecoveryInProgress()) &&
+		pg_atomic_read_u64(&entry->arrival) <= *(const uint64 *) arg;
 }
 
 /* The databases that have something pending. */
@@ -127,28 +158,16 @@ List *
 usage_pending_databases(void)
 {
 	List	   *databases = NIL;
-	Oid			found[64];
-	int			count = 0;
-	HASH_SEQ_STATUS scan;
 	UsageEntry *entry;
+	UsageWalk	walk = {.pending = true};
 
-	lock_all();
-	hash_seq_init(&scan, usage_entries);
-	while ((entry = hash_seq_search(&scan)) != NULL)
+	while ((entry = usage_hash_next(&walk)) != NULL)
 	{
-		int			i = 0;
+		Oid			database = entry->key.database;
 
-		if (!usage_is_pending(entry))
-			continue;
-		while (i < count && found[i] != entry->key.database)
-			i++;
-		/* More databases than that wait for the next round. */
-		if (i == count && count < (int) lengthof(found))
-			found[count++] = entry->key.database;
+		LWLockRelease(walk.lock);
+		databases = list_append_unique_oid(databases, database);
 	}
-	unlock_all();
-	for (int i = 0; i < count; i++)
-		databases = lappend_oid(databases, found[i]);
 	return databases;
 }
 
@@ -156,30 +175,23 @@ usage_pending_databases(void)
 void
 usage_mark_flushed(Oid database, const UsageCopy *copy)
 {
-	UsageKey	id;
-	uint32		hash;
+	UsageTarget target;
 	UsageEntry *entry;
-	LWLock	   *lock;
 
 	/* First: usage_unseen() takes an entry that is marked for seen by then. */
 	pg_atomic_write_u64(&usage_shared->last_flush_at, (uint64) GetCurrentTimestamp());
-	id.database = database;
-	memcpy(id.key_id, copy->key_id, TOKEN_KEY_ID_LEN);
-	hash = get_hash_value(usage_entries, &id);
-	lock = &usage_locks[hash % USAGE_PARTITIONS].lock;
-	LWLockAcquire(lock, LW_SHARED);
-	entry = hash_search_with_hash_value(usage_entries, &id, hash, HASH_FIND, NULL);
+	usage_hash_target(&target, database, copy->key_id);
+	LWLockAcquire(target.lock, LW_SHARED);
+	entry = usage_hash_find(&target);
 	if (entry != NULL)
 	{
-		pg_atomic_write_u64(&entry->flushed_at, (uint64) copy->last_used_at);
-		pg_atomic_write_u64(&entry->flushed_uses, (uint64) copy->use_count);
-		pg_atomic_write_u64(&entry->flushed_denials, (uint64) copy->denied_count);
 		SpinLockAcquire(&entry->mutex);
-		if (pg_atomic_read_u32(&entry->pepper_id) == (uint32) copy->pepper_id)
-			pg_atomic_write_u32(&entry->pepper_id, 0);
+		if (entry->pepper_id == copy->pepper_id)
+			entry->pepper_id = 0;
 		SpinLockRelease(&entry->mutex);
+		usage_hash_set_clean(entry, copy->stamp);
 	}
-	LWLockRelease(lock);
+	LWLockRelease(target.lock);
 }
 
 /*
@@ -228,27 +240,34 @@ mark_committed(XactEvent event, void *arg)
 void
 usage_forget(Oid database, const char *key_id)
 {
-	UsageKey	id;
-	uint32		hash;
-	LWLock	   *lock;
+	UsageTarget target;
+	UsageEntry *entry;
 
-	id.database = database;
-	memcpy(id.key_id, key_id, TOKEN_KEY_ID_LEN);
-	hash = get_hash_value(usage_entries, &id);
-	lock = &usage_locks[hash % USAGE_PARTITIONS].lock;
-	LWLockAcquire(lock, LW_EXCLUSIVE);
-	if (hash_search_with_hash_value(usage_entries, &id, hash, HASH_REMOVE, NULL) != NULL)
-	{
-		pg_atomic_fetch_sub_u32(&usage_shared->tracked, 1);
-		usage_shared->removed[hash % USAGE_PARTITIONS]++;
-	}
-	LWLockRelease(lock);
+	usage_hash_target(&target, database, key_id);
+	LWLockAcquire(target.lock, LW_EXCLUSIVE);
+	entry = usage_hash_find(&target);
+	if (entry != NULL)
+		usage_hash_remove(entry);
+	LWLockRelease(target.lock);
 }
 
 void
 usage_flush_began(void)
 {
 	pg_atomic_write_u64(&usage_shared->flush_began, (uint64) GetCurrentTimestamp());
+}
+
+/* Whether the last worker has left something for another. */
+bool
+usage_is_unfinished(void)
+{
+	return pg_atomic_read_u32(&usage_shared->unfinished) != 0;
+}
+
+void
+usage_set_unfinished(bool unfinished)
+{
+	pg_atomic_write_u32(&usage_shared->unfinished, unfinished);
 }
 
 /*
@@ -260,54 +279,36 @@ usage_flush_began(void)
 void
 usage_evict(void)
 {
-	int			tracked = pg_atomic_read_u32(&usage_shared->tracked);
-	int			room = usage_shared->max_tracked / 4;
+	int			room = Max(usage_shared->max_tracked / 4, 1);
 	UsageKey   *keys;
 	int			count = 0;
-	bool		drop = RecoveryInProgress();
 	int			dropped = 0;
 	uint64		now_ns = (uint64) GetCurrentTimestamp() * 1000;
-	HASH_SEQ_STATUS scan;
 	UsageEntry *entry;
+	UsageWalk	walk = {.wanted = is_evictable, .arg = &now_ns};
 
-	if (tracked < usage_shared->max_tracked - usage_shared->max_tracked / 8)
+	if (pg_atomic_read_u32(&usage_shared->tracked) <
+		(uint32) (usage_shared->max_tracked - usage_shared->max_tracked / 8))
 		return;
-	room = Max(room, 1);
-	keys = palloc(room * sizeof(UsageKey));
-	lock_all();
-	hash_seq_init(&scan, usage_entries);
-	while ((entry = hash_seq_search(&scan)) != NULL)
+	keys = palloc_extended(mul_size(room, sizeof(UsageKey)), MCXT_ALLOC_HUGE);
+	while (count < room && (entry = usage_hash_next(&walk)) != NULL)
 	{
-		if ((usage_is_pending(entry) && !drop) ||
-			pg_atomic_read_u64(&entry->arrival) > now_ns)
-			continue;
 		keys[count++] = entry->key;
-		if (count == room)
-		{
-			hash_seq_term(&scan);
-			break;
-		}
+		LWLockRelease(walk.lock);
 	}
-	unlock_all();
-
 	for (int i = 0; i < count; i++)
 	{
-		uint32		hash = get_hash_value(usage_entries, &keys[i]);
-		LWLock	   *lock = &usage_locks[hash % USAGE_PARTITIONS].lock;
+		UsageTarget target;
 
-		LWLockAcquire(lock, LW_EXCLUSIVE);
-		entry = hash_search_with_hash_value(usage_entries, &keys[i], hash, HASH_FIND,
-											NULL);
-		if (entry != NULL && (!usage_is_pending(entry) || drop) &&
-			pg_atomic_read_u64(&entry->arrival) <= now_ns)
+		usage_hash_target(&target, keys[i].database, keys[i].key_id);
+		LWLockAcquire(target.lock, LW_EXCLUSIVE);
+		entry = usage_hash_find(&target);
+		if (entry != NULL && is_evictable(entry, &now_ns))
 		{
-			dropped += usage_is_pending(entry);
-			hash_search_with_hash_value(usage_entries, &keys[i], hash, HASH_REMOVE,
-										NULL);
-			pg_atomic_fetch_sub_u32(&usage_shared->tracked, 1);
-			usage_shared->removed[hash % USAGE_PARTITIONS]++;
+			dropped += is_pending(entry);
+			usage_hash_remove(entry);
 		}
-		LWLockRelease(lock);
+		LWLockRelease(target.lock);
 	}
 	stats_count_many(STATS_DROPPED, dropped);
 	pfree(keys);
@@ -317,18 +318,16 @@ usage_evict(void)
 void
 usage_totals(UsageTotals *totals)
 {
-	HASH_SEQ_STATUS scan;
-	UsageEntry *entry;
+	UsageWalk	walk = {.pending = true};
 
 	memset(totals, 0, sizeof(UsageTotals));
 	totals->tracked = pg_atomic_read_u32(&usage_shared->tracked);
 	totals->max_tracked = usage_shared->max_tracked;
 	totals->last_flush_at = (TimestampTz) pg_atomic_read_u64(&usage_shared->last_flush_at);
 	totals->pending_since = (TimestampTz) pg_atomic_read_u64(&usage_shared->flush_began);
-	lock_all();
-	hash_seq_init(&scan, usage_entries);
-	while ((entry = hash_seq_search(&scan)) != NULL)
-		if (usage_is_pending(entry))
-			totals->pending++;
-	unlock_all();
+	while (usage_hash_next(&walk) != NULL)
+	{
+		totals->pending++;
+		LWLockRelease(walk.lock);
+	}
 }

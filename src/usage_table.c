@@ -45,6 +45,10 @@
 #define RETRY_SECONDS 1
 #define RETRY_SLOTS 64
 
+/* The advisory lock of a flush: "rkap". */
+#define FLUSH_LOCK 0x726b6170
+#define BATCH_COLUMNS 6
+
 typedef struct Use
 {
 	const StoredKey *key;
@@ -71,9 +75,25 @@ typedef struct Batch
 	int			total;			/* result: how many are in the tables */
 } Batch;
 
+/*
+ * A batch is small and the tables may be large, which a plan that is kept does
+ * not know.
+ */
+static const struct
+{
+	const char *name;
+	const char *value;
+}			by_index[] = {
+	{"enable_hashjoin", "off"}, {"enable_mergejoin", "off"},
+	{"enable_seqscan", "off"}, {"jit", "off"},
+	{"plan_cache_mode", "force_generic_plan"}
+};
+
 static bool usage_try_record(Use *use);
 static void usage_write(void *arg);
 static void write_batch(void *arg);
+static void write_rows(Batch *batch, const int *numbers, int count,
+					   SPIPlanPtr *plan, const char *query);
 static void store_digests(Batch *batch);
 static Datum array_of(Datum *elements, bool *nulls, int count, Oid type);
 
@@ -220,7 +240,9 @@ usage_flush(UsageCopy *copies, int count, bool *flushed, bool *gone)
 
 	memset(flushed, 0, count * sizeof(bool));
 	memset(gone, 0, count * sizeof(bool));
-	if (count > 0)
+	if (count > 0 &&
+		DatumGetBool(DirectFunctionCall2(pg_try_advisory_xact_lock_int4,
+										 Int32GetDatum(FLUSH_LOCK), Int32GetDatum(0))))
 		caller_run_as_owner(store_table("key_usage", false), write_batch,
 							&batch);
 	return batch.total;
@@ -228,76 +250,107 @@ usage_flush(UsageCopy *copies, int count, bool *flushed, bool *gone)
 
 /*
  * OwnerWork.  Times and counts only grow.  The day's counts grow by what the
- * key's grew by, so a batch that is written twice counts once.  A key's first
- * row is inserted under FOR KEY SHARE, so that it does not outlive the key.
+ * key's grew by, so a batch that is written twice counts once.  Keys that have a
+ * row in key_usage take one statement; those that have none, which are few but
+ * for the first time, another: their row is inserted under FOR KEY SHARE, so
+ * that it does not outlive the key.
  */
 static void
 write_batch(void *arg)
 {
-	static const char *const query =
-		"WITH only_one AS MATERIALIZED"
-		"  (SELECT pg_try_advisory_xact_lock(hashtext('rk_apikeys.flush'), 0) AS mine),"
-		" b AS MATERIALIZED"
-		"  (SELECT b.* FROM only_one, unnest($1::text[], $2::timestamptz[], $3::inet[], $4::bigint[], $5::bigint[])"
-		"    WITH ORDINALITY AS b(key_id, last_used_at, addr, uses, denials, n) WHERE mine),"
-		" old AS MATERIALIZED"
-		"  (SELECT u.key_id, u.use_count, u.denied_count"
-		"    FROM rk_apikeys.key_usage u JOIN b ON u.key_id = b.key_id"
-		"    ORDER BY u.key_id FOR NO KEY UPDATE OF u SKIP LOCKED),"
+#define BATCH_ROWS \
+	" unnest($1::text[], $2::text[], $3::timestamptz[], $4::inet[], $5::bigint[], $6::bigint[])" \
+	"  WITH ORDINALITY AS b(key_id, environment, last_used_at, addr, uses, denials, n)"
+#define ADD_TO_DAY(rows) \
+	" daily AS" \
+	"  (INSERT INTO rk_apikeys.key_usage_daily AS d (key_id, day, environment, tenant, uses, denials)" \
+	"    SELECT key_id, (clock_timestamp() AT TIME ZONE 'UTC')::date, environment, tenant, new_uses, new_denials" \
+	"     FROM " rows " WHERE new_uses > 0 OR new_denials > 0" \
+	"    ON CONFLICT (key_id, day) DO UPDATE" \
+	"     SET uses = d.uses + excluded.uses, denials = d.denials + excluded.denials)"
+	static const char *const grow =
+		"WITH old AS MATERIALIZED"
+		"  (SELECT b.*, u.ctid AS at, u.tenant, greatest(b.uses - u.use_count, 0) AS new_uses,"
+		"     greatest(b.denials - u.denied_count, 0) AS new_denials"
+		"    FROM " BATCH_ROWS " JOIN rk_apikeys.key_usage u ON u.key_id = b.key_id"
+		"    FOR NO KEY UPDATE OF u SKIP LOCKED),"
 		" grown AS"
 		"  (UPDATE rk_apikeys.key_usage u"
-		"    SET last_used_at = greatest(u.last_used_at, b.last_used_at),"
-		"     last_used_addr = coalesce(b.addr, u.last_used_addr),"
-		"     use_count = greatest(u.use_count, b.uses),"
-		"     denied_count = greatest(u.denied_count, b.denials)"
-		"    FROM old JOIN b ON old.key_id = b.key_id WHERE u.key_id = old.key_id"
-		"    RETURNING b.n, u.key_id, u.tenant, u.use_count - old.use_count AS uses,"
-		"     u.denied_count - old.denied_count AS denials),"
+		"    SET last_used_at = greatest(u.last_used_at, o.last_used_at),"
+		"     last_used_addr = coalesce(o.addr, u.last_used_addr),"
+		"     use_count = u.use_count + o.new_uses, denied_count = u.denied_count + o.new_denials"
+		"    FROM old o WHERE u.ctid = o.at"
+		"    RETURNING o.n, o.key_id, o.environment, o.tenant, o.new_uses, o.new_denials),"
+		ADD_TO_DAY("grown")
+		" SELECT n, true FROM grown";
+	static const char *const add =
+		"WITH b AS MATERIALIZED (SELECT * FROM " BATCH_ROWS "),"
 		" live AS MATERIALIZED"
-		"  (SELECT b.n, k.key_id, k.tenant, b.last_used_at, b.addr, b.uses, b.denials"
-		"    FROM rk_apikeys.api_keys k JOIN b ON k.key_id = b.key_id"
-		"    WHERE NOT EXISTS (SELECT FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id)"
+		"  (SELECT b.*, k.tenant, b.uses AS new_uses, b.denials AS new_denials"
+		"    FROM b JOIN rk_apikeys.api_keys k ON k.key_id = b.key_id"
+		"    WHERE NOT EXISTS (SELECT FROM rk_apikeys.key_usage u WHERE u.key_id = b.key_id)"
 		"    FOR KEY SHARE OF k SKIP LOCKED),"
 		" fresh AS"
-		"  (INSERT INTO rk_apikeys.key_usage"
+		"  (INSERT INTO rk_apikeys.key_usage AS u"
 		"    (key_id, tenant, last_used_at, last_used_addr, use_count, denied_count)"
 		"    SELECT key_id, tenant, last_used_at, addr, uses, denials FROM live"
-		"    ON CONFLICT DO NOTHING RETURNING key_id),"
-		" written AS"
-		"  (SELECT n, key_id, uses, denials FROM grown"
-		"   UNION ALL SELECT n, key_id, uses, denials FROM live JOIN fresh USING (key_id)),"
-		" daily AS"
-		"  (INSERT INTO rk_apikeys.key_usage_daily AS d (key_id, day, environment, tenant, uses, denials)"
-		"    SELECT w.key_id, (clock_timestamp() AT TIME ZONE 'UTC')::date, k.environment, k.tenant, w.uses, w.denials"
-		"     FROM written w JOIN rk_apikeys.api_keys k ON k.key_id = w.key_id"
-		"     WHERE w.uses > 0 OR w.denials > 0"
-		"    ON CONFLICT (key_id, day) DO UPDATE"
-		"     SET uses = d.uses + excluded.uses, denials = d.denials + excluded.denials)"
-		" SELECT b.n, w.n IS NOT NULL,"
-		"   NOT EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = b.key_id)"
-		"  FROM b LEFT JOIN written w ON w.n = b.n";
-	static const char *const by_index[] = {
-		"enable_hashjoin", "enable_mergejoin", "enable_seqscan", "jit"
-	};
+		"    ON CONFLICT (key_id) DO UPDATE"
+		"     SET last_used_at = greatest(u.last_used_at, excluded.last_used_at),"
+		"      use_count = greatest(u.use_count, excluded.use_count),"
+		"      denied_count = greatest(u.denied_count, excluded.denied_count)),"
+		ADD_TO_DAY("live")
+		" SELECT n, true FROM live UNION ALL"
+		" SELECT n, false FROM b"
+		"  WHERE NOT EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = b.key_id)";
+	static SPIPlanPtr grow_plan = NULL;
+	static SPIPlanPtr add_plan = NULL;
 	Batch	   *batch = arg;
-	int			count = batch->count;
-	Oid			types[5] = {TEXTARRAYOID, 1185 /* timestamptz[] */ , 1041 /* inet[] */ ,
-	INT8ARRAYOID, INT8ARRAYOID};
-	Oid			elements[5] = {TEXTOID, TIMESTAMPTZOID, INETOID, INT8OID, INT8OID};
-	Datum		values[5];
-	Datum	   *columns[5];
-	bool	   *nulls = palloc0(count * 2 * sizeof(bool));
-	bool	   *no_time = nulls;
-	bool	   *no_addr = nulls + count;
+	int		   *numbers = palloc(batch->count * sizeof(int));
+	int			left = 0;
 
-	for (int c = 0; c < 5; c++)
-		columns[c] = palloc(count * sizeof(Datum));
+	/* The settings last as long as the borrowed rights. */
+	for (int i = 0; i < (int) lengthof(by_index); i++)
+		(void) set_config_option(by_index[i].name, by_index[i].value, PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	SPI_connect();
+	for (int i = 0; i < batch->count; i++)
+		numbers[i] = i;
+	write_rows(batch, numbers, batch->count, &grow_plan, grow);
+	for (int i = 0; i < batch->count; i++)
+		if (!batch->flushed[i])
+			numbers[left++] = i;
+	if (left > 0)
+		write_rows(batch, numbers, left, &add_plan, add);
+	store_digests(batch);
+	SPI_finish();
+}
+
+/* Run one of the statements on some of the batch's copies. */
+static void
+write_rows(Batch *batch, const int *numbers, int count, SPIPlanPtr *plan,
+		   const char *query)
+{
+	Oid			types[BATCH_COLUMNS] = {
+		TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, INETARRAYOID,
+		INT8ARRAYOID, INT8ARRAYOID
+	};
+	Oid			elements[BATCH_COLUMNS] = {
+		TEXTOID, TEXTOID, TIMESTAMPTZOID, INETOID, INT8OID, INT8OID
+	};
+	Datum		values[BATCH_COLUMNS];
+	Datum	   *columns[BATCH_COLUMNS];
+	bool	   *no_time = palloc(count * sizeof(bool));
+	bool	   *no_addr = palloc(count * sizeof(bool));
+
+	for (int c = 0; c < BATCH_COLUMNS; c++)
+		columns[c] = palloc0(count * sizeof(Datum));
 	for (int i = 0; i < count; i++)
 	{
-		UsageCopy  *copy = &batch->copies[i];
+		UsageCopy  *copy = &batch->copies[numbers[i]];
 
 		columns[0][i] = CStringGetTextDatum(copy->key_id);
-		columns[1][i] = TimestampTzGetDatum(copy->last_used_at);
+		columns[1][i] = CStringGetTextDatum(copy->environment);
+		columns[2][i] = TimestampTzGetDatum(copy->last_used_at);
 		no_time[i] = copy->last_used_at == 0;
 		no_addr[i] = !copy->has_addr;
 		if (copy->has_addr)
@@ -306,25 +359,26 @@ write_batch(void *arg)
 
 			addr->inet_data = copy->addr;
 			SET_INET_VARSIZE(addr);
-			columns[2][i] = InetPGetDatum(addr);
+			columns[3][i] = InetPGetDatum(addr);
 		}
-		columns[3][i] = Int64GetDatum(copy->use_count);
-		columns[4][i] = Int64GetDatum(copy->denied_count);
+		columns[4][i] = Int64GetDatum(copy->use_count);
+		columns[5][i] = Int64GetDatum(copy->denied_count);
 	}
-	for (int c = 0; c < 5; c++)
-		values[c] = array_of(columns[c],
-							 c == 1 ? no_time : c == 2 ? no_addr : NULL, count,
-							 elements[c]);
+	for (int c = 0; c < BATCH_COLUMNS; c++)
+		values[c] = array_of(columns[c], c == 2 ? no_time : c == 3 ? no_addr : NULL,
+							 count, elements[c]);
 
-	/*
-	 * A batch is small and the tables may be large, which the planner does not
-	 * always know.  The settings last as long as the borrowed rights.
-	 */
-	for (int i = 0; i < (int) lengthof(by_index); i++)
-		(void) set_config_option(by_index[i], "off", PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
-	SPI_connect();
-	if (SPI_execute_with_args(query, 5, types, values, NULL, false, 0) != SPI_OK_SELECT)
+	if (*plan == NULL)
+	{
+		SPIPlanPtr	made = SPI_prepare(query, BATCH_COLUMNS, types);
+
+		if (made == NULL)
+			elog(ERROR, "could not plan a flush: %s",
+				 SPI_result_code_string(SPI_result));
+		SPI_keepplan(made);
+		*plan = made;
+	}
+	if (SPI_execute_plan(*plan, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not flush usage");
 	for (uint64 row = 0; row < SPI_processed; row++)
 	{
@@ -332,13 +386,13 @@ write_batch(void *arg)
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
 		int64		n = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull)) - 1;
+		bool		written = DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull));
 
-		batch->flushed[n] = DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull));
-		batch->gone[n] = DatumGetBool(SPI_getbinval(tuple, desc, 3, &isnull));
-		batch->total += batch->flushed[n];
+		batch->flushed[numbers[n]] = written;
+		batch->gone[numbers[n]] = !written;
+		batch->total += written;
 	}
-	store_digests(batch);
-	SPI_finish();
+	SPI_freetuptable(SPI_tuptable);
 }
 
 /*

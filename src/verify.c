@@ -64,6 +64,7 @@ typedef struct Request
 	text	   *scope;			/* NULL: none */
 	inet	   *client_addr;	/* NULL: not told */
 	int			cost;			/* taken from the rate limit */
+	bool		brief;			/* the verdict alone is wanted */
 	int64		retry_after;	/* result, microseconds: when it was reached */
 } Request;
 
@@ -81,11 +82,11 @@ static StatsCounter judge(text *token, Request *request,
 static StatsCounter judge_key(const StoredKey *key, Request *request,
 							  TimestampTz now);
 static const StoredKey *find_genuine(const char *bytes, size_t len,
-									 bool *well_formed);
-static bool native_matches(const StoredKey *key, const char *token, size_t len);
+									 bool brief_will_do, bool *well_formed);
+static bool native_matches(const StoredKey *key, const char *token, size_t len,
+						   const Pepper *current, const uint8 *digest);
 static const StoredKey *find_imported(const char *token, size_t len);
-static void sign(const char *token, size_t len, const Pepper *pepper,
-				 uint8 *digest);
+static void sign_begin(DigestWork *work, const Pepper *pepper);
 static bool address_allowed(ArrayType *cidrs, inet *address);
 static inet *unmapped(inet *address);
 
@@ -101,7 +102,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_authenticate);
 Datum
 rk_apikeys_verify(PG_FUNCTION_ARGS)
 {
-	Request		request = {NULL, NULL, 1, 0};
+	Request		request = {.cost = 1, .brief = true};
 	const StoredKey *key;
 
 	if (PG_ARGISNULL(0))
@@ -119,7 +120,7 @@ rk_apikeys_verify(PG_FUNCTION_ARGS)
 Datum
 rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 {
-	Request		request;
+	Request		request = {.brief = false};
 	const StoredKey *key = NULL;
 	StatsCounter verdict = STATS_MALFORMED;
 
@@ -130,7 +131,6 @@ rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 	request.scope = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
 	request.client_addr = PG_ARGISNULL(2) ? NULL : PG_GETARG_INET_PP(2);
 	request.cost = PG_ARGISNULL(3) ? 1 : PG_GETARG_INT32(3);
-	request.retry_after = 0;
 	if (!PG_ARGISNULL(0))
 		verdict = judge((text *) PG_GETARG_POINTER(0), &request, &key);
 
@@ -147,7 +147,7 @@ rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 Datum
 rk_apikeys_authenticate(PG_FUNCTION_ARGS)
 {
-	Request		request = {NULL, NULL, 1, 0};
+	Request		request = {.cost = 1};
 	const StoredKey *key = NULL;
 	StatsCounter verdict = STATS_MALFORMED;
 	Datum		row;
@@ -217,7 +217,7 @@ judge(text *token, Request *request, const StoredKey **key)
 	bool		well_formed;
 	StatsCounter verdict;
 
-	*key = verify_genuine(token, &well_formed);
+	*key = verify_genuine(token, request->brief, &well_formed);
 	if (*key == NULL)
 		verdict = well_formed ? STATS_UNKNOWN : STATS_MALFORMED;
 	else
@@ -235,12 +235,13 @@ judge(text *token, Request *request, const StoredKey **key)
 /*
  * The key that a token (toasted or not) belongs to, or NULL if it is not
  * genuine; then *well_formed tells whether it has a token's shape and check
- * digits.  A string without them may be the token of an imported key, found by
- * its digest.  A key that was signed with an older pepper is signed anew on the
- * way.  Raises 58030 if the pepper that it takes cannot be had.
+ * digits.  The key may be brief where that will do.  A string without them may
+ * be the token of an imported key, found by its digest.  A key that was signed
+ * with an older pepper is signed anew on the way.  Raises 58030 if the pepper
+ * that it takes cannot be had.
  */
 const StoredKey *
-verify_genuine(text *token, bool *well_formed)
+verify_genuine(text *token, bool brief_will_do, bool *well_formed)
 {
 	size_t		len = toast_raw_datum_size(PointerGetDatum(token)) - VARHDRSZ;
 	text	   *detoasted;
@@ -251,12 +252,12 @@ verify_genuine(text *token, bool *well_formed)
 		return NULL;
 	detoasted = (text *) PG_DETOAST_DATUM_PACKED(PointerGetDatum(token));
 	if (detoasted == token)
-		return find_genuine(VARDATA_ANY(token), len, well_formed);
+		return find_genuine(VARDATA_ANY(token), len, brief_will_do, well_formed);
 
 	/* A copy of the token is wiped, whatever happens. */
 	PG_TRY();
 	{
-		key = find_genuine(VARDATA_ANY(detoasted), len, well_formed);
+		key = find_genuine(VARDATA_ANY(detoasted), len, brief_will_do, well_formed);
 	}
 	PG_FINALLY();
 	{
@@ -266,11 +267,17 @@ verify_genuine(text *token, bool *well_formed)
 	return key;
 }
 
-/* The same for the bytes of a token. */
+/*
+ * The same for the bytes of a token.  A native token's digest is made before
+ * its row is looked for: so it is made of any token, and what the look will
+ * touch in shared memory comes into the processor's cache meanwhile.
+ */
 static const StoredKey *
-find_genuine(const char *bytes, size_t len, bool *well_formed)
+find_genuine(const char *bytes, size_t len, bool brief_will_do,
+			 bool *well_formed)
 {
 	TokenParts	parts;
+	CacheLook	look;
 	const StoredKey *key = NULL;
 
 	if (token_split(bytes, len, &parts))
@@ -279,24 +286,23 @@ find_genuine(const char *bytes, size_t len, bool *well_formed)
 		 * A digest covers the check digits too.  They are looked at before a
 		 * table is read, and to tell what a token that matches nothing is.
 		 */
-		key = cache_look(parts.key_id);
-		if (key != NULL)
+		cache_look(&look, parts.key_id);
+		if (look.kept != NULL || (*well_formed = token_check(bytes, len)))
 		{
-			if (!native_matches(key, bytes, len))
-			{
+			const Pepper *pepper = pepper_current();
+			DigestWork	work;
+			uint8		digest[DIGEST_SHA256_LEN];
+
+			sign_begin(&work, pepper);
+			cache_recall(&look);
+			digest_end(&work, bytes, len, digest);
+			key = cache_get(&look, brief_will_do);
+			if (!native_matches(key, bytes, len, pepper, digest))
 				key = NULL;
-				*well_formed = token_check(bytes, len);
-			}
-			else
-				*well_formed = true;
+			explicit_bzero(digest, sizeof(digest));
 		}
-		else if (token_check(bytes, len))
-		{
-			*well_formed = true;
-			key = cache_read(parts.key_id);
-			if (!native_matches(key, bytes, len))
-				key = NULL;
-		}
+		if (look.kept != NULL)
+			*well_formed = key != NULL || token_check(bytes, len);
 	}
 	if (!*well_formed && cache_has_imported())
 		key = find_imported(bytes, len);
@@ -304,37 +310,36 @@ find_genuine(const char *bytes, size_t len, bool *well_formed)
 }
 
 /*
- * Whether a token is that of a key; never that of none (NULL), which takes as
- * long to find out.
+ * Whether a token, of which the digest with the pepper of today is given, is
+ * that of a key; never that of none (NULL), which takes as long to find out.
  */
 static bool
-native_matches(const StoredKey *key, const char *token, size_t len)
+native_matches(const StoredKey *key, const char *token, size_t len,
+			   const Pepper *current, const uint8 *digest)
 {
 	/* What a token with an unknown key id is compared with. */
 	static const uint8 nobody[DIGEST_SHA256_LEN] = {0};
-	const Pepper *current = pepper_current();
-	uint8		digest[DIGEST_SHA256_LEN];
+	int			current_id = current == NULL ? 0 : current->id;
+	DigestWork	work;
+	uint8		older[DIGEST_SHA256_LEN];
 	bool		matches;
 
 	if (key == NULL || key->digest_kind != DIGEST_NATIVE ||
 		key->digest_len != DIGEST_SHA256_LEN)
 	{
-		sign(token, len, current, digest);
 		(void) digest_matches(nobody, digest, DIGEST_SHA256_LEN);
-		matches = false;
+		return false;
 	}
-	else
-	{
-		sign(token, len, key->pepper_id == 0 ? NULL :
-			 pepper_find(key->pepper_id, key->key_id), digest);
-		matches = digest_matches(key->digest, digest, DIGEST_SHA256_LEN);
-		if (matches && current != NULL && key->pepper_id < current->id)
-		{
-			sign(token, len, current, digest);
-			usage_resign(key, current->id, digest);
-		}
-	}
-	explicit_bzero(digest, sizeof(digest));
+	if (key->pepper_id == current_id)
+		return digest_matches(key->digest, digest, DIGEST_SHA256_LEN);
+
+	sign_begin(&work, key->pepper_id == 0 ? NULL :
+			   pepper_find(key->pepper_id, key->key_id));
+	digest_end(&work, token, len, older);
+	matches = digest_matches(key->digest, older, DIGEST_SHA256_LEN);
+	explicit_bzero(older, sizeof(older));
+	if (matches && key->pepper_id < current_id)
+		usage_resign(key, current_id, digest);
 	return matches;
 }
 
@@ -359,14 +364,12 @@ find_imported(const char *token, size_t len)
 	return key;
 }
 
-/* The digest of a native token, with a pepper or (NULL) without. */
+/* Begin the digest of a native token, with a pepper or (NULL) without. */
 static void
-sign(const char *token, size_t len, const Pepper *pepper, uint8 *digest)
+sign_begin(DigestWork *work, const Pepper *pepper)
 {
-	if (pepper == NULL)
-		digest_sha256(token, len, digest);
-	else
-		digest_hmac_sha256(pepper->secret, pepper->len, token, len, digest);
+	digest_begin(work, pepper == NULL ? NULL : pepper->secret,
+				 pepper == NULL ? 0 : pepper->len);
 }
 
 /* Whether a key is good by itself, at that moment; else why not. */

@@ -10,6 +10,7 @@
 
 extern StatsCounter verify_state(const StoredKey *key, TimestampTz now);
 extern bool verify_scope_granted(ArrayType *scopes, text *wanted);
-extern const StoredKey *verify_genuine(text *token, bool *well_formed);
+extern const StoredKey *verify_genuine(text *token, bool brief_will_do,
+									   bool *well_formed);
 
 #endif

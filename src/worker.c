@@ -13,7 +13,7 @@
  * as a security-restricted operation, under settings that it forces.
  *
  * A worker keeps a database busy for under two seconds, since DROP DATABASE
- * waits for five.
+ * waits for five; where that is not enough another goes on after a pause.
  */
 #include "postgres.h"
 
@@ -51,6 +51,8 @@
 /* Milliseconds after which a worker begins no other batch, or gives one up. */
 #define WORKER_BUDGET_MS 1000
 #define BATCH_TIMEOUT_MS 1500
+/* Between two workers in a database; DROP DATABASE looks ten times a second. */
+#define WORKER_PAUSE_MS 250
 /* Seconds that a use of a key which nobody can see yet is kept for. */
 #define GONE_AFTER_SECONDS 60
 
@@ -63,6 +65,8 @@ typedef enum TablesState
 } TablesState;
 
 static void flush_all(void);
+static bool flush_database(Oid database);
+static void pause_for(int milliseconds);
 static bool database_is_open(Oid database);
 static void drop_entries(Oid database);
 static void flush_one(Oid database);
@@ -156,31 +160,65 @@ flush_all(void)
 	databases = list_copy(databases);
 	CommitTransactionCommand();
 
-	foreach(cell, databases)
+	/* A worker that has not come to its end leaves the rest to another. */
+	while (databases != NIL && !ShutdownRequestPending)
 	{
-		BackgroundWorker worker = {0};
-		BackgroundWorkerHandle *handle;
+		List	   *unfinished = NIL;
 
-		if (ShutdownRequestPending)
-			break;
-		if (!OidIsValid(lfirst_oid(cell)))
-			continue;
-		worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-		worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-		worker.bgw_restart_time = BGW_NEVER_RESTART;
-		strlcpy(worker.bgw_library_name, "rk_apikeys", BGW_MAXLEN);
-		strlcpy(worker.bgw_function_name, "rk_apikeys_flush_main", BGW_MAXLEN);
-		strlcpy(worker.bgw_name, "rk_apikeys flush", BGW_MAXLEN);
-		strlcpy(worker.bgw_type, "rk_apikeys flush", BGW_MAXLEN);
-		worker.bgw_main_arg = ObjectIdGetDatum(lfirst_oid(cell));
-		worker.bgw_notify_pid = MyProcPid;
-		/* No free slot: what is pending waits for the next round. */
-		if (!RegisterDynamicBackgroundWorker(&worker, &handle))
-			break;
-		(void) WaitForBackgroundWorkerShutdown(handle);
-		pfree(handle);
+		foreach(cell, databases)
+		{
+			if (!ShutdownRequestPending && OidIsValid(lfirst_oid(cell)) &&
+				!flush_database(lfirst_oid(cell)))
+				unfinished = lappend_oid(unfinished, lfirst_oid(cell));
+		}
+		list_free(databases);
+		databases = unfinished;
+		if (databases != NIL)
+			pause_for(WORKER_PAUSE_MS);
 	}
 	list_free(databases);
+}
+
+/*
+ * Run a worker in a database.  Returns whether it has written all; true also if
+ * it could not be started, since what is pending then waits for the next round.
+ */
+static bool
+flush_database(Oid database)
+{
+	BackgroundWorker worker = {0};
+	BackgroundWorkerHandle *handle;
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, "rk_apikeys", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "rk_apikeys_flush_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_name, "rk_apikeys flush", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "rk_apikeys flush", BGW_MAXLEN);
+	worker.bgw_main_arg = ObjectIdGetDatum(database);
+	worker.bgw_notify_pid = MyProcPid;
+	usage_set_unfinished(false);
+	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+		return true;
+	(void) WaitForBackgroundWorkerShutdown(handle);
+	pfree(handle);
+	return !usage_is_unfinished();
+}
+
+/* Wait, but for a shutdown: so DROP DATABASE finds the database empty. */
+static void
+pause_for(int milliseconds)
+{
+	TimestampTz start = GetCurrentTimestamp();
+
+	while (!ShutdownRequestPending &&
+		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), milliseconds))
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 milliseconds, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
 }
 
 /* Whether the database exists and lets anybody in. */
@@ -250,7 +288,10 @@ flush_one(Oid database)
 		CHECK_FOR_INTERRUPTS();
 		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
 									   WORKER_BUDGET_MS))
+		{
+			usage_set_unfinished(true);
 			break;
+		}
 		if (!flush_batch(copies + i, Min(count - i, USAGE_BATCH)))
 		{
 			drop_entries(database);

@@ -1,0 +1,304 @@
+/*
+ * usage_hash.c
+ *		The table of entries in shared memory: find, add, remove, walk.
+ *
+ * A hash table of a fixed size, with the first entry of each chain in place, so
+ * that it is where the hash says, and the others in an area of their own.  It is
+ * ours so that a verify can have an entry fetched into the processor's cache
+ * while it is busy with other things, and so that a walk is a walk through an
+ * array.
+ *
+ * A map has a bit for each entry that may be pending, so that a flush need not
+ * look at the others.  It is set after the entry's state is, and cleared before
+ * the state is looked at again.
+ *
+ * Locking: a chain, and who is in it, is guarded by the lock of its partition:
+ * shared to find an entry, exclusive to add or remove one.  The list of free
+ * entries has a spinlock, taken under a partition's lock.  A walk looks at an
+ * entry without a lock, and again under it where it seems to be wanted.
+ */
+#include "postgres.h"
+
+#include "port/pg_bitutils.h"
+#include "storage/shmem.h"
+
+#include "compat.h"
+#include "usage.h"
+#include "usage_shared.h"
+
+UsageShared *usage_shared = NULL;
+LWLockPadded *usage_locks = NULL;
+
+static UsageEntry *entries = NULL;
+static pg_atomic_uint32 *pending_map = NULL;
+
+static bool is_wanted(const UsageWalk *walk, UsageEntry *entry);
+static void set_pending_bit(UsageEntry *entry);
+
+/*
+ * Entries beside those in place.  Where there are as many keys as places, 37 %
+ * of the keys find theirs taken; a small table has room for the worst.
+ */
+static Size
+overflow_count(int max_tracked)
+{
+	return max_tracked < 4096 ? max_tracked : max_tracked / 5 * 2;
+}
+
+static Size
+entry_count(int max_tracked)
+{
+	return max_tracked + overflow_count(max_tracked);
+}
+
+static Size
+entries_size(int max_tracked)
+{
+	/* One more, to begin where an entry must. */
+	return mul_size(entry_count(max_tracked) + 1, sizeof(UsageEntry));
+}
+
+/* Words of the map. */
+static Size
+map_words(int max_tracked)
+{
+	return entry_count(max_tracked) / 32 + 1;
+}
+
+Size
+usage_hash_size(int max_tracked)
+{
+	return add_size(CACHELINEALIGN(sizeof(UsageShared)),
+					add_size(CACHELINEALIGN(entries_size(max_tracked)),
+							 CACHELINEALIGN(map_words(max_tracked) * sizeof(uint32))));
+}
+
+/*
+ * Make the table, or find it where it is made.  Returns whether it is new.
+ * Runs under AddinShmemInitLock.
+ */
+bool
+usage_hash_startup(int max_tracked)
+{
+	bool		found;
+
+	usage_shared = ShmemInitStruct("rk_apikeys usage", sizeof(UsageShared),
+								   &found);
+	if (!found)
+	{
+		memset(usage_shared, 0, sizeof(UsageShared));
+		SpinLockInit(&usage_shared->mutex);
+		pg_atomic_init_u32(&usage_shared->tracked, 0);
+		pg_atomic_init_u32(&usage_shared->overflow_used, 0);
+		pg_atomic_init_u32(&usage_shared->stamps, USAGE_FIRST_STAMP);
+		usage_shared->max_tracked = max_tracked;
+	}
+	max_tracked = usage_shared->max_tracked;
+	/* The system gives it zeroed: to touch it all would make it all used. */
+	entries = (UsageEntry *)
+		TYPEALIGN(sizeof(UsageEntry),
+				  ShmemInitStruct("rk_apikeys usage entries",
+								  entries_size(max_tracked), &found));
+	pending_map = ShmemInitStruct("rk_apikeys usage pending",
+								  map_words(max_tracked) * sizeof(uint32), &found);
+	if (!found)
+		for (Size i = 0; i < map_words(max_tracked); i++)
+			pg_atomic_init_u32(&pending_map[i], 0);
+	return !found;
+}
+
+/* What is looked for: a key of a database. */
+void
+usage_hash_target(UsageTarget *target, Oid database, const char *key_id)
+{
+	uint32		hash = (uint32) token_hash_key_id(key_id, database);
+
+	target->key.database = database;
+	memcpy(target->key.key_id, key_id, TOKEN_KEY_ID_LEN);
+	target->place = (uint32) (((uint64) hash * usage_shared->max_tracked) >> 32);
+	target->partition = target->place % USAGE_PARTITIONS;
+	target->lock = &usage_locks[target->partition].lock;
+}
+
+/* Have the entry fetched into the processor's cache, if it is in place. */
+void
+usage_hash_prefetch(const UsageTarget *target)
+{
+	UsageEntry *entry = &entries[target->place];
+
+	__builtin_prefetch(entry);
+	__builtin_prefetch(&entry->brief.digest);
+}
+
+/* The entry, or NULL.  The partition is locked. */
+UsageEntry *
+usage_hash_find(const UsageTarget *target)
+{
+	UsageEntry *entry = &entries[target->place];
+
+	while (memcmp(&entry->key, &target->key, sizeof(UsageKey)) != 0)
+	{
+		if (entry->next == 0)
+			return NULL;
+		entry = &entries[entry->next];
+	}
+	return entry;
+}
+
+/*
+ * A new entry, which was looked for and not found, or NULL if there is no room.
+ * All but its key is zero.  The partition is locked exclusively.
+ */
+UsageEntry *
+usage_hash_add(const UsageTarget *target)
+{
+	UsageEntry *entry = &entries[target->place];
+	uint32		next = entry->next;
+
+	if (pg_atomic_fetch_add_u32(&usage_shared->tracked, 1) >= (uint32) usage_shared->max_tracked)
+		entry = NULL;
+	else if (OidIsValid(entry->key.database))
+	{
+		uint32		number;
+
+		SpinLockAcquire(&usage_shared->mutex);
+		number = usage_shared->first_free;
+		if (number != 0)
+			usage_shared->first_free = entries[number].next;
+		else if (pg_atomic_read_u32(&usage_shared->overflow_used) <
+				 overflow_count(usage_shared->max_tracked))
+			number = usage_shared->max_tracked +
+				pg_atomic_fetch_add_u32(&usage_shared->overflow_used, 1);
+		SpinLockRelease(&usage_shared->mutex);
+		if (number == 0)
+			entry = NULL;
+		else
+		{
+			entry->next = number;
+			entry = &entries[number];
+		}
+	}
+	if (entry == NULL)
+	{
+		pg_atomic_fetch_sub_u32(&usage_shared->tracked, 1);
+		return NULL;
+	}
+	memset(entry, 0, sizeof(UsageEntry));
+	SpinLockInit(&entry->mutex);
+	entry->place = target->place;
+	entry->next = next;
+	entry->key = target->key;
+	return entry;
+}
+
+/* Remove an entry.  The partition is locked exclusively. */
+void
+usage_hash_remove(UsageEntry *entry)
+{
+	uint32		number = entry - entries;
+	UsageEntry *before = &entries[entry->place];
+
+	entry->key.database = InvalidOid;
+	usage_shared->removed[entry->place % USAGE_PARTITIONS]++;
+	pg_atomic_fetch_sub_u32(&usage_shared->tracked, 1);
+	/* The first of a chain is left in place, free. */
+	if (entry == before)
+		return;
+	while (before->next != number)
+		before = &entries[before->next];
+	before->next = entry->next;
+
+	SpinLockAcquire(&usage_shared->mutex);
+	entry->next = usage_shared->first_free;
+	usage_shared->first_free = number;
+	SpinLockRelease(&usage_shared->mutex);
+}
+
+/*
+ * The next entry of a walk, with its partition locked shared: the caller
+ * releases the lock.  NULL at the end.  Entries that are added meanwhile may be
+ * missed.
+ */
+UsageEntry *
+usage_hash_next(UsageWalk *walk)
+{
+	uint32		end = usage_shared->max_tracked +
+		pg_atomic_read_u32(&usage_shared->overflow_used);
+
+	while (walk->at < end)
+	{
+		UsageEntry *entry;
+		uint32		place;
+
+		if (walk->pending)
+		{
+			uint32		word = pg_atomic_read_u32(&pending_map[walk->at / 32]) >>
+				walk->at % 32;
+
+			if (word == 0)
+			{
+				walk->at = (walk->at / 32 + 1) * 32;
+				continue;
+			}
+			walk->at += pg_rightmost_one_pos32(word);
+		}
+		entry = &entries[walk->at++];
+		place = *(volatile uint32 *) &entry->place;
+		if (!is_wanted(walk, entry))
+			continue;
+		if (walk->alone)
+			return entry;
+		walk->lock = &usage_locks[place % USAGE_PARTITIONS].lock;
+		LWLockAcquire(walk->lock, LW_SHARED);
+		/* It may be another by now. */
+		if (entry->place == place && is_wanted(walk, entry))
+			return entry;
+		LWLockRelease(walk->lock);
+	}
+	return NULL;
+}
+
+static bool
+is_wanted(const UsageWalk *walk, UsageEntry *entry)
+{
+	return OidIsValid(*(volatile Oid *) &entry->key.database) &&
+		(!walk->pending || pg_atomic_read_u32(&entry->state) != USAGE_CLEAN) &&
+		(walk->wanted == NULL || walk->wanted(entry, walk->arg));
+}
+
+/* What was changed of an entry before this is to be flushed. */
+void
+usage_hash_set_dirty(UsageEntry *entry)
+{
+	pg_memory_barrier();
+	if (pg_atomic_read_u32(&entry->state) == USAGE_DIRTY)
+		return;
+	if (pg_atomic_exchange_u32(&entry->state, USAGE_DIRTY) == USAGE_CLEAN)
+		set_pending_bit(entry);
+}
+
+/*
+ * What the flush with that stamp has copied of an entry is written.  Does
+ * nothing if it was changed, or copied by another flush, meanwhile.
+ */
+void
+usage_hash_set_clean(UsageEntry *entry, uint32 stamp)
+{
+	uint32		number = entry - entries;
+
+	if (!pg_atomic_compare_exchange_u32(&entry->state, &stamp, USAGE_CLEAN))
+		return;
+	pg_atomic_fetch_and_u32(&pending_map[number / 32],
+							~((uint32) 1 << number % 32));
+	if (pg_atomic_read_u32(&entry->state) != USAGE_CLEAN)
+		set_pending_bit(entry);
+}
+
+static void
+set_pending_bit(UsageEntry *entry)
+{
+	uint32		number = entry - entries;
+
+	pg_atomic_fetch_or_u32(&pending_map[number / 32],
+						   (uint32) 1 << number % 32);
+}

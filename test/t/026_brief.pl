@@ -1,0 +1,191 @@
+# test/t/026_brief.pl: what shared memory remembers of a key's row is used while the row is as it was, and never after it was changed, by
+# whomsoever and in whatever way.
+#
+# A new session has kept nothing, but it has to read one row, any, to know the table's file: so each verifies a guide first. Then a verify
+# is told by shared memory or by the row. What the row tells is remembered when it is read at its known place: by the second verify that
+# reads it.
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::Bin;
+use RkApikeys;
+use PostgreSQL::Test::Cluster;
+use Test::More;
+
+my $node = PostgreSQL::Test::Cluster->new('brief');
+$node->init(allows_streaming => 1, extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8' ]);
+$node->append_conf('postgresql.conf', join "\n", PRELOAD, "rk_apikeys.usage_flush_interval = '1h'", 'max_prepared_transactions = 2',
+	'autovacuum = off');
+$node->start;
+rk_extend($node);
+$node->safe_psql('postgres', 'CREATE DATABASE other');
+
+my (undef, $guide) = create_key($node, 'guide');
+
+# What a new session says of a token.
+sub fresh
+{
+	my ($on, $token) = @_;
+	return sql_as($on, 'backend', "SELECT rk_apikeys.verify('$guide') \\g /dev/null\nSELECT rk_apikeys.verify('$token')");
+}
+
+# Whether a new session's verify is told without the row, and what it says.
+sub recalled
+{
+	my ($on, $token) = @_;
+	my $misses = stat_of($on, 'cache_misses');
+	my $said = fresh($on, $token);
+	return (stat_of($on, 'cache_misses') == $misses + 1 ? 'recalled' : 'read') . " $said";
+}
+
+# After this a new session is told by memory.
+sub remember
+{
+	my ($on, $token, $name) = @_;
+	fresh($on, $token) foreach 1 .. 2;
+	is(recalled($on, $token), 'recalled t', "$name: remembered");
+}
+
+# What ends a key, or all of them; what a new session says at once, before and after the row is read again.
+foreach my $change (
+	[ 'disable', q{UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = 'ID'} ],
+	[ 'revoke', q{SELECT rk_apikeys.revoke_key('ID')} ],
+	[ 'rotate', q{SELECT FROM rk_apikeys.rotate_key('ID', '0')} ],
+	[ 'delete', q{DELETE FROM rk_apikeys.api_keys WHERE key_id = 'ID'} ],
+	[ 'an end that comes', q{UPDATE rk_apikeys.api_keys SET expires_at = clock_timestamp() + interval '0.3 s' WHERE key_id = 'ID';
+		SELECT rk_apikeys.verify('TOKEN'), rk_apikeys.verify('TOKEN'); SELECT pg_sleep(0.4)} ],
+	[ 'a list of addresses', q{UPDATE rk_apikeys.api_keys SET allowed_cidrs = '{10.0.0.0/8}' WHERE key_id = 'ID'} ],
+	[ 'a new digest', q{UPDATE rk_apikeys.api_keys SET digest = sha256('x') WHERE key_id = 'ID'} ],
+	[ 'disable, prepared', q{BEGIN; UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = 'ID';
+		PREPARE TRANSACTION 'one'; SELECT rk_apikeys.verify('TOKEN'); COMMIT PREPARED 'one'} ],
+	[ 'disable, as replication applies it', q{SET session_replication_role = replica;
+		UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = 'ID'} ],
+	[ 'disable, and rewrite the table', q{UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = 'ID'; VACUUM FULL rk_apikeys.api_keys} ],
+	[ 'rewrite the table, and disable', q{VACUUM FULL rk_apikeys.api_keys; UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = 'ID'} ],
+	[ 'delete, and vacuum', q{DELETE FROM rk_apikeys.api_keys WHERE key_id = 'ID'; VACUUM (FREEZE) rk_apikeys.api_keys} ],
+	[ 'truncate and restore', q{BEGIN; CREATE TEMP TABLE t AS SELECT * FROM rk_apikeys.api_keys; TRUNCATE rk_apikeys.api_keys;
+		UPDATE t SET enabled = false WHERE key_id = 'ID'; INSERT INTO rk_apikeys.api_keys SELECT * FROM t; COMMIT} ],
+	[ 'truncate', 'TRUNCATE rk_apikeys.api_keys' ])
+{
+	my ($name, $sql) = @$change;
+	my ($id, $token) = create_key($node, $name);
+	remember($node, $token, $name);
+	$sql =~ s/ID/$id/g;
+	$sql =~ s/TOKEN/$token/g;
+	$node->safe_psql('postgres', $sql);
+	is(join(' ', map { fresh($node, $token) } 1 .. 4), 'f f f f', "$name: seen by new sessions");
+}
+
+(undef, $guide) = create_key($node, 'another guide');
+
+# What leaves a key as good as it was. What moves its page costs a look at the row, no more.
+my ($id, $token) = create_key($node, 'steady');
+my ($neighbour) = create_key($node, 'neighbour');
+remember($node, $token, 'steady');
+is(recalled($node, $token), 'recalled t', 'and goes on being told by memory');
+my $locker = session($node, 'postgres');
+foreach my $change (
+	[ 'an index built anew', 'REINDEX TABLE rk_apikeys.api_keys' ],
+	[ 'a row of the same page changed', "UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = '$neighbour'" ],
+	[ 'a change rolled back', "BEGIN; UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = '$id'; ROLLBACK" ],
+	[ 'another name', "UPDATE rk_apikeys.api_keys SET name = 'other' WHERE key_id = '$id'" ],
+	[ 'a vacuum', 'VACUUM (FREEZE) rk_apikeys.api_keys' ],
+	[ 'the table written anew', 'VACUUM FULL rk_apikeys.api_keys' ],
+	[ 'a file of another place', 'CLUSTER rk_apikeys.api_keys USING api_keys_pkey' ])
+{
+	$locker->query_safe($change->[1]);
+	is(join(' ', map { fresh($node, $token) } 1 .. 3), 't t t', "$change->[0]: good");
+	like(recalled($node, $token), qr/ t$/, "$change->[0]: and good");
+}
+remember($node, $token, 'after all that');
+
+# While a change is not committed others are told of the row before, and no brief key is made of it.
+$locker->query_safe("BEGIN; UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = '$id'");
+is(join(' ', map { recalled($node, $token) } 1 .. 3), 'read t read t read t', 'a change under way: the row is read');
+is($locker->query_safe("SELECT rk_apikeys.verify('$token')"), 'f', 'and its own transaction sees it');
+$locker->query_safe('COMMIT');
+is(fresh($node, $token), 'f', 'committed: seen');
+$locker->query_safe("UPDATE rk_apikeys.api_keys SET enabled = true WHERE key_id = '$id'");
+remember($node, $token, 'enabled again');
+
+# A row that is locked is as good as any
+$locker->query_safe("BEGIN; SELECT FROM rk_apikeys.api_keys WHERE key_id = '$id' FOR KEY SHARE");
+fresh($node, $token) foreach 1 .. 2;
+is(recalled($node, $token), 'recalled t', 'a row that is locked');
+$locker->query_safe("UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = '$id'; COMMIT");
+is(fresh($node, $token), 'f', 'and is changed by whoever locks it');
+$locker->query_safe("UPDATE rk_apikeys.api_keys SET enabled = true WHERE key_id = '$id'");
+remember($node, $token, 'unlocked');
+
+# A transaction that has written something reads rows: it may have emptied the table.
+is($locker->query_safe("BEGIN; SELECT rk_apikeys.verify('$token'); TRUNCATE rk_apikeys.api_keys; SELECT rk_apikeys.verify('$token')"),
+	"t\nf", 'its own TRUNCATE is seen at once');
+$locker->query_safe('ROLLBACK');
+is(fresh($node, $token), 't', 'and is gone when it is rolled back');
+is($locker->query_safe("BEGIN; SAVEPOINT s; DELETE FROM rk_apikeys.api_keys WHERE key_id = '$id'; SELECT rk_apikeys.verify('$token');
+	ROLLBACK TO s; SELECT rk_apikeys.verify('$token'); COMMIT"), "f\nt", 'its own DELETE, to a savepoint');
+
+# With the lock of a schema change held, a verify is told all the same
+remember($node, $token, 'before a lock');
+my $backend = session($node, 'backend');
+$backend->query_safe("SET statement_timeout = '5s'; SELECT rk_apikeys.verify('$guide')");
+$locker->query_safe('BEGIN; LOCK rk_apikeys.api_keys IN ACCESS EXCLUSIVE MODE');
+is($backend->query_safe("SELECT rk_apikeys.verify('$token')"), 't', 'ACCESS EXCLUSIVE delays no such verify');
+$locker->query_safe('ROLLBACK');
+$backend->quit;
+
+# cache_size 0 and track_usage off: the row is read
+foreach my $off ('cache_size = 0', 'track_usage = off')
+{
+	my $misses = stat_of($node, 'cache_misses');
+	$node->safe_psql('postgres', "SET rk_apikeys.$off; SELECT rk_apikeys.verify('$token'), rk_apikeys.verify('$token')");
+	cmp_ok(stat_of($node, 'cache_misses') - $misses, '>', 0, "$off: the row is read");
+}
+
+# Of keys that ask more than to be good nothing is remembered
+foreach my $setting (q{allowed_cidrs => '{0.0.0.0/0}'}, q{rate_limit => 100, rate_window => '1 hour'})
+{
+	my ($asking_id, $asking) = create_key($node, 'asking', $setting);
+	fresh($node, $asking) foreach 1 .. 3;
+	like(recalled($node, $asking), qr/^read/, "$setting: read");
+}
+
+# Another database's key of the same id is another
+$node->safe_psql('other', 'SET client_min_messages = error; CREATE EXTENSION rk_apikeys CASCADE');
+is(sql_as($node, 'backend', "SELECT rk_apikeys.verify('$token')", 'other'), 'f', 'not known to another database');
+
+# A standby has a memory of its own
+remember($node, $token, 'before the standby');
+$node->backup('base');
+my $standby = PostgreSQL::Test::Cluster->new('brief_standby');
+$standby->init_from_backup($node, 'base', has_streaming => 1);
+$standby->start;
+$node->wait_for_catchup($standby, 'replay');
+remember($standby, $token, 'on a standby');
+$locker->query_safe("UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = '$id'");
+$node->wait_for_catchup($standby, 'replay');
+is(join(' ', map { fresh($standby, $token) } 1 .. 3), 'f f f', 'a change that was replayed is seen');
+$locker->query_safe("UPDATE rk_apikeys.api_keys SET enabled = true WHERE key_id = '$id'");
+$node->wait_for_catchup($standby, 'replay');
+remember($standby, $token, 'on a standby, enabled');
+$standby->promote;
+is(recalled($standby, $token), 'recalled t', 'promoted: still told');
+$standby->safe_psql('postgres', "DELETE FROM rk_apikeys.api_keys WHERE key_id = '$id'");
+is(fresh($standby, $token), 'f', 'promoted: and a change is seen');
+
+# A table that writes no WAL tells nothing of its changes by it
+$node->safe_psql('postgres', 'ALTER TABLE rk_apikeys.api_keys SET UNLOGGED');
+fresh($node, $token) foreach 1 .. 3;
+is(recalled($node, $token), 'read t', 'unlogged: the row is read');
+$node->safe_psql('postgres', "UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = '$id'");
+is(fresh($node, $token), 'f', 'unlogged: a change is seen');
+$node->safe_psql('postgres', "UPDATE rk_apikeys.api_keys SET enabled = true; ALTER TABLE rk_apikeys.api_keys SET LOGGED");
+remember($node, $token, 'logged again');
+
+# Without the extension there is no key; with a new one there are others
+$node->safe_psql('postgres', 'DROP EXTENSION rk_apikeys; SET client_min_messages = error; CREATE EXTENSION rk_apikeys');
+is(fresh($node, $token), 'f', 'a new extension does not know the key');
+
+$locker->quit;
+done_testing();
