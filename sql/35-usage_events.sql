@@ -17,6 +17,11 @@ COMMENT ON COLUMN rk_apikeys.key_usage.last_used_addr IS 'The last client_addr t
 COMMENT ON COLUMN rk_apikeys.key_usage.use_count IS 'Uses recorded: without preload, at most one per usage_resolution.';
 COMMENT ON COLUMN rk_apikeys.key_usage.denied_count IS 'Genuine tokens refused; counted only with preload.';
 
+-- For a tenant's lists. Its columns never change, so an update still stays on
+-- its page.
+CREATE INDEX key_usage_tenant ON rk_apikeys.key_usage (tenant, key_id);
+COMMENT ON INDEX rk_apikeys.key_usage_tenant IS 'A tenant''s lists, by use.';
+
 -- For reports. Outlives the key.
 CREATE TABLE rk_apikeys.key_usage_daily (
   key_id text COLLATE "C" NOT NULL,
@@ -27,6 +32,8 @@ CREATE TABLE rk_apikeys.key_usage_daily (
   denials bigint NOT NULL DEFAULT 0,
   CONSTRAINT key_usage_daily_pkey PRIMARY KEY (key_id, day)
 ) WITH (fillfactor = 70);
+CREATE INDEX key_usage_daily_tenant ON rk_apikeys.key_usage_daily (tenant, day);
+COMMENT ON INDEX rk_apikeys.key_usage_daily_tenant IS 'A tenant''s days.';
 COMMENT ON TABLE rk_apikeys.key_usage_daily IS 'Uses per key and day; outlives the key.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.key_id IS 'The key.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.day IS 'The day, in UTC.';

@@ -116,6 +116,13 @@ is(table($id), "$n|0", 'exactly');
 is(table($off_id), '0|8005', 'the denials as well');
 is($node->safe_psql('postgres', 'SELECT sum(uses), sum(denials) FROM rk_apikeys.key_usage_daily'), ($n + 1) . '|8005', 'once each, by the day');
 
+# An update stays on its page: no index is touched, though there are some
+$node->safe_psql('postgres', "SELECT rk_apikeys.verify('$token'); SELECT rk_apikeys.flush_usage(); SELECT pg_stat_force_next_flush()")
+  foreach 1 .. 100;
+is($node->safe_psql('postgres', q{SELECT bool_and(n_tup_hot_upd = n_tup_upd) AND sum(n_tup_upd) > 200 FROM pg_stat_all_tables
+	WHERE relid IN ('rk_apikeys.key_usage'::regclass, 'rk_apikeys.key_usage_daily'::regclass)}), 't', 'every update of usage is a HOT one');
+$n += 100;
+
 # What a use leaves alone, and what leaves it alone
 is($acme->query_safe("SELECT updated_at FROM rk_apikeys.keys WHERE key_id = '$id'"), $updated, 'use does not move updated_at');
 $node->safe_psql('postgres', 'SET rk_apikeys.track_usage = off; SELECT rk_apikeys.verify($$' . $token . '$$)');

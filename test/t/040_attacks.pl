@@ -138,14 +138,14 @@ foreach my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
 {
 	foreach my $leader ('on', 'off')
 	{
-	$one->query_safe("SET parallel_leader_participation = $leader");
-	my $short = sql_as($node, 'acme', q{SELECT secret FROM rk_apikeys.create_key('short', scopes => '{records:read}')});
-	$one->query_safe("BEGIN ISOLATION LEVEL $level; SELECT FROM rk_apikeys.authenticate('$short')");
-	is($one->query_safe('SELECT count(*) FROM records'), '5000', "$level: rows while the key lives");
-	is($two->query_safe("SELECT rk_apikeys.revoke_token('$short')"), 't', "$level: another session revokes it");
-	is($one->query_safe("SELECT count(*), coalesce(rk_apikeys.current_tenant(), 'none') FROM records"), '0|none',
-		"$level, leader $leader: none after");
-	$one->query_safe('ROLLBACK');
+		my $how = "$level, leader $leader";
+		my $short = sql_as($node, 'acme', q{SELECT secret FROM rk_apikeys.create_key('short', scopes => '{records:read}')});
+		$one->query_safe("SET parallel_leader_participation = $leader");
+		$one->query_safe("BEGIN ISOLATION LEVEL $level; SELECT FROM rk_apikeys.authenticate('$short')");
+		is($one->query_safe('SELECT count(*) FROM records'), '5000', "$how: rows while the key lives");
+		is($two->query_safe("SELECT rk_apikeys.revoke_token('$short')"), 't', "$how: another session revokes it");
+		is($one->query_safe("SELECT count(*), coalesce(rk_apikeys.current_tenant(), 'none') FROM records"), '0|none', "$how: none after");
+		$one->query_safe('ROLLBACK');
 	}
 }
 $_->quit foreach $one, $two;
