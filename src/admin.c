@@ -223,7 +223,7 @@ rk_apikeys_flush_usage(PG_FUNCTION_ARGS)
 	principal_refuse();
 	if (!usage_is_shared())
 		PG_RETURN_INT64(0);
-	copies = usage_pending(MyDatabaseId, &count);
+	copies = usage_pending(MyDatabaseId, false, &count);
 	flushed = palloc(Max(count, 1) * sizeof(bool));
 	gone = palloc(Max(count, 1) * sizeof(bool));
 	for (int i = 0; i < count; i += USAGE_BATCH)

@@ -62,6 +62,7 @@ usage_shmem_startup(void)
 	if (made)
 	{
 		pg_atomic_init_u64(&usage_shared->last_flush_at, 0);
+		pg_atomic_init_u32(&usage_shared->round, 1);
 		pg_atomic_init_u32(&usage_shared->unfinished, 0);
 		pg_atomic_init_u64(&usage_shared->flush_began,
 						   (uint64) GetCurrentTimestamp());

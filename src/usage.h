@@ -77,7 +77,7 @@ extern void usage_resign(const StoredKey *key, int pepper_id,
 						 const uint8 *digest);
 extern LimitResult usage_limit(const StoredKey *key, int cost,
 							   TimestampTz now, int64 *wait);
-extern UsageCopy *usage_pending(Oid database, int *count);
+extern UsageCopy *usage_pending(Oid database, bool round, int *count);
 extern UsageCopy *usage_unseen(Oid database, const uint64 *tenant,
 							   TimestampTz taken, int *count);
 extern List *usage_pending_databases(void);

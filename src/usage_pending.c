@@ -24,6 +24,7 @@ typedef struct Wanted
 {
 	Oid			database;
 	const uint64 *tenant;		/* NULL: of any tenant */
+	uint32		round;			/* those that it wrote are left out; 0: none are */
 } Wanted;
 
 /* Copies of what this transaction has flushed. */
@@ -62,13 +63,18 @@ copy_entry(UsageEntry *entry, UsageCopy *copy)
 }
 
 /*
- * What is pending of a database, palloc'd, for a flush to write.  Entries that
- * are made while this runs may be missing; the next flush has them.
+ * What is pending of a database, palloc'd, for a flush to write; or of that what
+ * this round of flushes has not written yet: a key that is used all the time is
+ * always pending, and is written once a round.  Entries that are made while this
+ * runs may be missing; the next flush has them.
  */
 UsageCopy *
-usage_pending(Oid database, int *count)
+usage_pending(Oid database, bool round, int *count)
 {
-	Wanted		wanted = {database, NULL};
+	Wanted		wanted = {
+		.database = database,
+		.round = round ? pg_atomic_read_u32(&usage_shared->round) : 0
+	};
 	UsageCopy  *copies;
 	uint32		stamp;
 
@@ -97,7 +103,7 @@ usage_unseen(Oid database, const uint64 *tenant, TimestampTz taken, int *count)
 {
 	/* Entries are marked as flushed after the commit, and the time with them. */
 	bool		all = (TimestampTz) pg_atomic_read_u64(&usage_shared->last_flush_at) >= taken;
-	Wanted		wanted = {database, tenant};
+	Wanted		wanted = {.database = database, .tenant = tenant};
 
 	return copy_entries(&wanted, !all, USAGE_CLEAN, count);
 }
@@ -141,6 +147,8 @@ is_wanted(UsageEntry *entry, const void *arg)
 	const Wanted *wanted = arg;
 
 	return entry->key.database == wanted->database &&
+		(wanted->round == 0 ||
+		 pg_atomic_read_u32(&entry->round) != wanted->round) &&
 		(wanted->tenant == NULL ||
 		 entry->tenant == *wanted->tenant);
 }
@@ -189,6 +197,8 @@ usage_mark_flushed(Oid database, const UsageCopy *copy)
 		if (entry->pepper_id == copy->pepper_id)
 			entry->pepper_id = 0;
 		SpinLockRelease(&entry->mutex);
+		pg_atomic_write_u32(&entry->round,
+							pg_atomic_read_u32(&usage_shared->round));
 		usage_hash_set_clean(entry, copy->stamp);
 	}
 	LWLockRelease(target.lock);
@@ -251,10 +261,14 @@ usage_forget(Oid database, const char *key_id)
 	LWLockRelease(target.lock);
 }
 
+/* A round of flushes begins. */
 void
 usage_flush_began(void)
 {
 	pg_atomic_write_u64(&usage_shared->flush_began, (uint64) GetCurrentTimestamp());
+	/* 0 is the round of entries that no flush has written. */
+	if (pg_atomic_add_fetch_u32(&usage_shared->round, 1) == 0)
+		pg_atomic_write_u32(&usage_shared->round, 1);
 }
 
 /* Whether the last worker has left something for another. */

@@ -40,6 +40,7 @@ typedef struct pg_attribute_aligned(256) UsageEntry
 
 	/* the third line */
 	pg_atomic_uint64 arrival;	/* the limiter's; not the mutex */
+	pg_atomic_uint32 round;		/* of flushes, that wrote it; not the mutex */
 	uint64		tenant;			/* hash of the key's tenant; fixed */
 	char		environment[TOKEN_NAME_MAX + 1];	/* of the key; fixed */
 	bool		has_addr;
@@ -61,6 +62,7 @@ typedef struct UsageShared
 	uint32		first_free;		/* of those that are free again; 0: none */
 	pg_atomic_uint64 last_flush_at; /* a batch was committed */
 	pg_atomic_uint64 flush_began;
+	pg_atomic_uint32 round;		/* of flushes; only grows */
 	pg_atomic_uint32 unfinished;	/* the last worker has left something */
 	/* entries removed so far, by partition; changed under its lock */
 	uint64		removed[USAGE_PARTITIONS];

@@ -241,7 +241,7 @@ static void
 drop_entries(Oid database)
 {
 	int			count;
-	UsageCopy  *copies = usage_pending(database, &count);
+	UsageCopy  *copies = usage_pending(database, false, &count);
 
 	for (int i = 0; i < count; i++)
 		usage_forget(database, copies[i].key_id);
@@ -282,7 +282,7 @@ flush_one(Oid database)
 	int			count;
 
 	MemoryContextSwitchTo(context);
-	copies = usage_pending(database, &count);
+	copies = usage_pending(database, true, &count);
 	for (int i = 0; i < count; i += USAGE_BATCH)
 	{
 		CHECK_FOR_INTERRUPTS();
