@@ -6,6 +6,8 @@ SCRIPT = $(EXTENSION)--$(EXTVERSION).sql
 MODULE_big = rk_apikeys
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 DATA_built = $(SCRIPT)
+# From each release to the next.
+DATA = $(sort $(wildcard sql/updates/*.sql))
 EXTRA_CLEAN = $(SCRIPT)
 
 # A table of contents: the first makes the extension and the roles, the last removes them.
