@@ -12,7 +12,7 @@ EXTRA_CLEAN = $(SCRIPT)
 
 # A table of contents: the first makes the extension and the roles, the last removes them.
 REGRESS = install tokens tables roles create guard verify lifecycle rotate \
-	import list_keys views audit principal attacks badinput uninstall
+	import list_keys views audit acl principal attacks badinput uninstall
 REGRESS_OPTS = --inputdir=test
 
 # Each a race between sessions.

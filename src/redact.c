@@ -17,7 +17,8 @@
  * Memory: the fields of a message are overwritten in place, since a mask is
  * never longer.  The statement's text is still read by others, so it is
  * replaced by a copy from malloc(), which cannot raise; if there is no memory
- * the statement is hidden.  The copy lives until the next one is made.
+ * for it, and for the server to write it out afterwards, the statement is
+ * hidden.  The copy lives until the next one is made.
  */
 #include "postgres.h"
 
@@ -32,6 +33,14 @@
 #include "redact.h"
 #include "rk_apikeys.h"
 #include "token.h"
+
+/*
+ * Memory without which a statement is hidden, in lengths of it: the copy, and
+ * what the server takes to write it.  That is a buffer for the plain log and
+ * another for CSV or JSON, each up to four times as long: text is escaped, and
+ * buffers grow by doubling.
+ */
+#define STATEMENT_ROOM 9
 
 static emit_log_hook_type previous_emit_log_hook = NULL;
 static post_parse_analyze_hook_type previous_post_parse_analyze_hook = NULL;
@@ -68,13 +77,14 @@ redact_statement(ErrorData *edata)
 {
 	size_t		len;
 	char	   *copy;
+	char	   *shrunk;
 
 	if (debug_query_string == NULL || edata->hide_stmt)
 		return;
 	len = strlen(debug_query_string);
 	if (!token_suspected(debug_query_string, len))
 		return;
-	copy = malloc(len + 1);
+	copy = malloc((len + 1) * STATEMENT_ROOM);
 	if (copy == NULL)
 	{
 		edata->hide_stmt = true;
@@ -82,6 +92,9 @@ redact_statement(ErrorData *edata)
 	}
 	memcpy(copy, debug_query_string, len + 1);
 	redact_string(copy);
+	shrunk = realloc(copy, len + 1);
+	if (shrunk != NULL)
+		copy = shrunk;
 	debug_query_string = copy;
 	free(masked_statement);
 	masked_statement = copy;
