@@ -45,6 +45,7 @@ char	   *rk_apikeys_max_lifetime = NULL;
 char	   *rk_apikeys_stale_after = NULL;
 int			rk_apikeys_cache_size = 1024;
 int			rk_apikeys_max_tracked_keys = 65536;
+bool		rk_apikeys_notify = false;
 bool		rk_apikeys_redact_logs = true;
 bool		rk_apikeys_track_usage = true;
 int			rk_apikeys_usage_flush_interval = 10000;
@@ -196,6 +197,12 @@ define_settings(void)
 								65536, 16, 16777216,
 								PGC_POSTMASTER, 0,
 								NULL, NULL, NULL);
+	DefineCustomBoolVariable("rk_apikeys.notify",
+							 "Send a notification on channel rk_apikeys for each committed change of a key.",
+							 "Every role of the database can listen. A transaction that sends one cannot be prepared.",
+							 &rk_apikeys_notify, false,
+							 PGC_SUSET, 0,
+							 NULL, NULL, NULL);
 	pepper_init();
 	principal_init();
 	DefineCustomBoolVariable("rk_apikeys.redact_logs",

@@ -19,6 +19,7 @@ extern char *rk_apikeys_stale_after;
 
 extern int	rk_apikeys_cache_size;	/* keys */
 extern int	rk_apikeys_max_tracked_keys;
+extern bool rk_apikeys_notify;
 extern bool rk_apikeys_redact_logs;
 extern bool rk_apikeys_track_usage;
 extern int	rk_apikeys_usage_flush_interval;	/* milliseconds */
