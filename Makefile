@@ -30,6 +30,13 @@ $(OBJS): $(wildcard src/*.h)
 $(SCRIPT): $(sort $(wildcard sql/*.sql)) rk_apikeys.control
 	cat $(sort $(wildcard sql/*.sql)) > $@
 
+# The archive for PGXN: what the last commit holds, under its own version; the same bytes wherever it is made.
+DIST = $(EXTENSION)-$(shell sed -n '1,/"version"/s/^  "version": "\(.*\)",/\1/p' META.json)
+
+.PHONY: dist
+dist:
+	TZ=UTC git archive --format=zip --prefix=$(DIST)/ --output=$(DIST).zip HEAD
+
 # Take the last run's output over as expected, after its diff was read.
 .PHONY: accept
 accept:
