@@ -125,42 +125,38 @@ is_subscribed(Oid table)
 	return found;
 }
 
-/*
- * Send what is pending, batch by batch.  Returns whether a worker that comes
- * next has something to do: false also if the primary does not answer.
- */
-bool
+/* Send what is pending, batch by batch. */
+UsageEnd
 primary_send(const UsageCopy *copies, int count)
 {
 	TimestampTz start = GetCurrentTimestamp();
 	TimestampTz deadline = TimestampTzPlusMilliseconds(start, SEND_TIMEOUT_MS);
 	PGconn	   *conn;
-	bool		left = false;
+	UsageEnd	end = USAGE_DONE;
 
 	/* Another database's batch goes first, with a worker of its own. */
 	if (usage_outbox->count > 0 && usage_outbox->database != MyDatabaseId)
-		return false;
+		return USAGE_FAILED;
 	conn = connect_to_primary(deadline);
 	if (conn == NULL)
-		return false;
-	if (usage_outbox->count == 0 || send_outbox(conn, deadline))
+		return USAGE_FAILED;
+	if (usage_outbox->count > 0 && !send_outbox(conn, deadline))
+		end = USAGE_FAILED;
+	for (int i = 0; i < count && end == USAGE_DONE; i += USAGE_BATCH)
 	{
-		for (int i = 0; i < count; i += USAGE_BATCH)
+		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
+									   SEND_BUDGET_MS))
+			end = USAGE_LEFT;
+		else
 		{
-			if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
-										   SEND_BUDGET_MS))
-			{
-				left = true;
-				break;
-			}
 			fill_outbox(copies + i, Min(count - i, USAGE_BATCH));
 			if (usage_outbox->count > 0 && !send_outbox(conn, deadline))
-				break;
+				end = USAGE_FAILED;
 		}
 	}
 	PQfinish(conn);
 	ReleaseExternalFD();
-	return left;
+	return end;
 }
 
 /*

@@ -8,7 +8,7 @@
 #include "usage.h"
 
 extern bool primary_is_asked(void);
-extern bool primary_send(const UsageCopy *copies, int count);
+extern UsageEnd primary_send(const UsageCopy *copies, int count);
 extern bool primary_has_sent(void);
 extern int	primary_deliver(const UsageCopy *copies, int count);
 extern void primary_delivered(void);

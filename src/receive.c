@@ -214,13 +214,14 @@ receive(void *arg)
 	/* The setting lasts as long as the borrowed rights. */
 	(void) set_config_option("lock_timeout", "2s", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	usage_wait_for_flushes();
+	(void) usage_lock_flushes(true);
 	SPI_connect();
 	if (!recall_batch(receipt))
 	{
 		usage_flush(receipt->copies, receipt->count, receipt->flushed,
 					receipt->gone);
 		note_batch(receipt);
+		usage_follow_at_commit(receipt->copies, receipt->count, receipt->flushed);
 	}
 	SPI_finish();
 }

@@ -71,8 +71,8 @@ usage_shmem_startup(void)
 		pg_atomic_init_u32(&usage_shared->failing, 0);
 		pg_atomic_init_u64(&usage_shared->last_flush_at, 0);
 		pg_atomic_init_u32(&usage_shared->round, 1);
-		pg_atomic_init_u32(&usage_shared->unfinished, 0);
-		pg_atomic_init_u64(&usage_shared->flush_began,
+		pg_atomic_init_u32(&usage_shared->end, USAGE_DONE);
+		pg_atomic_init_u64(&usage_shared->pending_since,
 						   (uint64) GetCurrentTimestamp());
 	}
 	if (!IsUnderPostmaster)

@@ -222,25 +222,31 @@ usage_write_all(void)
 
 /* A round of flushes begins. */
 void
-usage_flush_began(void)
+usage_begin_round(void)
 {
-	pg_atomic_write_u64(&usage_shared->flush_began, (uint64) GetCurrentTimestamp());
 	/* 0 is the round of entries that no flush has written. */
 	if (pg_atomic_add_fetch_u32(&usage_shared->round, 1) == 0)
 		pg_atomic_write_u32(&usage_shared->round, 1);
 }
 
-/* Whether the last worker has left something for another. */
-bool
-usage_is_unfinished(void)
+/* A round that began then has written all that it found. */
+void
+usage_end_round(TimestampTz began)
 {
-	return pg_atomic_read_u32(&usage_shared->unfinished) != 0;
+	pg_atomic_write_u64(&usage_shared->pending_since, (uint64) began);
+}
+
+/* What became of the last worker. */
+UsageEnd
+usage_end(void)
+{
+	return (UsageEnd) pg_atomic_read_u32(&usage_shared->end);
 }
 
 void
-usage_set_unfinished(bool unfinished)
+usage_set_end(UsageEnd end)
 {
-	pg_atomic_write_u32(&usage_shared->unfinished, unfinished);
+	pg_atomic_write_u32(&usage_shared->end, end);
 }
 
 /*
@@ -297,7 +303,7 @@ usage_totals(UsageTotals *totals)
 	totals->tracked = pg_atomic_read_u32(&usage_shared->tracked);
 	totals->max_tracked = usage_shared->max_tracked;
 	totals->last_flush_at = (TimestampTz) pg_atomic_read_u64(&usage_shared->last_flush_at);
-	totals->pending_since = (TimestampTz) pg_atomic_read_u64(&usage_shared->flush_began);
+	totals->pending_since = (TimestampTz) pg_atomic_read_u64(&usage_shared->pending_since);
 	while (usage_hash_next(&walk) != NULL)
 	{
 		totals->pending++;

@@ -63,9 +63,9 @@ typedef struct UsageShared
 	slock_t		mutex;			/* guards first_free, and that growth */
 	uint32		first_free;		/* of those that are free again; 0: none */
 	pg_atomic_uint64 last_flush_at; /* a batch was committed */
-	pg_atomic_uint64 flush_began;
+	pg_atomic_uint64 pending_since; /* as in UsageTotals */
 	pg_atomic_uint32 round;		/* of flushes; only grows */
-	pg_atomic_uint32 unfinished;	/* the last worker has left something */
+	pg_atomic_uint32 end;		/* UsageEnd, of the last worker */
 	pg_atomic_uint32 failing;	/* the last batch did not reach the primary */
 	/* entries removed so far, by partition; changed under its lock */
 	uint64		removed[USAGE_PARTITIONS];

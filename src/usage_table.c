@@ -227,20 +227,26 @@ usage_write(void *arg)
 	SPI_finish();
 }
 
-/* Wait, in a transaction, until no flush is under way, and keep others off. */
-void
-usage_wait_for_flushes(void)
+/*
+ * Take the advisory lock of this database's flushes until the transaction ends.
+ * Returns false if another flush has it and this one does not want to wait.
+ */
+bool
+usage_lock_flushes(bool wait)
 {
+	if (!wait)
+		return DatumGetBool(DirectFunctionCall2(pg_try_advisory_xact_lock_int4,
+												Int32GetDatum(FLUSH_LOCK), Int32GetDatum(0)));
 	DirectFunctionCall2(pg_advisory_xact_lock_int4, Int32GetDatum(FLUSH_LOCK),
 						Int32GetDatum(0));
+	return true;
 }
 
 /*
  * Write a batch of copies into key_usage and key_usage_daily, in the caller's
- * transaction; returns how many.  Sets flushed[] and gone[] per copy; a row
- * that somebody has locked is neither.  Writes nothing if another flush is
- * under way in this database.  A copy that was flushed tells what the table has
- * now.
+ * transaction, which has the lock of flushes; returns how many.  Sets flushed[]
+ * and gone[] per copy; a row that somebody has locked is neither.  A copy that
+ * was flushed tells what the table has now.
  */
 int
 usage_flush(UsageCopy *copies, int count, bool *flushed, bool *gone)
@@ -249,9 +255,7 @@ usage_flush(UsageCopy *copies, int count, bool *flushed, bool *gone)
 
 	memset(flushed, 0, count * sizeof(bool));
 	memset(gone, 0, count * sizeof(bool));
-	if (count > 0 &&
-		DatumGetBool(DirectFunctionCall2(pg_try_advisory_xact_lock_int4,
-										 Int32GetDatum(FLUSH_LOCK), Int32GetDatum(0))))
+	if (count > 0)
 		caller_run_as_owner(store_table("key_usage", false), write_batch,
 							&batch);
 	return batch.total;

@@ -17,9 +17,11 @@
  * its transaction, before its locks go.  A prepared one is taken for written:
  * if it is rolled back later, the table has less than what is known.
  *
- * Locking: as usage.c says.  What is known, and the counters where they are
- * compared with it, under the entry's spinlock.  The outbox has none: the
- * launcher runs one worker at a time.
+ * Locking: what is to be written here is taken under the advisory lock of
+ * flushes, so that the table is not written, with what is known, by another
+ * flush meanwhile.  Then as usage.c says.  What is known, and the counters where
+ * they are compared with it, under the entry's spinlock.  The outbox has none:
+ * the launcher runs one worker at a time.
  */
 #include "postgres.h"
 
@@ -36,10 +38,11 @@
 /* Seconds that a use of a key which nobody can see yet is kept for. */
 #define GONE_AFTER_SECONDS 60
 
-/* A batch that this transaction has taken; lives as long as it does. */
+/* A batch that this transaction writes; lives as long as it does. */
 typedef struct Taken
 {
 	SubTransactionId subid;
+	bool		is_ours;		/* else another server's: nothing is taken */
 	int			count;			/* of copies that are taken */
 	UsageCopy  *copies;
 	bool	   *flushed;		/* per copy: as usage_flush() says */
@@ -55,7 +58,10 @@ static UsageEntry *find_locked(Oid database, const UsageCopy *copy, LWLock **loc
 static void end_transaction(XactEvent event, void *arg);
 static void end_subtransaction(SubXactEvent event, SubTransactionId mySubid,
 							   SubTransactionId parentSubid, void *arg);
+static Taken *add_batch(const UsageCopy *copies, int count, bool is_ours);
+static void end_batch(const Taken *taken);
 static void give_back_batch(const Taken *taken);
+static void follow(Oid database, const UsageCopy *copy);
 
 /*
  * Take what was counted of a copy's key since it was last taken: the copy is
@@ -156,17 +162,53 @@ find_locked(Oid database, const UsageCopy *copy, LWLock **lock)
 
 /*
  * Write what is pending of the keys of those copies into the tables of this
- * database, in the caller's transaction.  Returns how many keys that were.
+ * database, in the caller's transaction.  Returns how many keys that were: none
+ * if another flush is under way.
  */
 int
 usage_flush_here(const UsageCopy *copies, int count)
 {
-	MemoryContext before;
 	Taken	   *taken;
 
 	/* What was sent comes first: see primary_deliver(). */
-	if (usage_outbox->count > 0 && usage_outbox->database == MyDatabaseId)
+	if (!usage_lock_flushes(false) ||
+		(usage_outbox->count > 0 && usage_outbox->database == MyDatabaseId))
 		return 0;
+	taken = add_batch(copies, count, true);
+	for (int i = 0; i < count; i++)
+	{
+		taken->copies[taken->count] = copies[i];
+		if (usage_take(MyDatabaseId, &taken->copies[taken->count]))
+			taken->count++;
+	}
+	return usage_flush(taken->copies, taken->count, taken->flushed, taken->gone);
+}
+
+/*
+ * Once this transaction has committed, what it has written for another server
+ * comes to the entries.  It holds the lock of a flush: nobody has taken from
+ * them meanwhile.
+ */
+void
+usage_follow_at_commit(const UsageCopy *copies, int count, const bool *flushed)
+{
+	Taken	   *taken;
+
+	if (usage_shared == NULL)
+		return;
+	taken = add_batch(copies, count, false);
+	memcpy(taken->copies, copies, count * sizeof(UsageCopy));
+	memcpy(taken->flushed, flushed, count * sizeof(bool));
+	taken->count = count;
+}
+
+/* Room for a batch, of which nothing is taken yet. */
+static Taken *
+add_batch(const UsageCopy *copies, int count, bool is_ours)
+{
+	MemoryContext before;
+	Taken	   *taken;
+
 	if (!registered)
 	{
 		RegisterXactCallback(end_transaction, NULL);
@@ -176,19 +218,13 @@ usage_flush_here(const UsageCopy *copies, int count)
 	before = MemoryContextSwitchTo(TopTransactionContext);
 	taken = palloc0(sizeof(Taken));
 	taken->subid = GetCurrentSubTransactionId();
+	taken->is_ours = is_ours;
 	taken->copies = palloc(count * sizeof(UsageCopy));
 	taken->flushed = palloc0(count * sizeof(bool));
 	taken->gone = palloc0(count * sizeof(bool));
 	taken_batches = lappend(taken_batches, taken);
 	MemoryContextSwitchTo(before);
-
-	for (int i = 0; i < count; i++)
-	{
-		taken->copies[taken->count] = copies[i];
-		if (usage_take(MyDatabaseId, &taken->copies[taken->count]))
-			taken->count++;
-	}
-	return usage_flush(taken->copies, taken->count, taken->flushed, taken->gone);
+	return taken;
 }
 
 /* XactCallback; runs before the transaction's locks go. */
@@ -202,20 +238,10 @@ end_transaction(XactEvent event, void *arg)
 		return;
 	foreach(cell, taken_batches)
 	{
-		Taken	   *taken = lfirst(cell);
-
 		if (event == XACT_EVENT_ABORT)
-			give_back_batch(taken);
+			give_back_batch(lfirst(cell));
 		else if (event == XACT_EVENT_COMMIT)
-			for (int i = 0; i < taken->count; i++)
-			{
-				if (taken->flushed[i])
-					usage_settle(MyDatabaseId, &taken->copies[i]);
-				else if (taken->gone[i])
-					usage_forget_gone(MyDatabaseId, &taken->copies[i]);
-				else
-					usage_give_back(MyDatabaseId, &taken->copies[i]);
-			}
+			end_batch(lfirst(cell));
 	}
 	taken_batches = NIL;		/* its memory goes with the transaction */
 }
@@ -238,11 +264,59 @@ end_subtransaction(SubXactEvent event, SubTransactionId mySubid,
 	}
 }
 
+/* It is committed. */
+static void
+end_batch(const Taken *taken)
+{
+	for (int i = 0; i < taken->count; i++)
+	{
+		const UsageCopy *copy = &taken->copies[i];
+
+		if (!taken->is_ours)
+		{
+			if (taken->flushed[i])
+				follow(MyDatabaseId, copy);
+		}
+		else if (taken->flushed[i])
+			usage_settle(MyDatabaseId, copy);
+		else if (taken->gone[i])
+			usage_forget_gone(MyDatabaseId, copy);
+		else
+			usage_give_back(MyDatabaseId, copy);
+	}
+}
+
 static void
 give_back_batch(const Taken *taken)
 {
+	if (!taken->is_ours)
+		return;
 	for (int i = 0; i < taken->count; i++)
 		usage_give_back(MyDatabaseId, &taken->copies[i]);
+}
+
+/* What the table has more than is known of it comes to the entry. */
+static void
+follow(Oid database, const UsageCopy *copy)
+{
+	LWLock	   *lock;
+	UsageEntry *entry = find_locked(database, copy, &lock);
+
+	if (entry != NULL)
+	{
+		int64		more_uses;
+		int64		more_denials;
+
+		SpinLockAcquire(&entry->mutex);
+		more_uses = Max(copy->table_uses - entry->known_uses, 0);
+		more_denials = Max(copy->table_denials - entry->known_denials, 0);
+		pg_atomic_fetch_add_u64(&entry->use_count, more_uses);
+		pg_atomic_fetch_add_u64(&entry->denied_count, more_denials);
+		entry->known_uses += more_uses;
+		entry->known_denials += more_denials;
+		SpinLockRelease(&entry->mutex);
+	}
+	LWLockRelease(lock);
 }
 
 /*

@@ -77,11 +77,11 @@ typedef enum Destination
 typedef int (*BatchWork) (const UsageCopy *copies, int count);
 
 static void flush_all(void);
-static bool flush_database(Oid database);
+static UsageEnd flush_database(Oid database);
 static void pause_for(int milliseconds);
 static bool database_is_open(Oid database);
 static void drop_entries(Oid database);
-static void flush_one(Oid database);
+static UsageEnd flush_one(Oid database);
 static Destination find_destination(void);
 static TablesState flush_batch(BatchWork work, const UsageCopy *copies, int count);
 static TablesState lock_tables(void);
@@ -148,6 +148,8 @@ flush_all(void)
 {
 	static bool was_standby = false;
 	bool		is_standby = RecoveryInProgress();
+	TimestampTz began = GetCurrentTimestamp();
+	bool		failed = false;
 	List	   *databases;
 	ListCell   *cell;
 
@@ -164,7 +166,7 @@ flush_all(void)
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	MemoryContextSwitchTo(TopTransactionContext);
-	usage_flush_began();
+	usage_begin_round();
 	databases = usage_pending_databases();
 	foreach(cell, databases)
 	{
@@ -186,9 +188,14 @@ flush_all(void)
 
 		foreach(cell, databases)
 		{
-			if (!ShutdownRequestPending && OidIsValid(lfirst_oid(cell)) &&
-				!flush_database(lfirst_oid(cell)))
+			UsageEnd	end;
+
+			if (ShutdownRequestPending || !OidIsValid(lfirst_oid(cell)))
+				continue;
+			end = flush_database(lfirst_oid(cell));
+			if (end == USAGE_LEFT)
 				unfinished = lappend_oid(unfinished, lfirst_oid(cell));
+			failed |= end == USAGE_FAILED;
 		}
 		list_free(databases);
 		databases = unfinished;
@@ -196,13 +203,15 @@ flush_all(void)
 			pause_for(WORKER_PAUSE_MS);
 	}
 	list_free(databases);
+	if (!failed)
+		usage_end_round(began);
 }
 
 /*
- * Run a worker in a database.  Returns whether it has written all; true also if
- * it could not be started, since what is pending then waits for the next round.
+ * Run a worker in a database.  What is pending where it has failed, or could not
+ * be started, waits for the next round.
  */
-static bool
+static UsageEnd
 flush_database(Oid database)
 {
 	BackgroundWorker worker = {0};
@@ -217,12 +226,12 @@ flush_database(Oid database)
 	strlcpy(worker.bgw_type, "rk_apikeys flush", BGW_MAXLEN);
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
 	worker.bgw_notify_pid = MyProcPid;
-	usage_set_unfinished(false);
+	usage_set_end(USAGE_FAILED);
 	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
-		return true;
+		return USAGE_FAILED;
 	(void) WaitForBackgroundWorkerShutdown(handle);
 	pfree(handle);
-	return !usage_is_unfinished();
+	return usage_end();
 }
 
 /* Wait, but for a shutdown: so DROP DATABASE finds the database empty. */
@@ -287,7 +296,7 @@ rk_apikeys_flush_main(Datum database)
 	SetConfigOption("row_security", "on", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 	pgstat_report_appname("rk_apikeys flush");
-	flush_one(DatumGetObjectId(database));
+	usage_set_end(flush_one(DatumGetObjectId(database)));
 	proc_exit(0);
 }
 
@@ -295,7 +304,7 @@ rk_apikeys_flush_main(Datum database)
  * Flush what is pending of this database, batch by batch; after what it sent
  * when it was a standby.
  */
-static void
+static UsageEnd
 flush_one(Oid database)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
@@ -310,20 +319,19 @@ flush_one(Oid database)
 	if (destination == DESTINATION_NONE)
 	{
 		drop_entries(database);
-		return;
+		return USAGE_DONE;
 	}
 	copies = usage_pending(database, true, &count);
 	if (destination == DESTINATION_PRIMARY)
 	{
 		pgstat_report_activity(STATE_RUNNING, "sending the usage of API keys");
-		usage_set_unfinished(primary_send(copies, count));
-		return;
+		return primary_send(copies, count);
 	}
 	if (primary_has_sent())
 	{
 		if (flush_batch(primary_deliver, usage_outbox->copies,
 						usage_outbox->count) != TABLES_OURS)
-			return;
+			return USAGE_FAILED;
 		primary_delivered();
 	}
 	for (int i = 0; i < count; i += USAGE_BATCH)
@@ -331,17 +339,20 @@ flush_one(Oid database)
 		CHECK_FOR_INTERRUPTS();
 		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
 									   WORKER_BUDGET_MS))
+			return USAGE_LEFT;
+		switch (flush_batch(usage_flush_here, copies + i,
+							Min(count - i, USAGE_BATCH)))
 		{
-			usage_set_unfinished(true);
-			break;
-		}
-		if (flush_batch(usage_flush_here, copies + i,
-						Min(count - i, USAGE_BATCH)) == TABLES_NOT_OURS)
-		{
-			drop_entries(database);
-			break;
+			case TABLES_OURS:
+				break;
+			case TABLES_BUSY:
+				return USAGE_FAILED;
+			case TABLES_NOT_OURS:
+				drop_entries(database);
+				return USAGE_DONE;
 		}
 	}
+	return USAGE_DONE;
 }
 
 static Destination
