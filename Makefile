@@ -6,6 +6,9 @@ SCRIPT = $(EXTENSION)--$(EXTVERSION).sql
 MODULE_big = rk_apikeys
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 DATA_built = $(SCRIPT)
+# For the use that a standby sends to its primary.
+PG_CPPFLAGS = -I$(libpq_srcdir)
+SHLIB_LINK = $(libpq)
 # From each release to the next.
 DATA = $(sort $(wildcard sql/updates/*.sql))
 EXTRA_CLEAN = $(SCRIPT)

@@ -6,7 +6,7 @@ SELECT pg_describe_object(d.classid, d.objid, 0) AS without_comment
   FROM pg_depend d
   WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
     AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'rk_apikeys')
-    AND pg_describe_object(d.classid, d.objid, 0) !~ '^(type .*(\[\]|\.(api_keys|key_usage|key_usage_daily|key_events|keys|active_keys|expiring_keys|stale_keys|key_activity|stats))$|toast|rule|default)'
+    AND pg_describe_object(d.classid, d.objid, 0) !~ '^(type .*(\[\]|\.(api_keys|key_usage|key_usage_daily|usage_senders|key_events|keys|active_keys|expiring_keys|stale_keys|key_activity|stats))$|toast|rule|default)'
     AND NOT EXISTS (SELECT FROM pg_description c
       WHERE c.classoid = d.classid AND c.objoid = d.objid AND c.objsubid = 0)
   ORDER BY 1;
@@ -16,7 +16,7 @@ SELECT polname AS without_comment FROM pg_policy WHERE polrelid::regclass::text 
   AND obj_description(oid, 'pg_policy') IS NULL;
 SELECT attrelid::regclass, attname AS without_comment FROM pg_attribute
   WHERE attrelid IN ('rk_apikeys.api_keys'::regclass, 'rk_apikeys.key_usage'::regclass,
-      'rk_apikeys.key_usage_daily'::regclass, 'rk_apikeys.key_events'::regclass)
+      'rk_apikeys.key_usage_daily'::regclass, 'rk_apikeys.key_events'::regclass, 'rk_apikeys.usage_senders'::regclass)
     AND attnum > 0 AND col_description(attrelid, attnum) IS NULL;
 SELECT rolname, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname ~ '^rk_apikeys_' ORDER BY 1;
 
