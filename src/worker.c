@@ -206,14 +206,18 @@ flush_database(Oid database)
 	return !usage_is_unfinished();
 }
 
-/* Wait, but for a shutdown: so DROP DATABASE finds the database empty. */
+/*
+ * Wait, but for a shutdown: so DROP DATABASE finds the database empty.  Ends
+ * early where the clock is set, since it might not come round again.
+ */
 static void
 pause_for(int milliseconds)
 {
 	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz now;
 
-	while (!ShutdownRequestPending &&
-		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), milliseconds))
+	while (!ShutdownRequestPending && (now = GetCurrentTimestamp()) >= start &&
+		   !TimestampDifferenceExceeds(start, now, milliseconds))
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 milliseconds, PG_WAIT_EXTENSION);
@@ -339,9 +343,12 @@ flush_batch(UsageCopy *copies, int count)
 	{
 		if (flushed[i])
 			usage_mark_flushed(MyDatabaseId, &copies[i]);
+		/* Either way: a use may be ahead of a clock that was set back. */
 		else if (gone[i] &&
-				 TimestampDifferenceExceeds(copies[i].last_used_at, now,
-											GONE_AFTER_SECONDS * 1000))
+				 (TimestampDifferenceExceeds(copies[i].last_used_at, now,
+											 GONE_AFTER_SECONDS * 1000) ||
+				  TimestampDifferenceExceeds(now, copies[i].last_used_at,
+											 GONE_AFTER_SECONDS * 1000)))
 			usage_forget(MyDatabaseId, copies[i].key_id);
 	}
 	RESUME_INTERRUPTS();
