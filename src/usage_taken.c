@@ -141,7 +141,12 @@ usage_settle(Oid database, const UsageCopy *copy)
 void
 usage_forget_gone(Oid database, const UsageCopy *copy)
 {
-	if (TimestampDifferenceExceeds(copy->last_used_at, GetCurrentTimestamp(),
+	TimestampTz now = GetCurrentTimestamp();
+
+	/* Either way: a use may be ahead of a clock that was set back. */
+	if (TimestampDifferenceExceeds(copy->last_used_at, now,
+								   GONE_AFTER_SECONDS * 1000) ||
+		TimestampDifferenceExceeds(now, copy->last_used_at,
 								   GONE_AFTER_SECONDS * 1000))
 		usage_forget(database, copy->key_id);
 	else

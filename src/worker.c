@@ -234,14 +234,18 @@ flush_database(Oid database)
 	return usage_end();
 }
 
-/* Wait, but for a shutdown: so DROP DATABASE finds the database empty. */
+/*
+ * Wait, but for a shutdown: so DROP DATABASE finds the database empty.  Ends
+ * early where the clock is set, since it might not come round again.
+ */
 static void
 pause_for(int milliseconds)
 {
 	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz now;
 
-	while (!ShutdownRequestPending &&
-		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), milliseconds))
+	while (!ShutdownRequestPending && (now = GetCurrentTimestamp()) >= start &&
+		   !TimestampDifferenceExceeds(start, now, milliseconds))
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 milliseconds, PG_WAIT_EXTENSION);
