@@ -45,6 +45,7 @@
 static emit_log_hook_type previous_emit_log_hook = NULL;
 static post_parse_analyze_hook_type previous_post_parse_analyze_hook = NULL;
 static ExecutorStart_hook_type previous_executor_start_hook = NULL;
+static ExecutorRun_hook_type previous_executor_run_hook = NULL;
 static ProcessUtility_hook_type previous_process_utility_hook = NULL;
 
 /* The masked statement that debug_query_string points to. */
@@ -154,15 +155,28 @@ redact_parsed(ParseState *pstate, Query *query, JumbleState *jstate)
 	redact_activity();
 }
 
-/* A statement that was parsed earlier is reported anew when it is executed. */
+/*
+ * A statement that was parsed earlier is reported anew when its parameters are
+ * bound, which starts the executor, and again when it is executed.
+ */
 static void
-redact_executed(QueryDesc *query_desc, int eflags)
+redact_started(QueryDesc *query_desc, int eflags)
 {
 	redact_activity();
 	if (previous_executor_start_hook)
 		previous_executor_start_hook(query_desc, eflags);
 	else
 		standard_ExecutorStart(query_desc, eflags);
+}
+
+static void
+redact_run(QueryDesc *query_desc, ScanDirection direction, COMPAT_RUN_PARAMS)
+{
+	redact_activity();
+	if (previous_executor_run_hook)
+		previous_executor_run_hook(query_desc, direction, COMPAT_RUN_ARGS);
+	else
+		standard_ExecutorRun(query_desc, direction, COMPAT_RUN_ARGS);
 }
 
 static void
@@ -188,7 +202,9 @@ redact_init(void)
 	previous_post_parse_analyze_hook = post_parse_analyze_hook;
 	post_parse_analyze_hook = redact_parsed;
 	previous_executor_start_hook = ExecutorStart_hook;
-	ExecutorStart_hook = redact_executed;
+	ExecutorStart_hook = redact_started;
+	previous_executor_run_hook = ExecutorRun_hook;
+	ExecutorRun_hook = redact_run;
 	previous_process_utility_hook = ProcessUtility_hook;
 	ProcessUtility_hook = redact_utility;
 }

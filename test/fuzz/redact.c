@@ -29,6 +29,7 @@ PgBackendStatus *MyBEEntry;
 emit_log_hook_type emit_log_hook;
 post_parse_analyze_hook_type post_parse_analyze_hook;
 ExecutorStart_hook_type ExecutorStart_hook;
+ExecutorRun_hook_type ExecutorRun_hook;
 ProcessUtility_hook_type ProcessUtility_hook;
 volatile uint32 CritSectionCount;
 
