@@ -209,7 +209,8 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
  * rk_apikeys.flush_usage() → bigint
  *
  * Write what shared memory holds of this database's keys to the tables now;
- * returns how many keys.  0 without preload, or if another flush is under way.
+ * returns how many keys.  0 without shared memory, or if another flush is under
+ * way.
  */
 Datum
 rk_apikeys_flush_usage(PG_FUNCTION_ARGS)

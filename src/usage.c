@@ -34,8 +34,6 @@
 #include "usage.h"
 #include "usage_shared.h"
 
-#define TRANCHE "RkApikeysUsage"
-
 /* Times that an entry is tried to be made while others are evicted. */
 #define SEED_TRIES 3
 
@@ -49,7 +47,7 @@ void
 usage_shmem_request(void)
 {
 	RequestAddinShmemSpace(usage_hash_size(rk_apikeys_max_tracked_keys));
-	RequestNamedLWLockTranche(TRANCHE, USAGE_PARTITIONS);
+	RequestNamedLWLockTranche(USAGE_TRANCHE, USAGE_PARTITIONS);
 }
 
 /* Runs in the postmaster, under AddinShmemInitLock. */
@@ -58,26 +56,21 @@ usage_shmem_startup(void)
 {
 	bool		made = usage_hash_startup(rk_apikeys_max_tracked_keys);
 
-	usage_locks = GetNamedLWLockTranche(TRANCHE);
-	if (made)
-	{
-		pg_atomic_init_u64(&usage_shared->last_flush_at, 0);
-		pg_atomic_init_u32(&usage_shared->round, 1);
-		pg_atomic_init_u32(&usage_shared->unfinished, 0);
-		pg_atomic_init_u64(&usage_shared->flush_began,
-						   (uint64) GetCurrentTimestamp());
-	}
+	usage_locks = GetNamedLWLockTranche(USAGE_TRANCHE);
 	if (!IsUnderPostmaster)
 		on_shmem_exit(usage_file_save, (Datum) 0);
 	if (made)
 		usage_file_load();
 }
 
-/* Whether usage is kept in shared memory: the library is preloaded. */
+/*
+ * Whether usage is kept in shared memory: the library is preloaded, or the
+ * memory can be had without.
+ */
 bool
 usage_is_shared(void)
 {
-	return usage_shared != NULL;
+	return usage_shared != NULL || usage_attach();
 }
 
 /*

@@ -91,6 +91,10 @@ extern void usage_set_unfinished(bool unfinished);
 extern void usage_evict(void);
 extern void usage_totals(UsageTotals *totals);
 
+/* usage_registry.c */
+extern bool usage_is_preloaded(void);
+extern bool usage_launch(void);
+
 /* usage_table.c */
 extern void usage_record_in_table(const StoredKey *key, inet *client_addr,
 								  TimestampTz now);
