@@ -26,7 +26,7 @@ my ($fresh, $first) = map { catalog($node, $_) } 'fresh', 'updated';
 cmp_ok(scalar @$fresh, '>', 1000, 'the catalog tells much of an extension');
 isnt(join("\n", @$first), join("\n", @$fresh), 'and that the first release is another');
 $node->safe_psql('updated', 'ALTER EXTENSION rk_apikeys UPDATE');
-same($fresh, catalog($node, 'updated'), 'an updated extension is the same as a fresh one');
+same_catalog($fresh, catalog($node, 'updated'), 'an updated extension is the same as a fresh one');
 # Each kind of change shows
 foreach my $change (
 	q{COMMENT ON COLUMN rk_apikeys.api_keys.name IS 'x'},
@@ -64,7 +64,7 @@ is(sql_as($node, 'backend', "SELECT rk_apikeys.find_tokens('$token->{active}') I
 $node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die 'nothing is flushed';
 my $before = contents($node);
 $node->safe_psql('postgres', 'ALTER EXTENSION rk_apikeys UPDATE');
-same($fresh, catalog($node, 'postgres'), 'an update with keys ends in the same catalog');
+same_catalog($fresh, catalog($node, 'postgres'), 'an update with keys ends in the same catalog');
 is_deeply(contents($node), $before, 'and leaves every row as it was');
 is_deeply(verdicts($node, $token), expected_verdicts(), 'every verdict after it');
 
@@ -115,7 +115,7 @@ foreach my $preloaded (1, 0)
 		$verifies->signal('TERM');
 		$verifies->finish;
 		unlike($err, qr/ERROR|aborted|FATAL/, "$with: no error, no wrong verdict");
-		same($fresh, catalog($node, $database), "$with: the same catalog");
+		same_catalog($fresh, catalog($node, $database), "$with: the same catalog");
 	}
 }
 
@@ -149,7 +149,7 @@ like($refused->(q{CREATE EXTENSION rk_apikeys VERSION '99.0' CASCADE}, 'newer'),
 	'an install of a release whose symbol the library lacks');
 is($node->safe_psql('newer', q{SELECT count(*) FROM pg_namespace WHERE nspname = 'rk_apikeys'}), '0', 'leaves nothing');
 like($refused->(q{ALTER EXTENSION rk_apikeys UPDATE TO '99.0'}, 'postgres'), qr/could not find function "rk_apikeys_future"/, 'an update to it');
-same($fresh, catalog($node, 'postgres'), 'changes nothing');
+same_catalog($fresh, catalog($node, 'postgres'), 'changes nothing');
 is_deeply(verdicts($node, $token), expected_verdicts(), 'and all goes on');
 $node->safe_psql('postgres', q{ALTER EXTENSION rk_apikeys UPDATE TO '99.1'});
 is_deeply(verdicts($node, $token), expected_verdicts(), 'columns of a later release do no harm');
@@ -170,15 +170,3 @@ SKIP:
 is_deeply([ logged($node, qr/PANIC|terminated by signal|TRAP/) ], [], 'the server never crashed');
 
 done_testing();
-
-# Two catalogs are the same; else shows the lines that one of them lacks.
-sub same
-{
-	my ($left, $right, $name) = @_;
-	my (%left, %right);
-	$left{$_}++ foreach @$left;
-	$right{$_}++ foreach @$right;
-	my @missing = map { "- $_" } grep { !$right{$_} } @$left;
-	my @more = map { "+ $_" } grep { !$left{$_} } @$right;
-	ok(join("\n", @$left) eq join("\n", @$right), $name) or diag join "\n", @missing, @more;
-}

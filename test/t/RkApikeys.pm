@@ -13,7 +13,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(PRELOAD rk_node rk_initdb rk_extend kill_server client sql_as session create_key code use_count stat_of token_of verdicts
-  expected_verdicts keys_of_every_state contents catalog install_version files_holding logged);
+  expected_verdicts keys_of_every_state contents catalog same_catalog install_version files_holding logged);
 
 # What makes a server load the library at its start.
 use constant PRELOAD => "shared_preload_libraries = 'rk_apikeys'";
@@ -205,6 +205,17 @@ sub catalog
 {
 	my ($node, $database) = @_;
 	return [ split /\n/, $node->safe_psql($database, slurp_file("$FindBin::Bin/../upgrade/catalog.sql")) ];
+}
+
+# Two catalogs are the same; else shows the lines that one of them lacks.
+sub same_catalog
+{
+	my ($left, $right, $name) = @_;
+	my (%left, %right);
+	$left{$_}++ foreach @$left;
+	$right{$_}++ foreach @$right;
+	ok(join("\n", @$left) eq join("\n", @$right), $name)
+	  or diag join "\n", (map { "- $_" } grep { !$right{$_} } @$left), (map { "+ $_" } grep { !$left{$_} } @$right);
 }
 
 # Makes an install or update script known to the server of these tests until they end: its name, and its text.

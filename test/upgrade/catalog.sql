@@ -6,12 +6,13 @@ members AS (
   SELECT d.classid, d.objid, d.objsubid FROM pg_depend d, ext
   WHERE d.refclassid = 'pg_extension'::regclass AND d.refobjid = ext.oid AND d.deptype = 'e'),
 rel AS (SELECT c.* FROM pg_class c WHERE c.relnamespace = 'rk_apikeys'::regnamespace),
-acl(class, oid, sub, list) AS (
-  SELECT 'pg_class'::regclass, oid, 0, relacl FROM rel
-  UNION ALL SELECT 'pg_class'::regclass, attrelid, attnum, attacl FROM pg_attribute JOIN rel ON attrelid = rel.oid
-  UNION ALL SELECT 'pg_proc'::regclass, oid, 0, proacl FROM pg_proc WHERE pronamespace = 'rk_apikeys'::regnamespace
-  UNION ALL SELECT 'pg_type'::regclass, oid, 0, typacl FROM pg_type WHERE typnamespace = 'rk_apikeys'::regnamespace
-  UNION ALL SELECT 'pg_namespace'::regclass, oid, 0, nspacl FROM pg_namespace WHERE nspname = 'rk_apikeys'),
+-- no list of grants means the default one
+acl(class, oid, sub, usual, list) AS (
+  SELECT 'pg_class'::regclass, oid, 0, acldefault(CASE relkind WHEN 'S' THEN 's'::"char" ELSE 'r' END, relowner), relacl FROM rel
+  UNION ALL SELECT 'pg_class'::regclass, attrelid, attnum, acldefault('c', relowner), attacl FROM pg_attribute JOIN rel ON attrelid = rel.oid
+  UNION ALL SELECT 'pg_proc'::regclass, oid, 0, acldefault('f', proowner), proacl FROM pg_proc WHERE pronamespace = 'rk_apikeys'::regnamespace
+  UNION ALL SELECT 'pg_type'::regclass, oid, 0, acldefault('T', typowner), typacl FROM pg_type WHERE typnamespace = 'rk_apikeys'::regnamespace
+  UNION ALL SELECT 'pg_namespace'::regclass, oid, 0, acldefault('n', nspowner), nspacl FROM pg_namespace WHERE nspname = 'rk_apikeys'),
 lines(line) AS (
   SELECT format('extension version %s schema %s relocatable %s', extversion, extnamespace::regnamespace, extrelocatable) FROM ext
   UNION ALL
@@ -72,16 +73,13 @@ lines(line) AS (
   UNION ALL
   SELECT format('grant of %s on %s to %s by %s grantable %s', privilege_type, pg_describe_object(class, acl.oid, sub),
       CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END, grantor::regrole, is_grantable)
-    FROM acl, aclexplode(list)
-  UNION ALL
-  -- no list of grants at all means the default ones
-  SELECT format('default grants on %s', pg_describe_object(class, oid, sub)) FROM acl WHERE list IS NULL AND sub = 0
+    FROM acl, aclexplode(coalesce(list, usual))
   UNION ALL
   -- what a dump takes for the extension's own
   SELECT format('initial grant of %s on %s to %s by %s grantable %s', privilege_type, pg_describe_object(classoid, objoid, objsubid),
       CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END, grantor::regrole, is_grantable)
-    FROM pg_init_privs, aclexplode(initprivs)
-    WHERE (classoid, objoid) IN (SELECT classid, objid FROM members) AND privtype = 'e'
+    FROM pg_init_privs JOIN acl ON (class, oid, sub) = (classoid, objoid, objsubid), aclexplode(initprivs)
+    WHERE privtype = 'e' AND NOT (initprivs @> usual AND usual @> initprivs)
   UNION ALL
   SELECT format('comment on %s: %s', pg_describe_object(d.classoid, d.objoid, d.objsubid), description)
     FROM pg_description d, pg_identify_object(d.classoid, d.objoid, d.objsubid) o
