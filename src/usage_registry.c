@@ -145,16 +145,18 @@ init(void *memory)
 }
 
 /*
- * Start a launcher if there is none; a client's session does.  If none can be
- * started now, the next one tries.
+ * Start a launcher if there is none, unless this is one, or its worker.  If none
+ * can be started now, the next session tries.
  */
 static void
 see_to_launcher(void)
 {
 	uint32		none = LAUNCHER_NONE;
 
-	if (MyBgworkerEntry == NULL &&
-		pg_atomic_compare_exchange_u32(&usage_shared->launcher, &none,
+	if (MyBgworkerEntry != NULL &&
+		strcmp(MyBgworkerEntry->bgw_library_name, "rk_apikeys") == 0)
+		return;
+	if (pg_atomic_compare_exchange_u32(&usage_shared->launcher, &none,
 									   LAUNCHER_COMES) &&
 		!worker_start_launcher())
 		pg_atomic_write_u32(&usage_shared->launcher, LAUNCHER_NONE);
