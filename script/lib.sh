@@ -7,6 +7,7 @@
 #   rk_open                 makes the temporary folder: $RK_TMP, the private server tree, the copy of the source in $RK_SRC
 #   rk_build COMPILER DIR   builds a copy of the source under -Wall -Wextra -Werror
 #   rk_install DIR          installs what was built there into the private tree
+#   rk_older                does all that for the next older major that is on this machine, if any: $RK_OLD_BINDIR
 #   rk_cluster NAME [CONF]  starts a new, empty cluster (and stops the one before); CONF is added to its postgresql.conf
 #   rk_stop                 stops it
 #   rk_run COMMAND...       runs a command as the server's user, so that a signal to the script ends it too
@@ -258,6 +259,24 @@ rk_build() {
 
 rk_install() {
   rk_run make -s -C "$1" "PG_CONFIG=$PG_CONFIG" with_llvm=no install
+}
+
+# In a private tree of its own. Without an older major $RK_OLD_BINDIR is empty; it fails if the build does.
+rk_older() {
+  local PG_CONFIG config major older=0
+  RK_OLD_BINDIR=''
+  for config in /usr/lib/postgresql/*/bin/pg_config; do
+    major=${config#/usr/lib/postgresql/} major=${major%%/*}
+    [ -x "${config%/*}/postgres" ] && [ -e "/usr/include/postgresql/$major/server/postgres.h" ] &&
+      [ -e "/usr/share/postgresql/$major/extension/pgcrypto.control" ] || continue
+    [[ $major =~ ^[0-9]+$ ]] && [ "$major" -ge 15 ] && [ "$major" -lt "$PG_MAJOR" ] && [ "$major" -gt "$older" ] && older=$major
+  done
+  [ "$older" -gt 0 ] || return 0
+  PG_CONFIG=/usr/lib/postgresql/$older/bin/pg_config
+  rk_private_tree
+  rk_copy_source "$RK_TMP/src-older"
+  chown -R "$RK_USER:" "$RK_TMP/root"
+  rk_build gcc "$RK_TMP/src-older" && rk_install "$RK_TMP/src-older" && RK_OLD_BINDIR=${PG_CONFIG%/*}
 }
 
 rk_cluster() {

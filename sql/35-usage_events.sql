@@ -14,8 +14,8 @@ COMMENT ON COLUMN rk_apikeys.key_usage.key_id IS 'The key.';
 COMMENT ON COLUMN rk_apikeys.key_usage.tenant IS 'The key''s tenant.';
 COMMENT ON COLUMN rk_apikeys.key_usage.last_used_at IS 'The last use; only ever moves forward.';
 COMMENT ON COLUMN rk_apikeys.key_usage.last_used_addr IS 'The last client_addr that verify_key was told.';
-COMMENT ON COLUMN rk_apikeys.key_usage.use_count IS 'Uses recorded: without preload, at most one per usage_resolution.';
-COMMENT ON COLUMN rk_apikeys.key_usage.denied_count IS 'Genuine tokens refused; counted only with preload.';
+COMMENT ON COLUMN rk_apikeys.key_usage.use_count IS 'Uses recorded: without shared memory, at most one per usage_resolution.';
+COMMENT ON COLUMN rk_apikeys.key_usage.denied_count IS 'Genuine tokens refused; counted only in shared memory.';
 
 -- For a tenant's lists. Its columns never change, so an update still stays on
 -- its page.

@@ -118,5 +118,5 @@ CREATE VIEW rk_apikeys.stats WITH (security_invoker = true) AS
     flushes, flushed_keys, last_flush_at, flush_lag_ms
   FROM rk_apikeys._stats();
 COMMENT ON VIEW rk_apikeys.stats IS
-  'One row: counters of this server since its start, over all databases; all but preloaded are NULL without preload.';
+  'One row: counters of this server since its start, over all databases; all but preloaded are NULL without shared memory.';
 

@@ -134,7 +134,7 @@ CREATE FUNCTION rk_apikeys.flush_usage() RETURNS bigint
   LANGUAGE C VOLATILE PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_flush_usage';
 COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
-  'Writes what shared memory holds of this database''s keys to key_usage and key_usage_daily now; returns how many keys. 0 without preload, or if another flush is under way. Commit soon: other flushes wait their turn until then.';
+  'Writes what shared memory holds of this database''s keys to key_usage and key_usage_daily now; returns how many keys. 0 without shared memory, or if another flush is under way. Commit soon: other flushes wait their turn until then.';
 
 CREATE FUNCTION rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text[], environments text[],
     last_used_at timestamptz[], addrs inet[], uses bigint[], denials bigint[],

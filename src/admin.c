@@ -210,8 +210,8 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
  * rk_apikeys.flush_usage() → bigint
  *
  * Write what shared memory holds of this database's keys to the tables now;
- * returns how many keys.  0 without preload, if another flush is under way, or
- * where the use goes to a primary.
+ * returns how many keys.  0 without shared memory, if another flush is under
+ * way, or where the use goes to a primary.
  */
 Datum
 rk_apikeys_flush_usage(PG_FUNCTION_ARGS)

@@ -86,6 +86,28 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 #define COMPAT_GUC_NO_RESET GUC_NO_RESET
 #endif
 
+/*
+ * 17: shared memory can be had by name at any time.  Before there is none but
+ * what a preloaded library asks for.
+ */
+#if PG_VERSION_NUM < 170000
+#define COMPAT_NAMED_DSM false
+static inline void *
+GetNamedDSMSegment(const char *name, size_t size,
+				   void (*init_callback) (void *ptr), bool *found)
+{
+	return NULL;
+}
+#else
+#define COMPAT_NAMED_DSM true
+#include "storage/dsm_registry.h"
+#endif
+
+/* 18: a library can tell its name and version. */
+#if PG_VERSION_NUM < 180000
+#define PG_MODULE_MAGIC_EXT(...) PG_MODULE_MAGIC
+#endif
+
 /* 17: a backend's number counts from 0 and has another name. */
 #if PG_VERSION_NUM < 170000
 #define COMPAT_BACKEND_NUMBER (MyBackendId > 0 ? MyBackendId : 0)

@@ -22,6 +22,7 @@
 #include "utils/guc.h"
 
 #include "cache.h"
+#include "compat.h"
 #include "issued.h"
 #include "pepper.h"
 #include "principal.h"
@@ -32,7 +33,10 @@
 #include "usage.h"
 #include "worker.h"
 
-PG_MODULE_MAGIC;
+PG_MODULE_MAGIC_EXT(
+	.name = "rk_apikeys",
+	.version = RK_APIKEYS_VERSION
+);
 
 /* A tenant's name, in characters: the table's CHECK has the same bound. */
 #define TENANT_MAX_CHARS 200
@@ -250,7 +254,7 @@ define_settings(void)
 							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("rk_apikeys.usage_resolution",
-							"Without preload, the least time between two records of a key's use.",
+							"Without shared memory, the least time between two records of a key's use.",
 							NULL,
 							&rk_apikeys_usage_resolution, 60, 0, INT_MAX / 1000,
 							PGC_SUSET, GUC_UNIT_S,

@@ -47,7 +47,13 @@ rows_total(void)
 void
 stats_shmem_request(void)
 {
-	RequestAddinShmemSpace(mul_size(sizeof(StatsRow), rows_total()));
+	RequestAddinShmemSpace(stats_size());
+}
+
+Size
+stats_size(void)
+{
+	return mul_size(sizeof(StatsRow), rows_total());
 }
 
 /* Runs in the postmaster, under AddinShmemInitLock. */
@@ -56,15 +62,27 @@ stats_shmem_startup(void)
 {
 	bool		found;
 
-	rows = ShmemInitStruct("rk_apikeys stats",
-						   mul_size(sizeof(StatsRow), rows_total()), &found);
+	rows = ShmemInitStruct("rk_apikeys stats", stats_size(), &found);
 	if (!found)
-		for (int i = 0; i < rows_total(); i++)
-			for (int j = 0; j < STATS_COUNTERS; j++)
-				pg_atomic_init_u64(&rows[i].counters[j], 0);
+		stats_init();
 }
 
-/* Add to a counter; without preload nothing is counted. */
+/* The rows are in a piece of memory of stats_size() bytes (NULL: nowhere). */
+void
+stats_place(char *memory)
+{
+	rows = (StatsRow *) memory;
+}
+
+void
+stats_init(void)
+{
+	for (int i = 0; i < rows_total(); i++)
+		for (int j = 0; j < STATS_COUNTERS; j++)
+			pg_atomic_init_u64(&rows[i].counters[j], 0);
+}
+
+/* Add to a counter; without shared memory nothing is counted. */
 void
 stats_count_many(StatsCounter counter, uint64 many)
 {
@@ -79,7 +97,7 @@ stats_count_many(StatsCounter counter, uint64 many)
 /*
  * rk_apikeys._stats() → the columns of the view stats
  *
- * NULLs in all of them but preloaded without preload.
+ * NULLs in all of them but preloaded without shared memory.
  */
 Datum
 rk_apikeys_stats(PG_FUNCTION_ARGS)
@@ -94,10 +112,10 @@ rk_apikeys_stats(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
 		desc->natts != STATS_COLUMNS)
 		elog(ERROR, "_stats returns another row than expected");
-	memset(nulls, rows == NULL, sizeof(nulls));
+	memset(nulls, !usage_is_shared(), sizeof(nulls));
 	nulls[0] = false;
-	values[column++] = BoolGetDatum(rows != NULL);
-	if (rows != NULL)
+	values[column++] = BoolGetDatum(usage_is_preloaded());
+	if (usage_is_shared())
 	{
 		for (int j = 0; j < STATS_COUNTERS; j++)
 		{

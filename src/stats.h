@@ -31,6 +31,9 @@ typedef enum StatsCounter
 
 extern void stats_shmem_request(void);
 extern void stats_shmem_startup(void);
+extern Size stats_size(void);
+extern void stats_place(char *memory);
+extern void stats_init(void);
 extern void stats_count_many(StatsCounter counter, uint64 many);
 
 #define stats_count(counter) stats_count_many(counter, 1)

@@ -18,6 +18,9 @@
 /* What mask() gives for a string that is no token. */
 #define NO_TOKEN_MASK "********"
 
+/* Of find_tokens(). */
+#define FOUND_COLUMNS 3
+
 static char *name_argument(FunctionCallInfo fcinfo, int n, const char *what,
 						   char *setting);
 
@@ -130,11 +133,13 @@ rk_apikeys_find_tokens(PG_FUNCTION_ARGS)
 	int			position = 1;	/* of the byte at "at", in characters */
 
 	InitMaterializedSRF(fcinfo, 0);
+	if (result->setDesc->natts != FOUND_COLUMNS)
+		elog(ERROR, "find_tokens returns another row than expected");
 	while (token_find(s, len, at, &parts, &start, &token_len))
 	{
 		char		masked[TOKEN_MAX_LEN];
-		Datum		values[3];
-		bool		nulls[3] = {false, false, false};
+		Datum		values[FOUND_COLUMNS];
+		bool		nulls[FOUND_COLUMNS] = {false, false, false};
 
 		CHECK_FOR_INTERRUPTS();
 		position += pg_mbstrlen_with_len(s + at, start - at);

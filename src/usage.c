@@ -34,8 +34,6 @@
 #include "usage.h"
 #include "usage_shared.h"
 
-#define TRANCHE "RkApikeysUsage"
-
 /* Times that an entry is tried to be made while others are evicted. */
 #define SEED_TRIES 3
 
@@ -50,7 +48,7 @@ usage_shmem_request(void)
 {
 	RequestAddinShmemSpace(usage_hash_size(rk_apikeys_max_tracked_keys));
 	RequestAddinShmemSpace(MAXALIGN(sizeof(UsageOutbox)));
-	RequestNamedLWLockTranche(TRANCHE, USAGE_PARTITIONS);
+	RequestNamedLWLockTranche(USAGE_TRANCHE, USAGE_PARTITIONS);
 }
 
 /* Runs in the postmaster, under AddinShmemInitLock. */
@@ -60,32 +58,25 @@ usage_shmem_startup(void)
 	bool		made = usage_hash_startup(rk_apikeys_max_tracked_keys);
 	bool		found;
 
-	usage_locks = GetNamedLWLockTranche(TRANCHE);
+	usage_locks = GetNamedLWLockTranche(USAGE_TRANCHE);
 	usage_outbox = ShmemInitStruct("rk_apikeys outbox", sizeof(UsageOutbox),
 								   &found);
-	if (made)
-	{
-		memset(usage_outbox, 0, sizeof(UsageOutbox));
-		if (!pg_strong_random(usage_outbox->sender, sizeof(usage_outbox->sender)))
-			elog(ERROR, "could not generate a random number");
-		pg_atomic_init_u32(&usage_shared->failing, 0);
-		pg_atomic_init_u64(&usage_shared->last_flush_at, 0);
-		pg_atomic_init_u32(&usage_shared->round, 1);
-		pg_atomic_init_u32(&usage_shared->end, USAGE_DONE);
-		pg_atomic_init_u64(&usage_shared->pending_since,
-						   (uint64) GetCurrentTimestamp());
-	}
+	if (!found)
+		usage_outbox_init();
 	if (!IsUnderPostmaster)
 		on_shmem_exit(usage_file_save, (Datum) 0);
 	if (made)
 		usage_file_load();
 }
 
-/* Whether usage is kept in shared memory: the library is preloaded. */
+/*
+ * Whether usage is kept in shared memory: the library is preloaded, or the
+ * memory can be had without.
+ */
 bool
 usage_is_shared(void)
 {
-	return usage_shared != NULL;
+	return usage_shared != NULL || usage_attach();
 }
 
 /*

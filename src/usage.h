@@ -116,7 +116,8 @@ extern void usage_evict(void);
 extern void usage_totals(UsageTotals *totals);
 
 /* usage_taken.c */
-extern UsageOutbox *usage_outbox;	/* NULL without preload */
+extern UsageOutbox *usage_outbox;	/* NULL where there is no shared memory */
+extern void usage_outbox_init(void);
 extern bool usage_take(Oid database, UsageCopy *copy);
 extern void usage_give_back(Oid database, const UsageCopy *copy);
 extern void usage_settle(Oid database, const UsageCopy *copy);
@@ -125,6 +126,10 @@ extern int	usage_flush_here(const UsageCopy *copies, int count);
 extern void usage_follow_at_commit(const UsageCopy *copies, int count,
 								   const bool *flushed);
 extern bool usage_set_failing(bool failing);
+
+/* usage_registry.c */
+extern bool usage_is_preloaded(void);
+extern bool usage_launch(void);
 
 /* usage_table.c */
 extern bool usage_lock_flushes(bool wait);

@@ -21,6 +21,7 @@
 
 #include "port/pg_bitutils.h"
 #include "storage/shmem.h"
+#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "usage.h"
@@ -32,6 +33,8 @@ LWLockPadded *usage_locks = NULL;
 static UsageEntry *entries = NULL;
 static pg_atomic_uint32 *pending_map = NULL;
 
+static void init_shared(int max_tracked);
+static void init_map(int max_tracked);
 static bool is_wanted(const UsageWalk *walk, UsageEntry *entry);
 static void set_pending_bit(UsageEntry *entry);
 
@@ -85,14 +88,7 @@ usage_hash_startup(int max_tracked)
 	usage_shared = ShmemInitStruct("rk_apikeys usage", sizeof(UsageShared),
 								   &found);
 	if (!found)
-	{
-		memset(usage_shared, 0, sizeof(UsageShared));
-		SpinLockInit(&usage_shared->mutex);
-		pg_atomic_init_u32(&usage_shared->tracked, 0);
-		pg_atomic_init_u32(&usage_shared->overflow_used, 0);
-		pg_atomic_init_u32(&usage_shared->stamps, USAGE_FIRST_STAMP);
-		usage_shared->max_tracked = max_tracked;
-	}
+		init_shared(max_tracked);
 	max_tracked = usage_shared->max_tracked;
 	/* The system gives it zeroed: to touch it all would make it all used. */
 	entries = (UsageEntry *)
@@ -102,9 +98,55 @@ usage_hash_startup(int max_tracked)
 	pending_map = ShmemInitStruct("rk_apikeys usage pending",
 								  map_words(max_tracked) * sizeof(uint32), &found);
 	if (!found)
-		for (Size i = 0; i < map_words(max_tracked); i++)
-			pg_atomic_init_u32(&pending_map[i], 0);
+		init_map(max_tracked);
 	return !found;
+}
+
+/*
+ * The table is in a piece of memory, of usage_hash_size() bytes, that begins
+ * where a page does.
+ */
+void
+usage_hash_place(char *memory, int max_tracked)
+{
+	usage_shared = (UsageShared *) memory;
+	memory += CACHELINEALIGN(sizeof(UsageShared));
+	entries = (UsageEntry *) TYPEALIGN(sizeof(UsageEntry), memory);
+	memory += CACHELINEALIGN(entries_size(max_tracked));
+	pending_map = (pg_atomic_uint32 *) memory;
+}
+
+/* Make the table where it is placed, in memory that is zeroed. */
+void
+usage_hash_init(int max_tracked)
+{
+	init_shared(max_tracked);
+	init_map(max_tracked);
+}
+
+static void
+init_shared(int max_tracked)
+{
+	memset(usage_shared, 0, sizeof(UsageShared));
+	SpinLockInit(&usage_shared->mutex);
+	pg_atomic_init_u32(&usage_shared->tracked, 0);
+	pg_atomic_init_u32(&usage_shared->overflow_used, 0);
+	pg_atomic_init_u32(&usage_shared->stamps, USAGE_FIRST_STAMP);
+	pg_atomic_init_u32(&usage_shared->round, 1);
+	pg_atomic_init_u32(&usage_shared->end, USAGE_DONE);
+	pg_atomic_init_u32(&usage_shared->failing, 0);
+	pg_atomic_init_u32(&usage_shared->launcher, 0);
+	pg_atomic_init_u64(&usage_shared->last_flush_at, 0);
+	pg_atomic_init_u64(&usage_shared->pending_since,
+					   (uint64) GetCurrentTimestamp());
+	usage_shared->max_tracked = max_tracked;
+}
+
+static void
+init_map(int max_tracked)
+{
+	for (Size i = 0; i < map_words(max_tracked); i++)
+		pg_atomic_init_u32(&pending_map[i], 0);
 }
 
 /* What is looked for: a key of a database. */

@@ -21,6 +21,9 @@
 #include "usage.h"
 #include "usage_shared.h"
 
+/* Of _live_usage(). */
+#define LIVE_COLUMNS 3
+
 /* Whose usage a caller may see. */
 typedef struct Viewer
 {
@@ -126,14 +129,16 @@ rk_apikeys_live_usage(PG_FUNCTION_ARGS)
 	int			count;
 
 	InitMaterializedSRF(fcinfo, 0);
+	if (result->setDesc->natts != LIVE_COLUMNS)
+		elog(ERROR, "_live_usage returns another row than expected");
 	if (!usage_is_shared() || !find_viewer(&viewer))
 		return (Datum) 0;
 	copies = usage_unseen(MyDatabaseId, viewer.all ? NULL : &viewer.tenant,
 						  GetCurrentTransactionStartTimestamp(), &count);
 	for (int i = 0; i < count; i++)
 	{
-		Datum		values[3];
-		bool		nulls[3] = {false, false, false};
+		Datum		values[LIVE_COLUMNS];
+		bool		nulls[LIVE_COLUMNS] = {false, false, false};
 
 		CHECK_FOR_INTERRUPTS();
 		values[0] = CStringGetTextDatum(copies[i].key_id);

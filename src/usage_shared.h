@@ -70,6 +70,8 @@ typedef struct UsageShared
 	/* entries removed so far, by partition; changed under its lock */
 	uint64		removed[USAGE_PARTITIONS];
 	int			max_tracked;	/* fixed */
+	int			tranche;		/* of the locks; fixed; 0 with preload */
+	pg_atomic_uint32 launcher;	/* usage_registry.c's; not with preload */
 } UsageShared;
 
 /* Whether a walk wants an entry; called without a lock, then again with it. */
@@ -86,13 +88,18 @@ typedef struct UsageWalk
 	LWLock	   *lock;			/* result: of the entry that was found */
 } UsageWalk;
 
-/* NULL without preload. */
+/* The locks, and their wait event. */
+#define USAGE_TRANCHE "RkApikeysUsage"
+
+/* NULL where there is none. */
 extern UsageShared *usage_shared;
 extern LWLockPadded *usage_locks;
 
 /* usage_hash.c */
 extern Size usage_hash_size(int max_tracked);
 extern bool usage_hash_startup(int max_tracked);
+extern void usage_hash_place(char *memory, int max_tracked);
+extern void usage_hash_init(int max_tracked);
 extern void usage_hash_target(UsageTarget *target, Oid database,
 							  const char *key_id);
 extern void usage_hash_prefetch(const UsageTarget *target);
@@ -106,6 +113,9 @@ extern void usage_hash_set_clean(UsageEntry *entry, uint32 stamp);
 
 /* usage_pending.c */
 extern void usage_copy_entry(UsageEntry *entry, UsageCopy *copy, bool take);
+
+/* usage_registry.c */
+extern bool usage_attach(void);
 
 /* usage_file.c */
 extern void usage_file_save(int code, Datum arg);

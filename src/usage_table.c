@@ -1,9 +1,9 @@
 /*
  * usage_table.c
  *		The record of a key's use, in the tables: by a flush of shared memory,
- *		or, where the library is not preloaded, by the verify itself.
+ *		or, where there is no shared memory, by the verify itself.
  *
- * Without preload a verify writes key_usage, at most once per key and
+ * Without it a verify writes key_usage, at most once per key and
  * rk_apikeys.usage_resolution, so last_used_at is exact to that resolution and
  * use_count counts such periods, not uses.
  *
@@ -98,7 +98,7 @@ static void store_digests(Batch *batch);
 static Datum array_of(Datum *elements, bool *nulls, int count, Oid type);
 
 /*
- * Without preload: record that the key was used now, from that address (NULL:
+ * Without shared memory: record that the key was used now, from that address (NULL:
  * not told), if it is time to.
  */
 void

@@ -63,6 +63,15 @@ static void end_batch(const Taken *taken);
 static void give_back_batch(const Taken *taken);
 static void follow(Oid database, const UsageCopy *copy);
 
+/* Make the outbox, where it is placed. */
+void
+usage_outbox_init(void)
+{
+	memset(usage_outbox, 0, sizeof(UsageOutbox));
+	if (!pg_strong_random(usage_outbox->sender, sizeof(usage_outbox->sender)))
+		elog(ERROR, "could not generate a random number");
+}
+
 /*
  * Take what was counted of a copy's key since it was last taken: the copy is
  * made anew, under its stamp.  False if there is nothing to take.

@@ -76,6 +76,7 @@ typedef enum Destination
 /* What is done with copies in a transaction; returns how many were written. */
 typedef int (*BatchWork) (const UsageCopy *copies, int count);
 
+static void describe_launcher(BackgroundWorker *worker);
 static void flush_all(void);
 static UsageEnd flush_database(Oid database);
 static void pause_for(int milliseconds);
@@ -90,16 +91,33 @@ static TablesState lock_tables(void);
 void
 worker_init(void)
 {
-	BackgroundWorker worker = {0};
+	BackgroundWorker worker;
 
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_ConsistentState;
-	worker.bgw_restart_time = 5;
-	strlcpy(worker.bgw_library_name, "rk_apikeys", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "rk_apikeys_launcher_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "rk_apikeys launcher", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "rk_apikeys launcher", BGW_MAXLEN);
+	describe_launcher(&worker);
 	RegisterBackgroundWorker(&worker);
+}
+
+/* Without preload, from a session.  Returns false if no worker can be had. */
+bool
+worker_start_launcher(void)
+{
+	BackgroundWorker worker;
+
+	describe_launcher(&worker);
+	return RegisterDynamicBackgroundWorker(&worker, NULL);
+}
+
+static void
+describe_launcher(BackgroundWorker *worker)
+{
+	memset(worker, 0, sizeof(*worker));
+	worker->bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker->bgw_start_time = BgWorkerStart_ConsistentState;
+	worker->bgw_restart_time = 5;
+	strlcpy(worker->bgw_library_name, "rk_apikeys", BGW_MAXLEN);
+	strlcpy(worker->bgw_function_name, "rk_apikeys_launcher_main", BGW_MAXLEN);
+	strlcpy(worker->bgw_name, "rk_apikeys launcher", BGW_MAXLEN);
+	strlcpy(worker->bgw_type, "rk_apikeys launcher", BGW_MAXLEN);
 }
 
 void
@@ -112,6 +130,8 @@ rk_apikeys_launcher_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_appname("rk_apikeys launcher");
+	if (!usage_launch())
+		proc_exit(0);
 
 	last = GetCurrentTimestamp();
 	while (!ShutdownRequestPending)
@@ -300,7 +320,9 @@ rk_apikeys_flush_main(Datum database)
 	SetConfigOption("row_security", "on", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 	pgstat_report_appname("rk_apikeys flush");
-	usage_set_end(flush_one(DatumGetObjectId(database)));
+	/* Without preload this is where the memory is attached. */
+	if (usage_is_shared())
+		usage_set_end(flush_one(DatumGetObjectId(database)));
 	proc_exit(0);
 }
 

@@ -45,3 +45,11 @@ REVOKE ALL ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], ti
     bigint[], bigint[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[],
     bigint[], bigint[]) TO rk_apikeys_admin;
+
+-- From PostgreSQL 17 on there is shared memory without preload.
+COMMENT ON COLUMN rk_apikeys.key_usage.use_count IS 'Uses recorded: without shared memory, at most one per usage_resolution.';
+COMMENT ON COLUMN rk_apikeys.key_usage.denied_count IS 'Genuine tokens refused; counted only in shared memory.';
+COMMENT ON VIEW rk_apikeys.stats IS
+  'One row: counters of this server since its start, over all databases; all but preloaded are NULL without shared memory.';
+COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
+  'Writes what shared memory holds of this database''s keys to key_usage and key_usage_daily now; returns how many keys. 0 without shared memory, or if another flush is under way. Commit soon: other flushes wait their turn until then.';

@@ -8,10 +8,11 @@ use RkApikeys;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = rk_node('first');
+my $node = rk_node('first', "rk_apikeys.usage_flush_interval = '1h'");
 my $token = keys_of_every_state($node);
 my $expected = expected_verdicts();
 is_deeply(verdicts($node, $token), $expected, 'verdicts in the first cluster');
+sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()');
 isnt($node->safe_psql('postgres', 'SELECT count(*) FROM rk_apikeys.key_usage'), '0', 'there is usage to dump');
 my $before = contents($node);
 my $last_event = $node->safe_psql('postgres', 'SELECT max(event_id) FROM rk_apikeys.key_events');

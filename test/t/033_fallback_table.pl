@@ -1,5 +1,5 @@
-# test/t/033_fallback_table.pl: without preload verify works the same, records use by itself once per usage_resolution, and rate limits are
-# refused with a hint.
+# test/t/033_fallback_table.pl: without shared memory verify works the same, records use by itself once per usage_resolution, and rate
+# limits are refused with a hint.
 use strict;
 use warnings;
 
@@ -9,7 +9,18 @@ use RkApikeys;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = rk_node('fallback');
+# From 17 on a library has shared memory without preload, unless the server can give none: so its folder is closed.
+my $node = rk_initdb('fallback', "dynamic_shared_memory_type = 'mmap'");
+my $folder = $node->data_dir . '/pg_dynshmem';
+sub restart
+{
+	$node->stop;
+	chmod 0700, $folder or die "could not open $folder: $!";
+	$node->start;
+	chmod 0500, $folder or die "could not close $folder: $!";
+}
+restart();
+rk_extend($node);
 my $token = keys_of_every_state($node);
 is_deeply(verdicts($node, $token), expected_verdicts(), 'every verdict as with preload');
 is(sql_as($node, 'boss', 'SELECT preloaded, verified, pending_keys FROM rk_apikeys.stats'), 'f||', 'the server tells that it is not preloaded');
@@ -57,7 +68,7 @@ is($node->safe_psql('postgres', $table), '3|192.0.2.1|3', 'each, if the resoluti
 
 # Where a write would be refused, or could make the transaction fail
 $node->append_conf('postgresql.conf', 'rk_apikeys.usage_resolution = 0');
-$node->restart;
+restart();
 $backend = session($node, 'backend');
 my ($quiet_id, $quiet) = create_key($node, 'quiet');
 foreach my $how ('READ ONLY', 'ISOLATION LEVEL REPEATABLE READ', 'ISOLATION LEVEL SERIALIZABLE')
@@ -94,5 +105,18 @@ $session->query_safe("LOAD 'rk_apikeys'");
 is(code($session, $used), 'valid', 'a session that loads the library by itself');
 is($session->query_safe('SELECT preloaded FROM rk_apikeys.stats'), 'f', 'is not preloaded');
 $_->quit foreach $backend, $session;
+
+# Where it was to be had, each session tells once why it was not
+SKIP:
+{
+	skip 'PostgreSQL 15 and 16 have no shared memory without preload', 1 if $node->pg_version < 17;
+	$session = session($node, 'backend');
+	my $pid = $session->query_safe('SELECT pg_backend_pid()');
+	code($session, $used) foreach 1 .. 3;
+	$session->quit;
+	is(scalar(logged($node, qr/\[$pid\] .*could not have shared memory for the use of API keys: .*Permission denied/)), 1,
+		'a session tells once that it does without shared memory');
+}
+chmod 0700, $folder;
 
 done_testing();

@@ -13,7 +13,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(PRELOAD rk_node rk_initdb rk_extend kill_server client sql_as session create_key code use_count stat_of token_of verdicts
-  expected_verdicts keys_of_every_state contents files_holding logged);
+  expected_verdicts keys_of_every_state contents catalog same_catalog install_version files_holding logged);
 
 # What makes a server load the library at its start.
 use constant PRELOAD => "shared_preload_libraries = 'rk_apikeys'";
@@ -199,6 +199,38 @@ sub contents
 		map { $_ => $node->safe_psql($database // 'postgres', "COPY (SELECT * FROM rk_apikeys.$_ ORDER BY 1, 2) TO STDOUT") }
 		  qw(api_keys key_usage key_usage_daily key_events) };
 }
+
+# What the extension is in a database, as lines in a fixed order: each of its objects with all that makes it, but for OIDs.
+sub catalog
+{
+	my ($node, $database) = @_;
+	return [ split /\n/, $node->safe_psql($database, slurp_file("$FindBin::Bin/../upgrade/catalog.sql")) ];
+}
+
+# Two catalogs are the same; else shows the lines that one of them lacks.
+sub same_catalog
+{
+	my ($left, $right, $name) = @_;
+	my (%left, %right);
+	$left{$_}++ foreach @$left;
+	$right{$_}++ foreach @$right;
+	ok(join("\n", @$left) eq join("\n", @$right), $name)
+	  or diag join "\n", (map { "- $_" } grep { !$right{$_} } @$left), (map { "+ $_" } grep { !$left{$_} } @$right);
+}
+
+# Makes an install or update script known to the server of these tests until they end: its name, and its text.
+my @installed;
+sub install_version
+{
+	my ($name, $text) = @_;
+	my $dir = `pg_config --sharedir`;
+	chomp $dir;
+	my $file = "$dir/extension/$name";
+	die "$file is there already" if -e $file;
+	push @installed, $file;
+	append_to_file($file, $text);
+}
+END { unlink @installed; }
 
 # The lines of the server log that match, those apart that only repeat a statement.
 sub logged

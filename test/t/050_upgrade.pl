@@ -1,0 +1,172 @@
+# test/t/050_upgrade.pl: an update from the first release ends where a fresh install does, while sessions verify; library and SQL of
+# different releases work together, or refuse to.
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::Bin;
+use RkApikeys;
+use IPC::Run qw(start);
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(usleep);
+
+install_version('rk_apikeys--0.1.sql', slurp_file("$FindBin::Bin/../upgrade/rk_apikeys--0.1.sql"));
+
+my $node = rk_initdb('upgrade', PRELOAD, "rk_apikeys.usage_flush_interval = '100ms'");
+$node->safe_psql('postgres', "CREATE DATABASE $_") foreach 'fresh', 'updated';
+rk_extend($node);
+my $version = $node->safe_psql('postgres', q{SELECT extversion FROM pg_extension WHERE extname = 'rk_apikeys'});
+isnt($version, '0.1', 'this is not the first release');
+
+# Fresh and updated are the same
+$node->safe_psql('fresh', 'CREATE EXTENSION rk_apikeys CASCADE');
+$node->safe_psql('updated', q{CREATE EXTENSION rk_apikeys VERSION '0.1' CASCADE});
+my ($fresh, $first) = map { catalog($node, $_) } 'fresh', 'updated';
+cmp_ok(scalar @$fresh, '>', 1000, 'the catalog tells much of an extension');
+isnt(join("\n", @$first), join("\n", @$fresh), 'and that the first release is another');
+$node->safe_psql('updated', 'ALTER EXTENSION rk_apikeys UPDATE');
+same_catalog($fresh, catalog($node, 'updated'), 'an updated extension is the same as a fresh one');
+# Each kind of change shows
+foreach my $change (
+	q{COMMENT ON COLUMN rk_apikeys.api_keys.name IS 'x'},
+	q{REVOKE SELECT (name) ON rk_apikeys.api_keys FROM rk_apikeys_auditor},
+	q{ALTER TABLE rk_apikeys.api_keys ENABLE TRIGGER api_keys_settle},
+	q{ALTER TABLE rk_apikeys.key_usage SET (fillfactor = 51)},
+	q{ALTER TABLE rk_apikeys.key_usage ALTER use_count SET DEFAULT 1},
+	q{ALTER TABLE rk_apikeys.key_events DISABLE ROW LEVEL SECURITY},
+	q{ALTER POLICY principal ON rk_apikeys.key_events TO rk_apikeys_admin},
+	q{ALTER VIEW rk_apikeys.stats SET (security_invoker = false)},
+	q{ALTER FUNCTION rk_apikeys.verify(text) PARALLEL SAFE},
+	q{ALTER FUNCTION rk_apikeys.verify(text) OWNER TO boss},
+	q{ALTER EXTENSION rk_apikeys DROP FUNCTION rk_apikeys.verify(text)},
+	q{UPDATE pg_extension SET extconfig = extconfig[:3], extcondition = extcondition[:3] WHERE extname = 'rk_apikeys'})
+{
+	$node->safe_psql('postgres', 'DROP DATABASE IF EXISTS changed');
+	$node->safe_psql('postgres', 'CREATE DATABASE changed TEMPLATE fresh');
+	$node->safe_psql('changed', $change);
+	isnt(join("\n", @{ catalog($node, 'changed') }), join("\n", @$fresh), "the comparison sees: $change");
+}
+
+# The library with the SQL of the first release, before and after the update
+$node->safe_psql('postgres', 'DROP EXTENSION rk_apikeys');
+$node->safe_psql('postgres', q{CREATE EXTENSION rk_apikeys VERSION '0.1'});
+my $token = keys_of_every_state($node);
+is_deeply(verdicts($node, $token), expected_verdicts(), 'every verdict with the SQL of 0.1');
+is($node->safe_psql('postgres', "SELECT rk_apikeys.verify('$token->{active}')"), 't', 'verify too');
+is(sql_as($node, 'acme', q{SELECT use_count FROM rk_apikeys.keys WHERE name = 'active'}), '2', 'use is counted');
+is(sql_as($node, 'acme', q{SELECT count(*), count(secret) FROM rk_apikeys.keys}), '10|0', 'the views');
+is(sql_as($node, 'acme', q{SELECT count(*) FROM rk_apikeys.list_keys()}), '10', 'list_keys');
+is(sql_as($node, 'boss', q{SELECT preloaded, verified > 0 FROM rk_apikeys.stats}), 't|t', 'stats');
+like(sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()'), qr/^\d+$/, 'flush_usage');
+is(sql_as($node, 'backend', "BEGIN; SELECT (rk_apikeys.authenticate('$token->{active}')).valid, rk_apikeys.has_scope('records:read'); COMMIT"), 't|t', 'a principal');
+is(sql_as($node, 'backend', "SELECT rk_apikeys.find_tokens('$token->{active}') IS NOT NULL"), 't', 'find_tokens');
+$node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die 'nothing is flushed';
+my $before = contents($node);
+$node->safe_psql('postgres', 'ALTER EXTENSION rk_apikeys UPDATE');
+same_catalog($fresh, catalog($node, 'postgres'), 'an update with keys ends in the same catalog');
+is_deeply(contents($node), $before, 'and leaves every row as it was');
+is_deeply(verdicts($node, $token), expected_verdicts(), 'every verdict after it');
+
+# An update while sessions verify
+my $dir = PostgreSQL::Test::Utils::tempdir;
+append_to_file("$dir/verify.sql", "SELECT 1 / (rk_apikeys.verify('$token->{active}')"
+	  . " AND (rk_apikeys.verify_key('$token->{revoked}')).code = 'revoked' AND NOT rk_apikeys.verify('$token->{deleted}'))::int;\n");
+$node->safe_psql('postgres', "CREATE DATABASE model TEMPLATE template0");
+$node->safe_psql('model', q{CREATE EXTENSION rk_apikeys VERSION '0.1' CASCADE});
+foreach my $table (qw(api_keys key_usage))
+{
+	$node->safe_psql('postgres', "COPY rk_apikeys.$table TO '$dir/$table'");
+	$node->safe_psql('model', "COPY rk_apikeys.$table FROM '$dir/$table'");
+}
+foreach my $preloaded (1, 0)
+{
+	my $with = $preloaded ? 'preloaded' : 'not preloaded';
+	unless ($preloaded)
+	{
+		$node->append_conf('postgresql.conf', "shared_preload_libraries = ''\nrk_apikeys.usage_resolution = 0");
+		$node->restart;
+	}
+	foreach my $time (1 .. 3)
+	{
+		my $database = "live${preloaded}_$time";
+		$node->safe_psql('postgres', "CREATE DATABASE $database TEMPLATE model");
+		my $verifies = start([ 'pgbench', '-n', '-c', 4, '-T', 600, '-P', 1, '-U', 'backend', '-f', "$dir/verify.sql", '-h', $node->host, '-p',
+				$node->port, $database ], '<', \undef, '>', \my $out, '2>', \my $err);
+		my $transactions = sub {
+			return $node->safe_psql('postgres', "SELECT xact_commit FROM pg_stat_database WHERE datname = '$database'");
+		};
+		my $reaches = sub {
+			my ($many) = @_;
+			foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+			{
+				$verifies->pump_nb;
+				return 1 if $transactions->() >= $many;
+				return 0 unless $verifies->pumpable;
+				usleep(100_000);
+			}
+			return 0;
+		};
+		ok($reaches->(500), "$with: sessions verify");
+		$node->safe_psql($database, 'ALTER EXTENSION rk_apikeys UPDATE');
+		my $now = $transactions->();
+		ok($reaches->($now + 500), "$with: they go on after the update");
+		# it has ended before only for a wrong verdict or an error
+		$verifies->signal('TERM');
+		$verifies->finish;
+		unlike($err, qr/ERROR|aborted|FATAL/, "$with: no error, no wrong verdict");
+		same_catalog($fresh, catalog($node, $database), "$with: the same catalog");
+	}
+}
+
+# The SQL of a release to come with the library of today: refused, or it works
+my ($script) = glob `pg_config --sharedir | tr -d '\n'` . "/extension/rk_apikeys--$version.sql";
+my $symbol = q{CREATE FUNCTION rk_apikeys.future() RETURNS int LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_future';};
+install_version('rk_apikeys--99.0.sql', slurp_file($script) . "\n$symbol\n");
+install_version("rk_apikeys--$version--99.0.sql", "$symbol\n");
+install_version("rk_apikeys--$version--99.1.sql", q{
+	ALTER TABLE rk_apikeys.api_keys ADD COLUMN future text DEFAULT 'x';
+	ALTER TABLE rk_apikeys.key_usage ADD COLUMN future bigint DEFAULT 1;});
+install_version("rk_apikeys--99.1--99.2.sql", q{
+	ALTER TYPE rk_apikeys.verdict ADD ATTRIBUTE future text;
+	DROP VIEW rk_apikeys.stats;
+	DROP FUNCTION rk_apikeys._stats();
+	CREATE FUNCTION rk_apikeys._stats(OUT preloaded boolean, OUT future bigint) LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_stats';
+	DROP FUNCTION rk_apikeys.list_keys, rk_apikeys._live_usage();
+	CREATE FUNCTION rk_apikeys._live_usage(OUT key_id text, OUT last_used_at timestamptz, OUT use_count bigint, OUT future text)
+		RETURNS SETOF record LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_live_usage';
+	DROP FUNCTION rk_apikeys.find_tokens(text);
+	CREATE FUNCTION rk_apikeys.find_tokens(document text, OUT masked text, OUT key_id text, OUT at int, OUT future text)
+		RETURNS SETOF record LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_find_tokens';});
+$node->safe_psql('postgres', 'CREATE DATABASE newer');
+my $refused = sub {
+	my ($sql, $database) = @_;
+	my $err;
+	isnt($node->psql($database, $sql, stderr => \$err), 0, "refused: $sql");
+	return $err;
+};
+like($refused->(q{CREATE EXTENSION rk_apikeys VERSION '99.0' CASCADE}, 'newer'), qr/could not find function "rk_apikeys_future"/,
+	'an install of a release whose symbol the library lacks');
+is($node->safe_psql('newer', q{SELECT count(*) FROM pg_namespace WHERE nspname = 'rk_apikeys'}), '0', 'leaves nothing');
+like($refused->(q{ALTER EXTENSION rk_apikeys UPDATE TO '99.0'}, 'postgres'), qr/could not find function "rk_apikeys_future"/, 'an update to it');
+same_catalog($fresh, catalog($node, 'postgres'), 'changes nothing');
+is_deeply(verdicts($node, $token), expected_verdicts(), 'and all goes on');
+$node->safe_psql('postgres', q{ALTER EXTENSION rk_apikeys UPDATE TO '99.1'});
+is_deeply(verdicts($node, $token), expected_verdicts(), 'columns of a later release do no harm');
+is(sql_as($node, 'acme', q{UPDATE rk_apikeys.keys SET enabled = NOT enabled WHERE name = 'active' RETURNING status}), 'disabled', 'to a change neither');
+$node->safe_psql('postgres', q{ALTER EXTENSION rk_apikeys UPDATE TO '99.2'});
+foreach my $call ("verify_key('$token->{named}')", '_stats()', '_live_usage()', "find_tokens('$token->{named}')")
+{
+	like($refused->("SELECT * FROM rk_apikeys.$call", 'postgres'), qr/another row than expected|does not return a verdict/, 'a row of another shape');
+}
+is($node->safe_psql('postgres', "SELECT rk_apikeys.verify('$token->{named}')"), 't', 'what is not concerned works');
+
+SKIP:
+{
+	skip 'a library tells its version from PostgreSQL 18 on', 1 if $node->pg_version < 18;
+	is($node->safe_psql('postgres', "LOAD 'rk_apikeys'; SELECT version FROM pg_get_loaded_modules() WHERE module_name = 'rk_apikeys'"),
+		$version, 'the library tells its version');
+}
+is_deeply([ logged($node, qr/PANIC|terminated by signal|TRAP/) ], [], 'the server never crashed');
+
+done_testing();
