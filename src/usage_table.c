@@ -312,10 +312,9 @@ write_batch(void *arg)
 		"    ON CONFLICT (key_id) DO UPDATE"
 		"     SET last_used_at = greatest(u.last_used_at, excluded.last_used_at),"
 		"      use_count = greatest(u.use_count, excluded.use_count),"
-		"      denied_count = greatest(u.denied_count, excluded.denied_count)"
-		"    RETURNING key_id, use_count, denied_count),"
+		"      denied_count = greatest(u.denied_count, excluded.denied_count)),"
 		ADD_TO_DAY("live")
-		" SELECT l.n, f.use_count, f.denied_count FROM live l JOIN fresh f ON f.key_id = l.key_id UNION ALL"
+		" SELECT n, uses, denials FROM live UNION ALL"
 		" SELECT n, NULL, NULL FROM b"
 		"  WHERE NOT EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = b.key_id)";
 	static SPIPlanPtr grow_plan = NULL;
