@@ -38,6 +38,7 @@ PG_MODULE_MAGIC;
 #define TENANT_MAX_CHARS 200
 
 char	   *rk_apikeys_default_environment = NULL;
+char	   *rk_apikeys_primary_conninfo = NULL;
 char	   *rk_apikeys_tenant = NULL;
 char	   *rk_apikeys_token_prefix = NULL;
 char	   *rk_apikeys_expiring_window = NULL;
@@ -204,6 +205,13 @@ define_settings(void)
 							 PGC_SUSET, 0,
 							 NULL, NULL, NULL);
 	pepper_init();
+	/* No check hook: where one refuses, PostgreSQL logs the value. */
+	DefineCustomStringVariable("rk_apikeys.primary_conninfo",
+							   "How to connect to the server that writes usage, from a standby or subscriber.",
+							   "If it is empty, a standby keeps usage in its memory, and a subscriber writes its own.",
+							   &rk_apikeys_primary_conninfo, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
 	principal_init();
 	DefineCustomBoolVariable("rk_apikeys.redact_logs",
 							 "Mask what looks like a token in the server log and in pg_stat_activity.",

@@ -9,6 +9,7 @@
 
 /* Strings; never NULL once the library is loaded. */
 extern char *rk_apikeys_default_environment;
+extern char *rk_apikeys_primary_conninfo;	/* '': there is none */
 extern char *rk_apikeys_tenant;
 extern char *rk_apikeys_token_prefix;
 

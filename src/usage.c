@@ -4,9 +4,9 @@
  *
  * A shared hash holds, per database and key, the absolute counts and times:
  * what key_usage said when the entry was made, and what came since.  A verify
- * looks its entry up and adds to it; a worker writes what has changed to the
- * table from time to time.  Since values are absolute, a reader takes the
- * greater of table and memory, and a flush that is repeated does no harm.
+ * looks its entry up and adds to it; a worker has what has changed written to
+ * the table from time to time, by this server or, on a standby, by its primary.
+ * Since values are absolute, a reader takes the greater of table and memory.
  *
  * Only genuine tokens make entries.  If there is no room a use is not
  * recorded, and counted as overflow; a verify never fails for it.
@@ -49,6 +49,7 @@ void
 usage_shmem_request(void)
 {
 	RequestAddinShmemSpace(usage_hash_size(rk_apikeys_max_tracked_keys));
+	RequestAddinShmemSpace(MAXALIGN(sizeof(UsageOutbox)));
 	RequestNamedLWLockTranche(TRANCHE, USAGE_PARTITIONS);
 }
 
@@ -57,14 +58,21 @@ void
 usage_shmem_startup(void)
 {
 	bool		made = usage_hash_startup(rk_apikeys_max_tracked_keys);
+	bool		found;
 
 	usage_locks = GetNamedLWLockTranche(TRANCHE);
+	usage_outbox = ShmemInitStruct("rk_apikeys outbox", sizeof(UsageOutbox),
+								   &found);
 	if (made)
 	{
+		memset(usage_outbox, 0, sizeof(UsageOutbox));
+		if (!pg_strong_random(usage_outbox->sender, sizeof(usage_outbox->sender)))
+			elog(ERROR, "could not generate a random number");
+		pg_atomic_init_u32(&usage_shared->failing, 0);
 		pg_atomic_init_u64(&usage_shared->last_flush_at, 0);
 		pg_atomic_init_u32(&usage_shared->round, 1);
-		pg_atomic_init_u32(&usage_shared->unfinished, 0);
-		pg_atomic_init_u64(&usage_shared->flush_began,
+		pg_atomic_init_u32(&usage_shared->end, USAGE_DONE);
+		pg_atomic_init_u64(&usage_shared->pending_since,
 						   (uint64) GetCurrentTimestamp());
 	}
 	if (!IsUnderPostmaster)
@@ -267,6 +275,8 @@ seed_entry(UsageEntry *entry, const StoredKey *key, const StoredUsage *seed)
 	pg_atomic_write_u64(&entry->last_used_at, last);
 	pg_atomic_write_u64(&entry->use_count, seed->use_count);
 	pg_atomic_write_u64(&entry->denied_count, seed->denied_count);
+	entry->known_uses = seed->use_count;
+	entry->known_denials = seed->denied_count;
 }
 
 /* Keep what was read of a key's row. */

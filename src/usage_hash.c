@@ -278,6 +278,24 @@ usage_hash_set_dirty(UsageEntry *entry)
 }
 
 /*
+ * A flush with that stamp is about to copy an entry.  Returns whether there is
+ * anything to copy.
+ */
+bool
+usage_hash_set_stamp(UsageEntry *entry, uint32 stamp)
+{
+	uint32		state = pg_atomic_read_u32(&entry->state);
+
+	/* A clean one must stay so: its bit in the map is off. */
+	do
+	{
+		if (state == USAGE_CLEAN)
+			return false;
+	} while (!pg_atomic_compare_exchange_u32(&entry->state, &state, stamp));
+	return true;
+}
+
+/*
  * What the flush with that stamp has copied of an entry is written.  Does
  * nothing if it was changed, or copied by another flush, meanwhile.
  */
