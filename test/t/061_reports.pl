@@ -97,6 +97,7 @@ foreach my $panel (@{ $dashboard->{panels} })
 	my ($title, $target) = ($panel->{title}, $panel->{targets}[0]);
 	my $sql = expanded($target->{rawSql}, $from, $to, @tenants);
 	unlike($sql, qr/\$(?!\$)/, "$title: every macro is known");
+	like($target->{rawSql}, qr/\$__timeFilter/, "$title: of what grows with time it reads the time range") if $sql =~ /key_(activity|events)/;
 	$answer{$title} = asked($sql);
 	unlike($answer{$title}, qr/ERROR|WARNING/, "$title: the query runs");
 	like($answer{$title}, qr/\S/, "$title: and finds something");
