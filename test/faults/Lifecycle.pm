@@ -295,9 +295,10 @@ UNION ALL SELECT 'rows and rotated events disagree', key_id FROM e JOIN rk_apike
 UNION ALL SELECT 'rows and enabled events disagree', key_id FROM e JOIN rk_apikeys.api_keys k USING (key_id)
   WHERE disabled - e.enabled <> (NOT k.enabled)::int
 UNION ALL SELECT 'a rotation without its successor', e.key_id FROM e
-  WHERE rotated <> (SELECT count(*) FROM e s WHERE s.replaces = e.key_id)
+   LEFT JOIN (SELECT replaces, count(*) AS successors FROM e GROUP BY replaces) s ON s.replaces = e.key_id
+  WHERE rotated <> coalesce(successors, 0)
 UNION ALL SELECT 'a successor without a rotation', s.key_id FROM e s
-  WHERE replaces IS NOT NULL AND NOT EXISTS (SELECT FROM e WHERE e.key_id = s.replaces AND e.rotated = 1)
+  WHERE replaces IS NOT NULL AND s.replaces NOT IN (SELECT key_id FROM e WHERE rotated = 1)
 UNION ALL SELECT 'a key without a digest', key_id FROM rk_apikeys.api_keys WHERE length(digest) IS DISTINCT FROM 32
 UNION ALL SELECT 'usage of a key that is gone', key_id FROM rk_apikeys.key_usage u
   WHERE NOT EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = u.key_id)
