@@ -12,7 +12,7 @@ use Test::More;
 my $node = rk_initdb('faults', PRELOAD, "rk_apikeys.usage_flush_interval = '100ms'", 'restart_after_crash = on');
 
 # What each program prints is a result.
-foreach my $program ([ 'kill', 2 ], [ 'cancel', 2 ])
+foreach my $program ([ 'kill', 2 ], [ 'cancel', 1 ])
 {
 	my ($name, $rounds) = @$program;
 	local @ENV{qw(PGHOST PGPORT PGDATABASE RK_DATA RK_LOG FAULTS_DIR)} =
