@@ -224,6 +224,8 @@ cache_has_imported(void)
 static void
 take_messages(void)
 {
+	uint64		taken;
+
 	/* AcceptInvalidationMessages reads its flag without a lock. */
 	pg_memory_barrier();
 	AcceptInvalidationMessages();
@@ -231,12 +233,15 @@ take_messages(void)
 		drop_sets();
 	else if (messages_done == messages)
 		return;
-	messages_done = messages;
+	taken = messages;
 	if (context != NULL)
 		MemoryContextReset(context);
 	count = 0;
 	flushes++;
+	store_forget_file();
 	table = store_table("api_keys", true);
+	/* Not before: that may raise, and then all this is still to be done. */
+	messages_done = taken;
 }
 
 /* Twice as many places as rows: keys are not spread over the sets evenly. */
@@ -245,14 +250,14 @@ make_sets(void)
 {
 	uint32		many = pg_nextpower2_32(Max(rk_apikeys_cache_size * 2 / SET_SIZE, 1));
 
+	if (context == NULL)
+		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache",
+										ALLOCSET_DEFAULT_SIZES);
 	sets_memory = MemoryContextAllocExtended(TopMemoryContext,
 											 many * sizeof(CacheSet) + PG_CACHE_LINE_SIZE,
 											 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	sets = (CacheSet *) CACHELINEALIGN(sets_memory);
 	set_mask = many - 1;
-	if (context == NULL)
-		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache",
-										ALLOCSET_DEFAULT_SIZES);
 }
 
 /* For a table of another size. */
