@@ -92,6 +92,7 @@ static uint32 hash_native(const char *key_id);
 static uint32 hash_imported(DigestKind kind, const uint8 *digest);
 static StoredKey *use_row(CacheSet *set, int i);
 static bool was_read_before(uint32 hash);
+static bool same_place(const StoredPlace *a, const StoredPlace *b);
 static const StoredKey *keep(uint32 hash, StoredKey *row,
 							 uint64 messages_before);
 
@@ -173,7 +174,7 @@ cache_get(CacheLook *look, bool brief_will_do)
 	}
 	row = store_find(table, look->key_id, &look->brief.place);
 	/* Nothing new of it is to be noted. */
-	if (row != NULL && memcmp(&row->place, &look->brief.place, sizeof(StoredPlace)) == 0)
+	if (row != NULL && same_place(&row->place, &look->brief.place))
 		row->place.buffer = InvalidBuffer;
 	return keep(hash_native(look->key_id), row, before);
 }
@@ -330,6 +331,15 @@ was_read_before(uint32 hash)
 		return true;
 	*read_once = hash;
 	return false;
+}
+
+/* Whether two places that are known are the same. */
+static bool
+same_place(const StoredPlace *a, const StoredPlace *b)
+{
+	return a->buffer != InvalidBuffer && a->buffer == b->buffer &&
+		a->block == b->block && a->offset == b->offset &&
+		a->start == b->start && a->lsn == b->lsn;
 }
 
 /* Keep a row that was just read, if that is right.  Returns the row. */
