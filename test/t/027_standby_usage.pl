@@ -112,7 +112,7 @@ use_on($standby, 1);
 ok($standby->poll_query_until('postgres', "SELECT use_count = $n FROM rk_apikeys.keys WHERE key_id = '$id'"),
 	"the standby's view adds its own use to what it has had from there");
 my @seen;
-foreach (1 .. 50)
+foreach (1 .. 25)
 {
 	use_on($standby, 1);
 	push @seen, use_count($standby, $id) - $n,
@@ -281,6 +281,8 @@ foreach my $replayed (1, 0)
 		$primary->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_replication WHERE application_name = 'third'") or die 'still streaming';
 	}
 	use_on($second, 5);
+	my $others = $primary->safe_psql('postgres', table($primary, $other_id)) + 1;
+	sql_as($second, 'backend', "SELECT rk_apikeys.verify('$other')");
 	ok($primary->poll_query_until('postgres', 'SELECT (' . table() . ") = $n"), "$of_second: acknowledged");
 	$second->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die 'not acknowledged';
 	my $cut = cut_after(10);
@@ -296,6 +298,7 @@ foreach my $replayed (1, 0)
 	ok($second->poll_query_until('postgres', 'SELECT (' . table() . ") >= $n"), "$of_second: promoted, it has all of it");
 	$second->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die 'something stays pending';
 	is($second->safe_psql('postgres', table()), $n, "$of_second: each once");
+	is($second->safe_psql('postgres', table($second, $other_id)), $others, "$of_second: those of a key that was not used since, too");
 	is($second->safe_psql('postgres', "SELECT sum(uses) FROM rk_apikeys.key_usage_daily WHERE key_id = '$id'"), $n, "$of_second: by the day, too");
 	$n -= 2;
 	is($primary->safe_psql('postgres', table()), $n, "$of_second: of which the last two are its own");
