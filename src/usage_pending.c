@@ -13,6 +13,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "primary.h"
 #include "rk_apikeys.h"
 #include "stats.h"
 #include "usage.h"
@@ -110,7 +111,7 @@ usage_unseen(Oid database, const uint64 *tenant, TimestampTz taken, int *count)
 	 * another server has written comes back by replication, later.
 	 */
 	bool		all = (TimestampTz) pg_atomic_read_u64(&usage_shared->last_flush_at) >= taken ||
-		rk_apikeys_primary_conninfo[0] != '\0';
+		primary_is_asked();
 	Wanted		wanted = {.database = database, .tenant = tenant};
 
 	return copy_entries(&wanted, !all, USAGE_CLEAN, count);
