@@ -215,11 +215,30 @@ foreach my $round (1 .. 10)
 	$primary->safe_psql('postgres', "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender' OR usename = 'sender'");
 }
 arrives($primary, 'workers and walsenders ended');
-$standby->restart('fast');
+$standby->restart;
 arrives($primary, 'after a restart of the standby');
 
-# A wrong password: told once, and nowhere what it was. One in the setting itself is refused.
+# Nobody answers: the worker gives up, and is in no way of a shutdown
+my $silent = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 10) or die "no listener: $!";
 my $told = failures();
+send_to($standby, '127.0.0.1', $silent->sockport);
+$standby->reload;
+use_on($standby, 2);
+ok(wait_until(sub { failures() > $told }), 'a primary that says nothing is given up');
+like((logged($standby, qr/could not send the usage/))[-1], qr/did not answer in time/, 'the log says so');
+ok($standby->poll_query_until('postgres', q{SELECT query = 'sending the usage of API keys' FROM pg_stat_activity
+	WHERE backend_type = 'rk_apikeys flush' AND datname = 'postgres'}), 'another worker waits, and tells no more than what it does');
+my $offset = -s $standby->logfile;
+$standby->stop;
+like(substr(slurp_file($standby->logfile), $offset), qr/FATAL: .*terminating background worker "rk_apikeys flush" due to administrator command/,
+	'a shutdown ends it at once');
+close $silent;
+send_to($standby, $primary->host, $primary->port);
+$standby->start;
+arrives($primary, 'once somebody answers');
+
+# A wrong password: told once, and nowhere what it was. One in the setting itself is refused.
+$told = failures();
 passfile('wrong-horse-battery');
 use_on($standby, 2);
 ok(wait_until(sub { failures() > $told }), 'a wrong password fails');
