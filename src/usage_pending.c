@@ -13,6 +13,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "primary.h"
 #include "rk_apikeys.h"
 #include "stats.h"
 #include "usage.h"
@@ -107,7 +108,7 @@ UsageCopy *
 usage_unseen(Oid database, const uint64 *tenant, TimestampTz taken, int *count)
 {
 	/* What another server has written comes back by replication, later. */
-	bool		all = rk_apikeys_primary_conninfo[0] != '\0' || was_flushed_since(taken);
+	bool		all = primary_is_asked() || was_flushed_since(taken);
 	Wanted		wanted = {.database = database, .tenant = tenant};
 	UsageCopy  *copies = copy_entries(&wanted, !all, USAGE_CLEAN, count);
 
