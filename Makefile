@@ -6,15 +6,18 @@ SCRIPT = $(EXTENSION)--$(EXTVERSION).sql
 MODULE_big = rk_apikeys
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 DATA_built = $(SCRIPT)
+# For the use that a standby sends to its primary.
+PG_CPPFLAGS = -I$(libpq_srcdir)
+SHLIB_LINK = $(libpq)
 # From each release to the next.
 DATA = $(sort $(wildcard sql/updates/*.sql))
 EXTRA_CLEAN = $(SCRIPT)
 # What the library says that it is.
-PG_CPPFLAGS = -DRK_APIKEYS_VERSION='"$(EXTVERSION)"'
+PG_CPPFLAGS += -DRK_APIKEYS_VERSION='"$(EXTVERSION)"'
 
 # A table of contents: the first makes the extension and the roles, the last removes them.
 REGRESS = install tokens tables roles create guard verify lifecycle rotate \
-	import list_keys views audit principal attacks badinput uninstall
+	import list_keys views audit acl principal attacks badinput uninstall
 REGRESS_OPTS = --inputdir=test
 
 # Each a race between sessions.
@@ -36,6 +39,13 @@ $(OBJS): $(wildcard src/*.h) rk_apikeys.control
 # The parts are joined in the order of their names.
 $(SCRIPT): $(sort $(wildcard sql/*.sql)) rk_apikeys.control
 	cat $(sort $(wildcard sql/*.sql)) > $@
+
+# The archive for PGXN: what the last commit holds, under its own version; the same bytes wherever it is made.
+DIST = $(EXTENSION)-$(shell sed -n '1,/"version"/s/^  "version": "\(.*\)",/\1/p' META.json)
+
+.PHONY: dist
+dist:
+	TZ=UTC git archive --format=zip --prefix=$(DIST)/ --output=$(DIST).zip HEAD
 
 # Take the last run's output over as expected, after its diff was read.
 .PHONY: accept

@@ -78,6 +78,11 @@ rk_missing_for() {
         command -v npm >/dev/null || echo npm
         [ -x /usr/bin/chromium ] || echo chromium
         ;;
+      061_reports)
+        [ -n "${PG_CONFIG-}" ] || [ -e "/usr/lib/postgresql/$PG_MAJOR/lib/pg_cron.so" ] || echo "postgresql-$PG_MAJOR-cron"
+        [ -x /usr/bin/isql ] || echo unixodbc
+        compgen -G '/usr/lib/*/odbc/psqlodbcw.so' >/dev/null || echo odbc-postgresql
+        ;;
     esac
   done
 }

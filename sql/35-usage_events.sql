@@ -42,6 +42,24 @@ COMMENT ON COLUMN rk_apikeys.key_usage_daily.tenant IS 'The key''s tenant.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.uses IS 'Uses recorded, as in key_usage.use_count.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.denials IS 'Denials, as in key_usage.denied_count.';
 
+-- What other servers have sent: their last batch each, so that none counts twice.
+CREATE TABLE rk_apikeys.usage_senders (
+  sender uuid NOT NULL,
+  batch bigint NOT NULL,
+  received_at timestamptz NOT NULL,
+  client_addr inet,
+  application_name text,
+  left_out text[] NOT NULL,
+  CONSTRAINT usage_senders_pkey PRIMARY KEY (sender)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE rk_apikeys.usage_senders IS 'The standbys and subscribers that send usage here, a row for each start of such a server.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.sender IS 'A random number that the server made at its start.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.batch IS 'The number of the last batch that was written.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.received_at IS 'When that was.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.client_addr IS 'The server''s address; NULL over a Unix-domain socket.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.application_name IS 'Its application_name.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.left_out IS 'The keys of that batch whose row was locked: they come again.';
+
 -- The audit: append-only, written by triggers. Outlives the key.
 CREATE TABLE rk_apikeys.key_events (
   event_id bigint GENERATED ALWAYS AS IDENTITY,
@@ -78,6 +96,7 @@ COMMENT ON SEQUENCE rk_apikeys.key_events_event_id_seq IS 'Numbers the events.';
 
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage_daily', '');
+SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.usage_senders', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_events', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_events_event_id_seq', '');
 
@@ -106,6 +125,12 @@ CREATE POLICY principal ON rk_apikeys.key_usage_daily AS RESTRICTIVE
   TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
   USING ((SELECT rk_apikeys._may_manage()));
 COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A key sees and changes keys only if it has the scope apikeys:manage.';
+
+ALTER TABLE rk_apikeys.usage_senders ENABLE ROW LEVEL SECURITY;
+CREATE POLICY all_tenants_read ON rk_apikeys.usage_senders FOR SELECT
+  TO rk_apikeys_admin, rk_apikeys_auditor
+  USING ((SELECT rk_apikeys._no_principal()));
+COMMENT ON POLICY all_tenants_read ON rk_apikeys.usage_senders IS 'Admins and auditors see which servers send usage.';
 
 ALTER TABLE rk_apikeys.key_events ENABLE ROW LEVEL SECURITY;
 CREATE POLICY all_tenants_read ON rk_apikeys.key_events FOR SELECT

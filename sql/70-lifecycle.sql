@@ -136,6 +136,15 @@ CREATE FUNCTION rk_apikeys.flush_usage() RETURNS bigint
 COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
   'Writes what shared memory holds of this database''s keys to key_usage and key_usage_daily now; returns how many keys. 0 without shared memory, or if another flush is under way. Commit soon: other flushes wait their turn until then.';
 
+CREATE FUNCTION rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text[], environments text[],
+    last_used_at timestamptz[], addrs inet[], uses bigint[], denials bigint[],
+    known_uses bigint[], known_denials bigint[],
+    OUT n integer, OUT use_count bigint, OUT denied_count bigint) RETURNS SETOF record
+  LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE ROWS 1000
+  AS 'MODULE_PATHNAME', 'rk_apikeys_receive_usage';
+COMMENT ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[], bigint[], bigint[]) IS
+  'Writes a batch of usage that a standby or subscriber has counted; the server itself calls it, as the role of its rk_apikeys.primary_conninfo. Per key that was written, its place in the batch and its counts now; NULLs if there is no such key. A batch that comes again counts once. Errors: 22023 for what is no batch, 55P03 while another flush is under way.';
+
 -- The names of pgcrypto's functions are resolved here, once, with its schema on
 -- the path.
 SELECT set_config('search_path', format('pg_catalog, %s, pg_temp', extnamespace::regnamespace), true)

@@ -57,14 +57,16 @@ GRANT EXECUTE ON FUNCTION
   TO rk_apikeys_manager, rk_apikeys_admin;
 
 -- Counters of the whole server tell of every tenant.
-GRANT SELECT ON rk_apikeys.stats TO rk_apikeys_auditor, rk_apikeys_admin;
+GRANT SELECT ON rk_apikeys.stats, rk_apikeys.usage_senders TO rk_apikeys_auditor, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION rk_apikeys._stats() TO rk_apikeys_auditor, rk_apikeys_admin;
 
 -- The administrator alone: these write with the owner's rights.
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer,
     interval, jsonb, text),
-  rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval), rk_apikeys.flush_usage()
+  rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval), rk_apikeys.flush_usage(),
+  rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[],
+    bigint[], bigint[])
   TO rk_apikeys_admin;
 
 -- Nobody: the triggers' functions.

@@ -19,6 +19,7 @@
 
 #include "caller.h"
 #include "compat.h"
+#include "primary.h"
 #include "principal.h"
 #include "store.h"
 #include "usage.h"
@@ -209,31 +210,25 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
  * rk_apikeys.flush_usage() → bigint
  *
  * Write what shared memory holds of this database's keys to the tables now;
- * returns how many keys.  0 without shared memory, or if another flush is under
- * way.
+ * returns how many keys.  0 without shared memory, if another flush is under
+ * way, or where the use goes to a primary.
  */
 Datum
 rk_apikeys_flush_usage(PG_FUNCTION_ARGS)
 {
 	UsageCopy  *copies;
-	bool	   *flushed;
-	bool	   *gone;
 	int			count;
 	int64		total = 0;
 
 	principal_refuse();
-	if (!usage_is_shared())
+	if (!usage_is_shared() || primary_is_asked())
 		PG_RETURN_INT64(0);
 	copies = usage_pending(MyDatabaseId, false, &count);
-	flushed = palloc(Max(count, 1) * sizeof(bool));
-	gone = palloc(Max(count, 1) * sizeof(bool));
 	for (int i = 0; i < count; i += USAGE_BATCH)
 	{
 		CHECK_FOR_INTERRUPTS();
-		total += usage_flush(copies + i, Min(count - i, USAGE_BATCH),
-							 flushed + i, gone + i);
+		total += usage_flush_here(copies + i, Min(count - i, USAGE_BATCH));
 	}
-	usage_mark_at_commit(copies, count, flushed);
 	PG_RETURN_INT64(total);
 }
 

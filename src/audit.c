@@ -1,6 +1,6 @@
 /*
  * audit.c
- *		The events of a key: what changed, when, and by whom.
+ *		The events of a key: what changed, when, and by whom; and who is told.
  *
  * Three statement triggers on api_keys, one per command since a trigger with
  * transition tables has one, write a row of key_events per key in the same
@@ -9,20 +9,34 @@
  *
  * Rows that are restored or copied add no events: they bring their own
  * created_at, whereas a key that is made gets the transaction's time.
+ *
+ * With rk_apikeys.notify each event is also a notification, which PostgreSQL
+ * sends at COMMIT, and drops with a savepoint that is rolled back.  Any role
+ * can listen to any channel, so it tells neither tenant nor setting.  And any
+ * role can fill the queue, which all databases share, by listening and staying
+ * in a transaction; a COMMIT would fail then, that of a revocation too.  So
+ * nothing is sent while little of it is left.
  */
 #include "postgres.h"
 
 #include "catalog/pg_type_d.h"
+#include "commands/async.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/rel.h"
 
 #include "caller.h"
 #include "guard.h"
 #include "principal.h"
+#include "rk_apikeys.h"
+
+#define NOTIFY_CHANNEL "rk_apikeys"
+/* The part of the notification queue that may be full before nothing is sent. */
+#define NOTIFY_MAX_USAGE 0.75
 
 /*
  * The head of each insert.  $1 is the caller's role, $2 the principal; session_user is the same
@@ -80,6 +94,8 @@ INSERT_EVENTS
 static Datum audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 						 const char *query);
 static void insert_events(void *arg);
+static bool notify_has_room(void);
+static void notify_events(void);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_insert);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_update);
@@ -125,9 +141,11 @@ audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 static void
 insert_events(void *arg)
 {
+	const char *query = arg;
 	Oid			types[2] = {TEXTOID, TEXTOID};
 	Datum		values[2] = {0};
 	char		nulls[2] = {' ', 'n'};
+	bool		notify = rk_apikeys_notify && notify_has_room();
 
 	values[0] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
 	if (principal_is_set())
@@ -135,5 +153,53 @@ insert_events(void *arg)
 		values[1] = CStringGetTextDatum(principal_key_id());
 		nulls[1] = ' ';
 	}
-	SPI_execute_with_args((const char *) arg, 2, types, values, nulls, false, 0);
+	if (notify)
+		query = psprintf("%s RETURNING event, key_id", query);
+	SPI_execute_with_args(query, 2, types, values, nulls, false, 0);
+	if (notify)
+		notify_events();
+}
+
+/*
+ * Whether the notification queue has room; warns if it has not.  What is
+ * queued between here and COMMIT is why the bound is far from full.
+ */
+static bool
+notify_has_room(void)
+{
+	double		usage = DatumGetFloat8(OidFunctionCall0(F_PG_NOTIFICATION_QUEUE_USAGE));
+
+	if (usage < NOTIFY_MAX_USAGE)
+		return true;
+	ereport(WARNING,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("changes of API keys are not notified: the notification queue is %.0f%% full",
+					usage * 100),
+			 errhint("End the transaction of the session that listens and does not read.")));
+	return false;
+}
+
+/*
+ * Notify of the events that were just inserted.  Neither value needs escaping:
+ * constraints hold them to letters and digits.
+ */
+static void
+notify_events(void)
+{
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		char	   *event = SPI_getvalue(row, desc, 1);
+		char	   *key_id = SPI_getvalue(row, desc, 2);
+		char	   *payload = psprintf("{\"event\": \"%s\", \"key_id\": \"%s\"}",
+									   event, key_id);
+
+		Async_Notify(NOTIFY_CHANNEL, payload);
+		pfree(payload);
+		pfree(event);
+		pfree(key_id);
+	}
+	SPI_freetuptable(SPI_tuptable);
 }

@@ -56,6 +56,15 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 	index_beginscan(heap, index, snapshot, NULL, nkeys, norderbys)
 #endif
 
+/* 18: whether a plan is run once is no longer said. */
+#if PG_VERSION_NUM < 180000
+#define COMPAT_RUN_PARAMS uint64 count, bool execute_once
+#define COMPAT_RUN_ARGS count, execute_once
+#else
+#define COMPAT_RUN_PARAMS uint64 count
+#define COMPAT_RUN_ARGS count
+#endif
+
 /* 18: a function that does not return says so in front. */
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn __attribute__((noreturn))

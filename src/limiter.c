@@ -16,6 +16,13 @@
 /* Nanoseconds: a pace of many per millisecond must not round to nothing. */
 #define NSECS_PER_USEC INT64CONST(1000)
 
+/*
+ * What a limit may be taken for beyond its window before the clock must have
+ * been set back, or the window made shorter: processes read the clock a moment
+ * before they are here.
+ */
+#define SLACK_NSECS (INT64CONST(60) * USECS_PER_SEC * NSECS_PER_USEC)
+
 /* A window in microseconds, with months of 30 days. */
 int64
 limiter_window(const Interval *window)
@@ -30,7 +37,9 @@ limiter_window(const Interval *window)
 /*
  * Take "cost" of a limit of "limit" per window (microseconds).  Returns 0 if it
  * was there, else takes nothing and returns the microseconds until it will be.
- * cost is at least 1 and at most the limit.
+ * cost is at least 1 and at most the limit.  A moment that is too far ahead counts
+ * as a limit that is used up now: after the clock was set back nobody waits for
+ * longer than two windows, or one and a minute.
  */
 int64
 limiter_take(pg_atomic_uint64 *arrival, int limit, int64 window, int cost,
@@ -43,7 +52,9 @@ limiter_take(pg_atomic_uint64 *arrival, int limit, int64 window, int cost,
 
 	for (;;)
 	{
-		int64		next = Max((int64) old, now_ns) + taken_ns;
+		bool		astray = (int64) old > now_ns + window_ns + Max(window_ns, SLACK_NSECS);
+		int64		start = astray ? now_ns + window_ns : Max((int64) old, now_ns);
+		int64		next = start + taken_ns;
 		int64		wait_ns = next - now_ns - window_ns;
 
 		/*
@@ -51,7 +62,11 @@ limiter_take(pg_atomic_uint64 *arrival, int limit, int64 window, int cost,
 		 * the last of a window; nor may it let one more through.
 		 */
 		if (wait_ns > Min(limit, taken_ns / 2))
+		{
+			if (astray && !pg_atomic_compare_exchange_u64(arrival, &old, (uint64) start))
+				continue;
 			return (wait_ns + NSECS_PER_USEC - 1) / NSECS_PER_USEC;
+		}
 		if (pg_atomic_compare_exchange_u64(arrival, &old, (uint64) next))
 			return 0;
 	}

@@ -17,7 +17,8 @@
  * Memory: the fields of a message are overwritten in place, since a mask is
  * never longer.  The statement's text is still read by others, so it is
  * replaced by a copy from malloc(), which cannot raise; if there is no memory
- * the statement is hidden.  The copy lives until the next one is made.
+ * for it, and for the server to write it out afterwards, the statement is
+ * hidden.  The copy lives until the next one is made.
  */
 #include "postgres.h"
 
@@ -33,9 +34,18 @@
 #include "rk_apikeys.h"
 #include "token.h"
 
+/*
+ * Memory without which a statement is hidden, in lengths of it: the copy, and
+ * what the server takes to write it.  That is a buffer for the plain log and
+ * another for CSV or JSON, each up to four times as long: text is escaped, and
+ * buffers grow by doubling.
+ */
+#define STATEMENT_ROOM 9
+
 static emit_log_hook_type previous_emit_log_hook = NULL;
 static post_parse_analyze_hook_type previous_post_parse_analyze_hook = NULL;
 static ExecutorStart_hook_type previous_executor_start_hook = NULL;
+static ExecutorRun_hook_type previous_executor_run_hook = NULL;
 static ProcessUtility_hook_type previous_process_utility_hook = NULL;
 
 /* The masked statement that debug_query_string points to. */
@@ -68,13 +78,14 @@ redact_statement(ErrorData *edata)
 {
 	size_t		len;
 	char	   *copy;
+	char	   *shrunk;
 
 	if (debug_query_string == NULL || edata->hide_stmt)
 		return;
 	len = strlen(debug_query_string);
 	if (!token_suspected(debug_query_string, len))
 		return;
-	copy = malloc(len + 1);
+	copy = malloc((len + 1) * STATEMENT_ROOM);
 	if (copy == NULL)
 	{
 		edata->hide_stmt = true;
@@ -82,6 +93,9 @@ redact_statement(ErrorData *edata)
 	}
 	memcpy(copy, debug_query_string, len + 1);
 	redact_string(copy);
+	shrunk = realloc(copy, len + 1);
+	if (shrunk != NULL)
+		copy = shrunk;
 	debug_query_string = copy;
 	free(masked_statement);
 	masked_statement = copy;
@@ -141,15 +155,28 @@ redact_parsed(ParseState *pstate, Query *query, JumbleState *jstate)
 	redact_activity();
 }
 
-/* A statement that was parsed earlier is reported anew when it is executed. */
+/*
+ * A statement that was parsed earlier is reported anew when its parameters are
+ * bound, which starts the executor, and again when it is executed.
+ */
 static void
-redact_executed(QueryDesc *query_desc, int eflags)
+redact_started(QueryDesc *query_desc, int eflags)
 {
 	redact_activity();
 	if (previous_executor_start_hook)
 		previous_executor_start_hook(query_desc, eflags);
 	else
 		standard_ExecutorStart(query_desc, eflags);
+}
+
+static void
+redact_run(QueryDesc *query_desc, ScanDirection direction, COMPAT_RUN_PARAMS)
+{
+	redact_activity();
+	if (previous_executor_run_hook)
+		previous_executor_run_hook(query_desc, direction, COMPAT_RUN_ARGS);
+	else
+		standard_ExecutorRun(query_desc, direction, COMPAT_RUN_ARGS);
 }
 
 static void
@@ -175,7 +202,9 @@ redact_init(void)
 	previous_post_parse_analyze_hook = post_parse_analyze_hook;
 	post_parse_analyze_hook = redact_parsed;
 	previous_executor_start_hook = ExecutorStart_hook;
-	ExecutorStart_hook = redact_executed;
+	ExecutorStart_hook = redact_started;
+	previous_executor_run_hook = ExecutorRun_hook;
+	ExecutorRun_hook = redact_run;
 	previous_process_utility_hook = ProcessUtility_hook;
 	ProcessUtility_hook = redact_utility;
 }

@@ -42,6 +42,7 @@ PG_MODULE_MAGIC_EXT(
 #define TENANT_MAX_CHARS 200
 
 char	   *rk_apikeys_default_environment = NULL;
+char	   *rk_apikeys_primary_conninfo = NULL;
 char	   *rk_apikeys_tenant = NULL;
 char	   *rk_apikeys_token_prefix = NULL;
 char	   *rk_apikeys_expiring_window = NULL;
@@ -49,6 +50,7 @@ char	   *rk_apikeys_max_lifetime = NULL;
 char	   *rk_apikeys_stale_after = NULL;
 int			rk_apikeys_cache_size = 1024;
 int			rk_apikeys_max_tracked_keys = 65536;
+bool		rk_apikeys_notify = false;
 bool		rk_apikeys_redact_logs = true;
 bool		rk_apikeys_track_usage = true;
 int			rk_apikeys_usage_flush_interval = 10000;
@@ -200,7 +202,20 @@ define_settings(void)
 								65536, 16, 16777216,
 								PGC_POSTMASTER, 0,
 								NULL, NULL, NULL);
+	DefineCustomBoolVariable("rk_apikeys.notify",
+							 "Send a notification on channel rk_apikeys for each committed change of a key.",
+							 "Every role of the database can listen. A transaction that sends one cannot be prepared.",
+							 &rk_apikeys_notify, false,
+							 PGC_SUSET, 0,
+							 NULL, NULL, NULL);
 	pepper_init();
+	/* No check hook: where one refuses, PostgreSQL logs the value. */
+	DefineCustomStringVariable("rk_apikeys.primary_conninfo",
+							   "How to connect to the server that writes usage, from a standby or subscriber.",
+							   "If it is empty, a standby keeps usage in its memory, and a subscriber writes its own.",
+							   &rk_apikeys_primary_conninfo, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
 	principal_init();
 	DefineCustomBoolVariable("rk_apikeys.redact_logs",
 							 "Mask what looks like a token in the server log and in pg_stat_activity.",

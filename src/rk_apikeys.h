@@ -9,6 +9,7 @@
 
 /* Strings; never NULL once the library is loaded. */
 extern char *rk_apikeys_default_environment;
+extern char *rk_apikeys_primary_conninfo;	/* '': there is none */
 extern char *rk_apikeys_tenant;
 extern char *rk_apikeys_token_prefix;
 
@@ -19,6 +20,7 @@ extern char *rk_apikeys_stale_after;
 
 extern int	rk_apikeys_cache_size;	/* keys */
 extern int	rk_apikeys_max_tracked_keys;
+extern bool rk_apikeys_notify;
 extern bool rk_apikeys_redact_logs;
 extern bool rk_apikeys_track_usage;
 extern int	rk_apikeys_usage_flush_interval;	/* milliseconds */

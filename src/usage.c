@@ -4,9 +4,9 @@
  *
  * A shared hash holds, per database and key, the absolute counts and times:
  * what key_usage said when the entry was made, and what came since.  A verify
- * looks its entry up and adds to it; a worker writes what has changed to the
- * table from time to time.  Since values are absolute, a reader takes the
- * greater of table and memory, and a flush that is repeated does no harm.
+ * looks its entry up and adds to it; a worker has what has changed written to
+ * the table from time to time, by this server or, on a standby, by its primary.
+ * Since values are absolute, a reader takes the greater of table and memory.
  *
  * Only genuine tokens make entries.  If there is no room a use is not
  * recorded, and counted as overflow; a verify never fails for it.
@@ -47,6 +47,7 @@ void
 usage_shmem_request(void)
 {
 	RequestAddinShmemSpace(usage_hash_size(rk_apikeys_max_tracked_keys));
+	RequestAddinShmemSpace(MAXALIGN(sizeof(UsageOutbox)));
 	RequestNamedLWLockTranche(USAGE_TRANCHE, USAGE_PARTITIONS);
 }
 
@@ -55,8 +56,13 @@ void
 usage_shmem_startup(void)
 {
 	bool		made = usage_hash_startup(rk_apikeys_max_tracked_keys);
+	bool		found;
 
 	usage_locks = GetNamedLWLockTranche(USAGE_TRANCHE);
+	usage_outbox = ShmemInitStruct("rk_apikeys outbox", sizeof(UsageOutbox),
+								   &found);
+	if (!found)
+		usage_outbox_init();
 	if (!IsUnderPostmaster)
 		on_shmem_exit(usage_file_save, (Datum) 0);
 	if (made)
@@ -260,6 +266,8 @@ seed_entry(UsageEntry *entry, const StoredKey *key, const StoredUsage *seed)
 	pg_atomic_write_u64(&entry->last_used_at, last);
 	pg_atomic_write_u64(&entry->use_count, seed->use_count);
 	pg_atomic_write_u64(&entry->denied_count, seed->denied_count);
+	entry->known_uses = seed->use_count;
+	entry->known_denials = seed->denied_count;
 }
 
 /* Keep what was read of a key's row. */

@@ -17,7 +17,9 @@
 
 /* Below the data directory. */
 #define SAVE_FILE "pg_stat/rk_apikeys.usage"
-#define SAVE_MAGIC 0x524b5532
+#define SAVE_MAGIC 0x524b5533
+/* 0.1: the same, without what is known. */
+#define SAVE_MAGIC_0_1 0x524b5532
 
 /* What is kept of an entry over a restart. */
 typedef struct SavedUsage
@@ -30,6 +32,8 @@ typedef struct SavedUsage
 	int64		denied_count;
 	int64		has_addr;
 	inet_struct addr;
+	int64		known_uses;
+	int64		known_denials;
 } SavedUsage;
 
 /*
@@ -70,6 +74,8 @@ usage_file_save(int code, Datum arg)
 		saved.denied_count = (int64) pg_atomic_read_u64(&entry->denied_count);
 		saved.has_addr = entry->has_addr;
 		saved.addr = entry->addr;
+		saved.known_uses = entry->known_uses;
+		saved.known_denials = entry->known_denials;
 		failed = fwrite(&saved, sizeof(saved), 1, file) != 1;
 	}
 	if (FreeFile(file) != 0)
@@ -91,6 +97,7 @@ usage_file_load(void)
 {
 	FILE	   *file = AllocateFile(SAVE_FILE, PG_BINARY_R);
 	uint32		magic;
+	size_t		size = sizeof(SavedUsage);
 	SavedUsage	saved;
 
 	if (file == NULL)
@@ -101,13 +108,19 @@ usage_file_load(void)
 					 errmsg("could not read file \"%s\": %m", SAVE_FILE)));
 		return;
 	}
-	if (fread(&magic, sizeof(magic), 1, file) != 1 || magic != SAVE_MAGIC)
+	if (fread(&magic, sizeof(magic), 1, file) != 1)
+		magic = 0;
+	if (magic == SAVE_MAGIC_0_1)
+		size = offsetof(SavedUsage, known_uses);
+	if (magic != SAVE_MAGIC && magic != SAVE_MAGIC_0_1)
 		ereport(LOG,
 				(errmsg("ignoring file \"%s\": it is not of this version",
 						SAVE_FILE)));
 	else
 	{
-		while (fread(&saved, sizeof(saved), 1, file) == 1)
+		/* By default all that the table has is known. */
+		saved.known_uses = saved.known_denials = PG_INT64_MAX;
+		while (fread(&saved, size, 1, file) == 1)
 		{
 			UsageTarget target;
 			UsageEntry *entry;
@@ -124,6 +137,8 @@ usage_file_load(void)
 			pg_atomic_write_u64(&entry->denied_count, saved.denied_count);
 			entry->has_addr = saved.has_addr != 0;
 			entry->addr = saved.addr;
+			entry->known_uses = saved.known_uses;
+			entry->known_denials = saved.known_denials;
 			usage_hash_set_dirty(entry);
 		}
 	}

@@ -133,10 +133,11 @@ init_shared(int max_tracked)
 	pg_atomic_init_u32(&usage_shared->overflow_used, 0);
 	pg_atomic_init_u32(&usage_shared->stamps, USAGE_FIRST_STAMP);
 	pg_atomic_init_u32(&usage_shared->round, 1);
-	pg_atomic_init_u32(&usage_shared->unfinished, 0);
+	pg_atomic_init_u32(&usage_shared->end, USAGE_DONE);
+	pg_atomic_init_u32(&usage_shared->failing, 0);
 	pg_atomic_init_u32(&usage_shared->launcher, 0);
 	pg_atomic_init_u64(&usage_shared->last_flush_at, 0);
-	pg_atomic_init_u64(&usage_shared->flush_began,
+	pg_atomic_init_u64(&usage_shared->pending_since,
 					   (uint64) GetCurrentTimestamp());
 	usage_shared->max_tracked = max_tracked;
 }
@@ -316,6 +317,24 @@ usage_hash_set_dirty(UsageEntry *entry)
 		return;
 	if (pg_atomic_exchange_u32(&entry->state, USAGE_DIRTY) == USAGE_CLEAN)
 		set_pending_bit(entry);
+}
+
+/*
+ * A flush with that stamp is about to copy an entry.  Returns whether there is
+ * anything to copy.
+ */
+bool
+usage_hash_set_stamp(UsageEntry *entry, uint32 stamp)
+{
+	uint32		state = pg_atomic_read_u32(&entry->state);
+
+	/* A clean one must stay so: its bit in the map is off. */
+	do
+	{
+		if (state == USAGE_CLEAN)
+			return false;
+	} while (!pg_atomic_compare_exchange_u32(&entry->state, &state, stamp));
+	return true;
 }
 
 /*

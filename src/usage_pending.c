@@ -6,15 +6,14 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "storage/shmem.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "rk_apikeys.h"
 #include "stats.h"
 #include "usage.h"
 #include "usage_shared.h"
@@ -27,17 +26,11 @@ typedef struct Wanted
 	uint32		round;			/* those that it wrote are left out; 0: none are */
 } Wanted;
 
-/* Copies of what this transaction has flushed. */
-static List *to_mark = NIL;
-static bool registered = false;
-
-static void mark_committed(XactEvent event, void *arg);
 static UsageCopy *copy_entries(const Wanted *wanted, bool pending,
 							   uint32 stamp, int *count);
 static int	compare_copies(const void *a, const void *b);
 static bool is_wanted(UsageEntry *entry, const void *arg);
 static bool is_evictable(UsageEntry *entry, const void *arg);
-static void copy_entry(UsageEntry *entry, UsageCopy *copy);
 
 static bool
 is_pending(UsageEntry *entry)
@@ -45,16 +38,27 @@ is_pending(UsageEntry *entry)
 	return pg_atomic_read_u32(&entry->state) != USAGE_CLEAN;
 }
 
-static void
-copy_entry(UsageEntry *entry, UsageCopy *copy)
+/*
+ * Copy an entry, and take what it holds as usage_take() says, if that is asked
+ * for.  Its partition is locked.
+ */
+void
+usage_copy_entry(UsageEntry *entry, UsageCopy *copy, bool take)
 {
 	memcpy(copy->key_id, entry->key.key_id, TOKEN_KEY_ID_LEN);
 	copy->key_id[TOKEN_KEY_ID_LEN] = '\0';
 	memcpy(copy->environment, entry->environment, sizeof(copy->environment));
 	copy->last_used_at = (TimestampTz) pg_atomic_read_u64(&entry->last_used_at);
+	SpinLockAcquire(&entry->mutex);
 	copy->use_count = (int64) pg_atomic_read_u64(&entry->use_count);
 	copy->denied_count = (int64) pg_atomic_read_u64(&entry->denied_count);
-	SpinLockAcquire(&entry->mutex);
+	copy->known_uses = entry->known_uses;
+	copy->known_denials = entry->known_denials;
+	if (take)
+	{
+		entry->known_uses = copy->use_count;
+		entry->known_denials = copy->denied_count;
+	}
 	copy->has_addr = entry->has_addr;
 	copy->addr = entry->addr;
 	copy->pepper_id = entry->pepper_id;
@@ -101,8 +105,12 @@ compare_copies(const void *a, const void *b)
 UsageCopy *
 usage_unseen(Oid database, const uint64 *tenant, TimestampTz taken, int *count)
 {
-	/* Entries are marked as flushed after the commit, and the time with them. */
-	bool		all = (TimestampTz) pg_atomic_read_u64(&usage_shared->last_flush_at) >= taken;
+	/*
+	 * Entries are settled after the commit, and the time with them.  What
+	 * another server has written comes back by replication, later.
+	 */
+	bool		all = (TimestampTz) pg_atomic_read_u64(&usage_shared->last_flush_at) >= taken ||
+		rk_apikeys_primary_conninfo[0] != '\0';
 	Wanted		wanted = {.database = database, .tenant = tenant};
 
 	return copy_entries(&wanted, !all, USAGE_CLEAN, count);
@@ -123,13 +131,11 @@ copy_entries(const Wanted *wanted, bool pending, uint32 stamp, int *count)
 	*count = 0;
 	while ((entry = usage_hash_next(&walk)) != NULL)
 	{
-		if (stamp != USAGE_CLEAN)
+		if (stamp == USAGE_CLEAN || usage_hash_set_stamp(entry, stamp))
 		{
-			pg_atomic_write_u32(&entry->state, stamp);
-			pg_memory_barrier();
+			copies[*count].stamp = stamp;
+			usage_copy_entry(entry, &copies[(*count)++], false);
 		}
-		copies[*count].stamp = stamp;
-		copy_entry(entry, &copies[(*count)++]);
 		LWLockRelease(walk.lock);
 		if (*count == room)
 		{
@@ -157,11 +163,12 @@ is_wanted(UsageEntry *entry, const void *arg)
 static bool
 is_evictable(UsageEntry *entry, const void *arg)
 {
-	return (!is_pending(entry) || RecoveryInProgress()) &&
+	return (!is_pending(entry) ||
+			(RecoveryInProgress() && rk_apikeys_primary_conninfo[0] == '\0')) &&
 		pg_atomic_read_u64(&entry->arrival) <= *(const uint64 *) arg;
 }
 
-/* The databases that have something pending. */
+/* The databases that have something pending, or on its way. */
 List *
 usage_pending_databases(void)
 {
@@ -176,74 +183,9 @@ usage_pending_databases(void)
 		LWLockRelease(walk.lock);
 		databases = list_append_unique_oid(databases, database);
 	}
+	if (usage_outbox->count > 0)
+		databases = list_append_unique_oid(databases, usage_outbox->database);
 	return databases;
-}
-
-/* Note that what was copied of an entry is in the table now, committed. */
-void
-usage_mark_flushed(Oid database, const UsageCopy *copy)
-{
-	UsageTarget target;
-	UsageEntry *entry;
-
-	/* First: usage_unseen() takes an entry that is marked for seen by then. */
-	pg_atomic_write_u64(&usage_shared->last_flush_at, (uint64) GetCurrentTimestamp());
-	usage_hash_target(&target, database, copy->key_id);
-	LWLockAcquire(target.lock, LW_SHARED);
-	entry = usage_hash_find(&target);
-	if (entry != NULL)
-	{
-		SpinLockAcquire(&entry->mutex);
-		if (entry->pepper_id == copy->pepper_id)
-			entry->pepper_id = 0;
-		SpinLockRelease(&entry->mutex);
-		pg_atomic_write_u32(&entry->round,
-							pg_atomic_read_u32(&usage_shared->round));
-		usage_hash_set_clean(entry, copy->stamp);
-	}
-	LWLockRelease(target.lock);
-}
-
-/*
- * The same of the copies that were flushed by this transaction, if it commits.
- * Within a subtransaction, which may be rolled back alone, they stay pending,
- * and are flushed once more: that does no harm.
- */
-void
-usage_mark_at_commit(const UsageCopy *copies, int count, const bool *flushed)
-{
-	MemoryContext before;
-
-	if (GetCurrentTransactionNestLevel() > 1)
-		return;
-	if (!registered)
-		RegisterXactCallback(mark_committed, NULL);
-	registered = true;
-	before = MemoryContextSwitchTo(TopTransactionContext);
-	for (int i = 0; i < count; i++)
-	{
-		UsageCopy  *copy;
-
-		if (!flushed[i])
-			continue;
-		copy = palloc(sizeof(UsageCopy));
-		*copy = copies[i];
-		to_mark = lappend(to_mark, copy);
-	}
-	MemoryContextSwitchTo(before);
-}
-
-static void
-mark_committed(XactEvent event, void *arg)
-{
-	ListCell   *cell;
-
-	if (event == XACT_EVENT_COMMIT)
-		foreach(cell, to_mark)
-			usage_mark_flushed(MyDatabaseId, lfirst(cell));
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
-		event == XACT_EVENT_PREPARE)
-		to_mark = NIL;			/* its memory goes with the transaction */
 }
 
 /* Remove an entry that cannot be flushed: its key is gone. */
@@ -261,34 +203,57 @@ usage_forget(Oid database, const char *key_id)
 	LWLockRelease(target.lock);
 }
 
+/*
+ * Have all entries written, the clean ones too: what the primary has had from
+ * this server, or has told it, may not have come back before a promotion.
+ */
+void
+usage_write_all(void)
+{
+	UsageEntry *entry;
+	UsageWalk	walk = {.pending = false};
+
+	while ((entry = usage_hash_next(&walk)) != NULL)
+	{
+		usage_hash_set_dirty(entry);
+		LWLockRelease(walk.lock);
+	}
+}
+
 /* A round of flushes begins. */
 void
-usage_flush_began(void)
+usage_begin_round(void)
 {
-	pg_atomic_write_u64(&usage_shared->flush_began, (uint64) GetCurrentTimestamp());
 	/* 0 is the round of entries that no flush has written. */
 	if (pg_atomic_add_fetch_u32(&usage_shared->round, 1) == 0)
 		pg_atomic_write_u32(&usage_shared->round, 1);
 }
 
-/* Whether the last worker has left something for another. */
-bool
-usage_is_unfinished(void)
+/* A round that began then has written all that it found. */
+void
+usage_end_round(TimestampTz began)
 {
-	return pg_atomic_read_u32(&usage_shared->unfinished) != 0;
+	pg_atomic_write_u64(&usage_shared->pending_since, (uint64) began);
+}
+
+/* What became of the last worker. */
+UsageEnd
+usage_end(void)
+{
+	return (UsageEnd) pg_atomic_read_u32(&usage_shared->end);
 }
 
 void
-usage_set_unfinished(bool unfinished)
+usage_set_end(UsageEnd end)
 {
-	pg_atomic_write_u32(&usage_shared->unfinished, unfinished);
+	pg_atomic_write_u32(&usage_shared->end, end);
 }
 
 /*
  * Make room when the table is nearly full: remove entries that have nothing
  * pending and whose rate limit is full again, a quarter of the table at most.
- * A standby has nobody to write what is pending, so there it goes too, and is
- * counted as dropped.
+ * A standby without a primary_conninfo has nobody to write what is pending, so
+ * there it goes too, and is counted as dropped.
  */
 void
 usage_evict(void)
@@ -338,7 +303,7 @@ usage_totals(UsageTotals *totals)
 	totals->tracked = pg_atomic_read_u32(&usage_shared->tracked);
 	totals->max_tracked = usage_shared->max_tracked;
 	totals->last_flush_at = (TimestampTz) pg_atomic_read_u64(&usage_shared->last_flush_at);
-	totals->pending_since = (TimestampTz) pg_atomic_read_u64(&usage_shared->flush_began);
+	totals->pending_since = (TimestampTz) pg_atomic_read_u64(&usage_shared->pending_since);
 	while (usage_hash_next(&walk) != NULL)
 	{
 		totals->pending++;

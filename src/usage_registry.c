@@ -94,6 +94,7 @@ usage_attach(void)
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
 		usage_shared = NULL;
+		usage_outbox = NULL;
 		stats_place(NULL);
 		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 			ReThrowError(error);
@@ -115,6 +116,7 @@ attach(void)
 	Size		size = add_size(add_size(usage_hash_size(MAX_TRACKED), stats_size()),
 								USAGE_PARTITIONS * sizeof(LWLockPadded));
 
+	size = add_size(size, sizeof(UsageOutbox));
 	place(GetNamedDSMSegment(SEGMENT, size, init, &found));
 	LWLockRegisterTranche(usage_shared->tranche, USAGE_TRANCHE);
 	see_to_launcher();
@@ -129,6 +131,8 @@ place(char *memory)
 	usage_locks = (LWLockPadded *) memory;
 	memory += USAGE_PARTITIONS * sizeof(LWLockPadded);
 	stats_place(memory);
+	memory += stats_size();
+	usage_outbox = (UsageOutbox *) memory;
 }
 
 /* Make the memory; nobody else has it yet. */
@@ -138,6 +142,7 @@ init(void *memory)
 	place(memory);
 	memset(memory, 0, usage_hash_size(MAX_TRACKED));
 	usage_hash_init(MAX_TRACKED);
+	usage_outbox_init();
 	stats_init();
 	usage_shared->tranche = LWLockNewTrancheId();
 	for (int i = 0; i < USAGE_PARTITIONS; i++)

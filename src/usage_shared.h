@@ -47,6 +47,8 @@ typedef struct pg_attribute_aligned(256) UsageEntry
 	inet_struct addr;
 	int			pepper_id;		/* of the new digest; 0: there is none */
 	uint8		digest[DIGEST_SHA256_LEN];	/* signed anew, to be stored */
+	int64		known_uses;		/* what of the counts the table has, or a flush */
+	int64		known_denials;	/* has taken */
 } UsageEntry;
 
 StaticAssertDecl(offsetof(UsageEntry, arrival) == 128,
@@ -61,9 +63,10 @@ typedef struct UsageShared
 	slock_t		mutex;			/* guards first_free, and that growth */
 	uint32		first_free;		/* of those that are free again; 0: none */
 	pg_atomic_uint64 last_flush_at; /* a batch was committed */
-	pg_atomic_uint64 flush_began;
+	pg_atomic_uint64 pending_since; /* as in UsageTotals */
 	pg_atomic_uint32 round;		/* of flushes; only grows */
-	pg_atomic_uint32 unfinished;	/* the last worker has left something */
+	pg_atomic_uint32 end;		/* UsageEnd, of the last worker */
+	pg_atomic_uint32 failing;	/* the last batch did not reach the primary */
 	/* entries removed so far, by partition; changed under its lock */
 	uint64		removed[USAGE_PARTITIONS];
 	int			max_tracked;	/* fixed */
@@ -105,7 +108,11 @@ extern UsageEntry *usage_hash_add(const UsageTarget *target);
 extern void usage_hash_remove(UsageEntry *entry);
 extern UsageEntry *usage_hash_next(UsageWalk *walk);
 extern void usage_hash_set_dirty(UsageEntry *entry);
+extern bool usage_hash_set_stamp(UsageEntry *entry, uint32 stamp);
 extern void usage_hash_set_clean(UsageEntry *entry, uint32 stamp);
+
+/* usage_pending.c */
+extern void usage_copy_entry(UsageEntry *entry, UsageCopy *copy, bool take);
 
 /* usage_registry.c */
 extern bool usage_attach(void);

@@ -47,7 +47,7 @@
 
 /* The advisory lock of a flush: "rkap". */
 #define FLUSH_LOCK 0x726b6170
-#define BATCH_COLUMNS 6
+#define BATCH_COLUMNS 8
 
 typedef struct Use
 {
@@ -228,10 +228,25 @@ usage_write(void *arg)
 }
 
 /*
+ * Take the advisory lock of this database's flushes until the transaction ends.
+ * Returns false if another flush has it and this one does not want to wait.
+ */
+bool
+usage_lock_flushes(bool wait)
+{
+	if (!wait)
+		return DatumGetBool(DirectFunctionCall2(pg_try_advisory_xact_lock_int4,
+												Int32GetDatum(FLUSH_LOCK), Int32GetDatum(0)));
+	DirectFunctionCall2(pg_advisory_xact_lock_int4, Int32GetDatum(FLUSH_LOCK),
+						Int32GetDatum(0));
+	return true;
+}
+
+/*
  * Write a batch of copies into key_usage and key_usage_daily, in the caller's
- * transaction; returns how many.  Sets flushed[] and gone[] per copy; a row
- * that somebody has locked is neither.  Writes nothing if another flush is
- * under way in this database.
+ * transaction, which has the lock of flushes; returns how many.  Sets flushed[]
+ * and gone[] per copy; a row that somebody has locked is neither.  A copy that
+ * was flushed tells what the table has now.
  */
 int
 usage_flush(UsageCopy *copies, int count, bool *flushed, bool *gone)
@@ -240,18 +255,16 @@ usage_flush(UsageCopy *copies, int count, bool *flushed, bool *gone)
 
 	memset(flushed, 0, count * sizeof(bool));
 	memset(gone, 0, count * sizeof(bool));
-	if (count > 0 &&
-		DatumGetBool(DirectFunctionCall2(pg_try_advisory_xact_lock_int4,
-										 Int32GetDatum(FLUSH_LOCK), Int32GetDatum(0))))
+	if (count > 0)
 		caller_run_as_owner(store_table("key_usage", false), write_batch,
 							&batch);
 	return batch.total;
 }
 
 /*
- * OwnerWork.  Times and counts only grow.  The day's counts grow by what the
- * key's grew by, so a batch that is written twice counts once.  Keys that have a
- * row in key_usage take one statement; those that have none, which are few but
+ * OwnerWork.  Times and counts only grow: a count by what was counted since it
+ * was known to be in the table, or by what the table lacks of it, if that is
+ * more; the day's by the same.  Keys that have a row in key_usage take one statement; those that have none, which are few but
  * for the first time, another: their row is inserted under FOR KEY SHARE, so
  * that it does not outlive the key.
  */
@@ -259,8 +272,8 @@ static void
 write_batch(void *arg)
 {
 #define BATCH_ROWS \
-	" unnest($1::text[], $2::text[], $3::timestamptz[], $4::inet[], $5::bigint[], $6::bigint[])" \
-	"  WITH ORDINALITY AS b(key_id, environment, last_used_at, addr, uses, denials, n)"
+	" unnest($1::text[], $2::text[], $3::timestamptz[], $4::inet[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[])" \
+	"  WITH ORDINALITY AS b(key_id, environment, last_used_at, addr, uses, denials, known_uses, known_denials, n)"
 #define ADD_TO_DAY(rows) \
 	" daily AS" \
 	"  (INSERT INTO rk_apikeys.key_usage_daily AS d (key_id, day, environment, tenant, uses, denials)" \
@@ -270,8 +283,9 @@ write_batch(void *arg)
 	"     SET uses = d.uses + excluded.uses, denials = d.denials + excluded.denials)"
 	static const char *const grow =
 		"WITH old AS MATERIALIZED"
-		"  (SELECT b.*, u.ctid AS at, u.tenant, greatest(b.uses - u.use_count, 0) AS new_uses,"
-		"     greatest(b.denials - u.denied_count, 0) AS new_denials"
+		"  (SELECT b.*, u.ctid AS at, u.tenant,"
+		"     greatest(b.uses - least(b.known_uses, u.use_count), 0) AS new_uses,"
+		"     greatest(b.denials - least(b.known_denials, u.denied_count), 0) AS new_denials"
 		"    FROM " BATCH_ROWS " JOIN rk_apikeys.key_usage u ON u.key_id = b.key_id"
 		"    FOR NO KEY UPDATE OF u SKIP LOCKED),"
 		" grown AS"
@@ -280,9 +294,10 @@ write_batch(void *arg)
 		"     last_used_addr = coalesce(o.addr, u.last_used_addr),"
 		"     use_count = u.use_count + o.new_uses, denied_count = u.denied_count + o.new_denials"
 		"    FROM old o WHERE u.ctid = o.at"
-		"    RETURNING o.n, o.key_id, o.environment, o.tenant, o.new_uses, o.new_denials),"
+		"    RETURNING o.n, o.key_id, o.environment, o.tenant, o.new_uses, o.new_denials,"
+		"     u.use_count, u.denied_count),"
 		ADD_TO_DAY("grown")
-		" SELECT n, true FROM grown";
+		" SELECT n, use_count, denied_count FROM grown";
 	static const char *const add =
 		"WITH b AS MATERIALIZED (SELECT * FROM " BATCH_ROWS "),"
 		" live AS MATERIALIZED"
@@ -299,8 +314,8 @@ write_batch(void *arg)
 		"      use_count = greatest(u.use_count, excluded.use_count),"
 		"      denied_count = greatest(u.denied_count, excluded.denied_count)),"
 		ADD_TO_DAY("live")
-		" SELECT n, true FROM live UNION ALL"
-		" SELECT n, false FROM b"
+		" SELECT n, uses, denials FROM live UNION ALL"
+		" SELECT n, NULL, NULL FROM b"
 		"  WHERE NOT EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = b.key_id)";
 	static SPIPlanPtr grow_plan = NULL;
 	static SPIPlanPtr add_plan = NULL;
@@ -332,10 +347,11 @@ write_rows(Batch *batch, const int *numbers, int count, SPIPlanPtr *plan,
 {
 	Oid			types[BATCH_COLUMNS] = {
 		TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, INETARRAYOID,
-		INT8ARRAYOID, INT8ARRAYOID
+		INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID
 	};
 	Oid			elements[BATCH_COLUMNS] = {
-		TEXTOID, TEXTOID, TIMESTAMPTZOID, INETOID, INT8OID, INT8OID
+		TEXTOID, TEXTOID, TIMESTAMPTZOID, INETOID, INT8OID, INT8OID, INT8OID,
+		INT8OID
 	};
 	Datum		values[BATCH_COLUMNS];
 	Datum	   *columns[BATCH_COLUMNS];
@@ -363,6 +379,8 @@ write_rows(Batch *batch, const int *numbers, int count, SPIPlanPtr *plan,
 		}
 		columns[4][i] = Int64GetDatum(copy->use_count);
 		columns[5][i] = Int64GetDatum(copy->denied_count);
+		columns[6][i] = Int64GetDatum(copy->known_uses);
+		columns[7][i] = Int64GetDatum(copy->known_denials);
 	}
 	for (int c = 0; c < BATCH_COLUMNS; c++)
 		values[c] = array_of(columns[c], c == 2 ? no_time : c == 3 ? no_addr : NULL,
@@ -385,12 +403,14 @@ write_rows(Batch *batch, const int *numbers, int count, SPIPlanPtr *plan,
 		HeapTuple	tuple = SPI_tuptable->vals[row];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
-		int64		n = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull)) - 1;
-		bool		written = DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull));
+		int			i = numbers[DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull)) - 1];
+		UsageCopy  *copy = &batch->copies[i];
 
-		batch->flushed[numbers[n]] = written;
-		batch->gone[numbers[n]] = !written;
-		batch->total += written;
+		copy->table_uses = DatumGetInt64(SPI_getbinval(tuple, desc, 2, &isnull));
+		copy->table_denials = DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull));
+		batch->flushed[i] = !isnull;
+		batch->gone[i] = isnull;
+		batch->total += !isnull;
 	}
 	SPI_freetuptable(SPI_tuptable);
 }

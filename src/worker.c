@@ -4,16 +4,18 @@
  *
  * A launcher, which reads shared catalogs only, starts one short worker per
  * database that has something pending, one after the other, every
- * rk_apikeys.usage_flush_interval.  On a standby it starts none, since nothing
- * can be written there, and only makes room.
+ * rk_apikeys.usage_flush_interval.  The worker writes it to the tables or, on a
+ * standby or subscriber that knows where, sends it.  On a standby that does not,
+ * the launcher starts none, and only makes room.
  *
  * Trust: a database's owner may have left a schema of our name behind, with
  * tables and triggers of his own, where the extension was dropped.  A worker
  * writes only to tables that are members of the extension, as their owner and
  * as a security-restricted operation, under settings that it forces.
  *
- * A worker keeps a database busy for under two seconds, since DROP DATABASE
- * waits for five; where that is not enough another goes on after a pause.
+ * A worker keeps a database busy for under two seconds, or four if it sends,
+ * since DROP DATABASE waits for five; where that is not enough another goes on
+ * after a pause.
  */
 #include "postgres.h"
 
@@ -42,6 +44,7 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
+#include "primary.h"
 #include "rk_apikeys.h"
 #include "stats.h"
 #include "store.h"
@@ -53,8 +56,6 @@
 #define BATCH_TIMEOUT_MS 1500
 /* Between two workers in a database; DROP DATABASE looks ten times a second. */
 #define WORKER_PAUSE_MS 250
-/* Seconds that a use of a key which nobody can see yet is kept for. */
-#define GONE_AFTER_SECONDS 60
 
 /* The extension's tables in this database. */
 typedef enum TablesState
@@ -64,15 +65,27 @@ typedef enum TablesState
 	TABLES_BUSY					/* somebody else has one locked */
 } TablesState;
 
+/* Who writes this database's usage. */
+typedef enum Destination
+{
+	DESTINATION_HERE,
+	DESTINATION_PRIMARY,
+	DESTINATION_NONE			/* the extension is gone */
+} Destination;
+
+/* What is done with copies in a transaction; returns how many were written. */
+typedef int (*BatchWork) (const UsageCopy *copies, int count);
+
 static void describe_launcher(BackgroundWorker *worker);
 static void flush_all(void);
-static bool flush_database(Oid database);
+static UsageEnd flush_database(Oid database);
 static void pause_for(int milliseconds);
 static bool database_is_open(Oid database);
 static void drop_entries(Oid database);
-static void flush_one(Oid database);
+static UsageEnd flush_one(Oid database);
+static Destination find_destination(void);
+static TablesState flush_batch(BatchWork work, const UsageCopy *copies, int count);
 static TablesState lock_tables(void);
-static bool flush_batch(UsageCopy *copies, int count);
 
 /* Register the launcher; while the library is preloaded. */
 void
@@ -153,19 +166,27 @@ rk_apikeys_launcher_main(Datum arg)
 static void
 flush_all(void)
 {
+	static bool was_standby = false;
+	bool		is_standby = RecoveryInProgress();
+	TimestampTz began = GetCurrentTimestamp();
+	bool		failed = false;
 	List	   *databases;
 	ListCell   *cell;
 
-	/* A standby writes nothing, but must not fill up. */
-	if (RecoveryInProgress())
+	/* A standby that sends nothing must not fill up. */
+	if (is_standby && rk_apikeys_primary_conninfo[0] == '\0')
 	{
+		was_standby = true;
 		usage_evict();
 		return;
 	}
+	if (was_standby && !is_standby)
+		usage_write_all();
+	was_standby = is_standby;
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	MemoryContextSwitchTo(TopTransactionContext);
-	usage_flush_began();
+	usage_begin_round();
 	databases = usage_pending_databases();
 	foreach(cell, databases)
 	{
@@ -187,9 +208,14 @@ flush_all(void)
 
 		foreach(cell, databases)
 		{
-			if (!ShutdownRequestPending && OidIsValid(lfirst_oid(cell)) &&
-				!flush_database(lfirst_oid(cell)))
+			UsageEnd	end;
+
+			if (ShutdownRequestPending || !OidIsValid(lfirst_oid(cell)))
+				continue;
+			end = flush_database(lfirst_oid(cell));
+			if (end == USAGE_LEFT)
 				unfinished = lappend_oid(unfinished, lfirst_oid(cell));
+			failed |= end == USAGE_FAILED;
 		}
 		list_free(databases);
 		databases = unfinished;
@@ -197,20 +223,22 @@ flush_all(void)
 			pause_for(WORKER_PAUSE_MS);
 	}
 	list_free(databases);
+	if (!failed)
+		usage_end_round(began);
 }
 
 /*
- * Run a worker in a database.  Returns whether it has written all; true also if
- * it could not be started, since what is pending then waits for the next round.
+ * Run a worker in a database.  What is pending where it has failed, or could not
+ * be started, waits for the next round.
  */
-static bool
+static UsageEnd
 flush_database(Oid database)
 {
 	BackgroundWorker worker = {0};
 	BackgroundWorkerHandle *handle;
 
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	strlcpy(worker.bgw_library_name, "rk_apikeys", BGW_MAXLEN);
 	strlcpy(worker.bgw_function_name, "rk_apikeys_flush_main", BGW_MAXLEN);
@@ -218,22 +246,26 @@ flush_database(Oid database)
 	strlcpy(worker.bgw_type, "rk_apikeys flush", BGW_MAXLEN);
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
 	worker.bgw_notify_pid = MyProcPid;
-	usage_set_unfinished(false);
+	usage_set_end(USAGE_FAILED);
 	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
-		return true;
+		return USAGE_FAILED;
 	(void) WaitForBackgroundWorkerShutdown(handle);
 	pfree(handle);
-	return !usage_is_unfinished();
+	return usage_end();
 }
 
-/* Wait, but for a shutdown: so DROP DATABASE finds the database empty. */
+/*
+ * Wait, but for a shutdown: so DROP DATABASE finds the database empty.  Ends
+ * early where the clock is set, since it might not come round again.
+ */
 static void
 pause_for(int milliseconds)
 {
 	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz now;
 
-	while (!ShutdownRequestPending &&
-		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), milliseconds))
+	while (!ShutdownRequestPending && (now = GetCurrentTimestamp()) >= start &&
+		   !TimestampDifferenceExceeds(start, now, milliseconds))
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 milliseconds, PG_WAIT_EXTENSION);
@@ -265,6 +297,8 @@ drop_entries(Oid database)
 
 	for (int i = 0; i < count; i++)
 		usage_forget(database, copies[i].key_id);
+	if (usage_outbox->database == database)
+		usage_outbox->count = 0;
 	stats_count_many(STATS_DROPPED, count);
 	pfree(copies);
 }
@@ -288,53 +322,90 @@ rk_apikeys_flush_main(Datum database)
 	pgstat_report_appname("rk_apikeys flush");
 	/* Without preload this is where the memory is attached. */
 	if (usage_is_shared())
-		flush_one(DatumGetObjectId(database));
+		usage_set_end(flush_one(DatumGetObjectId(database)));
 	proc_exit(0);
 }
 
-/* Flush what is pending of this database, batch by batch. */
-static void
+/*
+ * Flush what is pending of this database, batch by batch; after what it sent
+ * when it was a standby.
+ */
+static UsageEnd
 flush_one(Oid database)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
 												  "rk_apikeys flush",
 												  ALLOCSET_DEFAULT_SIZES);
 	TimestampTz start = GetCurrentTimestamp();
+	Destination destination = find_destination();
 	UsageCopy  *copies;
 	int			count;
 
 	MemoryContextSwitchTo(context);
+	if (destination == DESTINATION_NONE)
+	{
+		drop_entries(database);
+		return USAGE_DONE;
+	}
 	copies = usage_pending(database, true, &count);
+	if (destination == DESTINATION_PRIMARY)
+	{
+		pgstat_report_activity(STATE_RUNNING, "sending the usage of API keys");
+		return primary_send(copies, count);
+	}
+	if (primary_has_sent())
+	{
+		if (flush_batch(primary_deliver, usage_outbox->copies,
+						usage_outbox->count) != TABLES_OURS)
+			return USAGE_FAILED;
+		primary_delivered();
+	}
 	for (int i = 0; i < count; i += USAGE_BATCH)
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
 									   WORKER_BUDGET_MS))
+			return USAGE_LEFT;
+		switch (flush_batch(usage_flush_here, copies + i,
+							Min(count - i, USAGE_BATCH)))
 		{
-			usage_set_unfinished(true);
-			break;
-		}
-		if (!flush_batch(copies + i, Min(count - i, USAGE_BATCH)))
-		{
-			drop_entries(database);
-			break;
+			case TABLES_OURS:
+				break;
+			case TABLES_BUSY:
+				return USAGE_FAILED;
+			case TABLES_NOT_OURS:
+				drop_entries(database);
+				return USAGE_DONE;
 		}
 	}
+	return USAGE_DONE;
+}
+
+static Destination
+find_destination(void)
+{
+	Destination result = DESTINATION_HERE;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (!OidIsValid(get_extension_oid("rk_apikeys", true)))
+		result = DESTINATION_NONE;
+	else if (primary_is_asked())
+		result = DESTINATION_PRIMARY;
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	return result;
 }
 
 /*
- * Flush one batch in a transaction of its own.  Returns false if the extension
- * is not in this database; where its tables are busy nothing is written.
+ * Do the work on one batch in a transaction of its own, if the tables are ours.
  */
-static bool
-flush_batch(UsageCopy *copies, int count)
+static TablesState
+flush_batch(BatchWork work, const UsageCopy *copies, int count)
 {
 	MemoryContext context = CurrentMemoryContext;
-	bool	   *flushed = palloc0(count * sizeof(bool));
-	bool	   *gone = palloc0(count * sizeof(bool));
 	TablesState tables;
 	int			total = 0;
-	TimestampTz now = GetCurrentTimestamp();
 
 	StartTransactionCommand();
 	pgstat_report_activity(STATE_RUNNING, "flushing the usage of API keys");
@@ -348,29 +419,17 @@ flush_batch(UsageCopy *copies, int count)
 
 		GetUserIdAndSecContext(&userid, &security);
 		SetUserIdAndSecContext(userid, security | SECURITY_RESTRICTED_OPERATION);
-		total = usage_flush(copies, count, flushed, gone);
+		total = work(copies, count);
 		SetUserIdAndSecContext(userid, security);
 	}
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	PopActiveSnapshot();
-	/* From the commit to the marks nothing may come in between. */
-	HOLD_INTERRUPTS();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
-	for (int i = 0; i < count; i++)
-	{
-		if (flushed[i])
-			usage_mark_flushed(MyDatabaseId, &copies[i]);
-		else if (gone[i] &&
-				 TimestampDifferenceExceeds(copies[i].last_used_at, now,
-											GONE_AFTER_SECONDS * 1000))
-			usage_forget(MyDatabaseId, copies[i].key_id);
-	}
-	RESUME_INTERRUPTS();
 	stats_count(STATS_FLUSHES);
 	stats_count_many(STATS_FLUSHED_KEYS, total);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	return tables != TABLES_NOT_OURS;
+	return tables;
 }
 
 /*

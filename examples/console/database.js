@@ -35,7 +35,7 @@ const reading = (tenant, action) => transaction('BEGIN READ ONLY', tenant, actio
 const change = (tenant, text, values) =>
   transaction('BEGIN', tenant, async (client) => (await client.query(text, values)).rows);
 
-const LISTED = 'key_id, name, environment, masked_key, status, enabled, expires_at, last_used_at, created_at, updated_at';
+const LISTED = 'key_id, name, environment, masked_key, status, enabled, expires_at, grace_until, revoked_at, last_used_at, created_at, updated_at';
 
 module.exports = {
   close: () => pool.end(),
@@ -47,8 +47,8 @@ module.exports = {
   // A key with its use per day and its history; undefined if there is none. A deleted key has its history left.
   key: (tenant, id) => reading(tenant, async (client) => {
     const key = await client.query(
-      `SELECT ${LISTED}, description, scopes, allowed_cidrs, rate_limit, rate_window, expires_in, use_count, replaces, grace_until,
-         revoked_at, revoked_reason, created_by, updated_by FROM rk_apikeys.keys WHERE key_id = $1`, [id]);
+      `SELECT ${LISTED}, description, scopes, allowed_cidrs, rate_limit, rate_window, expires_in, use_count, replaces,
+         revoked_reason, created_by, updated_by FROM rk_apikeys.keys WHERE key_id = $1`, [id]);
     const days = await client.query(
       `SELECT day, coalesce(uses, 0) AS uses, coalesce(denials, 0) AS denials
          FROM generate_series(current_date - 29, current_date, '1 day') d(at)

@@ -208,18 +208,25 @@ const deleteDialog = html`
 
 const COLUMNS = [['name', 'Name'], ['key_id', 'API key'], ['last_used_at', 'Last used'], ['created_at', 'Created on'], ['updated_at', 'Last updated on']];
 
+// When a key ends or has ended, by its status; nothing for one that lives for ever.
+function end({ status, expires_at: expires, grace_until: grace, revoked_at: revoked }) {
+  const at = { revoked, rotated: grace, grace }[status] ?? expires;
+  const word = { revoked: 'since', rotated: 'since', expired: 'since', grace: 'ends' }[status] ?? 'expires';
+  return at && html` <span class="minor">${word} ${day(at)}</span>`;
+}
+
 const over = (status) => ['revoked', 'rotated', 'expired'].includes(status);
 
 const actions = (row, words) => html`
   <button type="button" class="switch" role="switch" aria-checked="${String(row.enabled)}" data-toggle aria-label="Enabled: ${row.name}" ${over(row.status) && html`disabled`}
-    title="Enable or disable"><span></span></button>
+    title="Enable or disable"><span></span>${words && 'Enabled'}</button>
   <button type="button" class="${!words && 'square'}" data-open="rotate" aria-label="Rotate ${row.name}" title="Rotate" ${over(row.status) && html`disabled`}>${ICONS.rotate}${words && 'Rotate'}</button>
   <button type="button" class="${!words && 'square'}" data-open="delete" aria-label="Delete ${row.name}" title="Delete">${ICONS.trash}${words && 'Delete'}</button>`;
 
 const line = (row) => html`
 <tr role="row" data-key="${row.key_id}" data-name="${row.name}" data-masked="${row.masked_key}">
   <th role="rowheader" scope="row"><a href="/keys/${row.key_id}">${row.name}</a>
-    <span class="state">${badge(row.status)}${row.expires_at && html` <span class="minor">${row.status === 'expired' ? 'since' : 'until'} ${day(row.expires_at)}</span>`}</span></th>
+    <span class="state">${badge(row.status)}${end(row)}</span></th>
   <td role="cell" class="masked"><code>${row.masked_key}</code></td>
   <td role="cell" data-label="Last used">${time(row.last_used_at)}</td>
   <td role="cell" data-label="Created on">${time(row.created_at)}</td>

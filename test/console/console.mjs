@@ -108,6 +108,8 @@ await page.goto(search('%'));
 is(await page.getByText('No API key matches.').count(), 1, 'a search for what is nowhere says so');
 await page.goto(search('', '&status=revoked'));
 ok((await page.locator('table.keys .badge').allInnerTexts()).every((word) => word === 'Revoked'), 'the list can be one of a status');
+const ends = await page.locator('table.keys .state .minor').allInnerTexts();
+ok(ends.length === await rows(page).count() && ends.every((end) => /^since /.test(end) && Date.parse(end.slice(6)) < Date.now()), 'which says since when', ends);
 
 const value = { name: 'th a', key_id: 'code', last_used_at: 'td:nth-of-type(2) time', created_at: 'td:nth-of-type(3) time', updated_at: 'td:nth-of-type(4) time' };
 for (const [by, title] of [['name', 'Name'], ['key_id', 'API key'], ['last_used_at', 'Last used'], ['created_at', 'Created on'], ['updated_at', 'Last updated on']]) {
@@ -270,8 +272,8 @@ like(await page.locator('.legend.uses').innerText(), new RegExp(`^Used: ${total.
 await page.goto(`${origin}/keys`);
 for (const [code, values, pattern] of [
   ['22023', { 'API key name': 'x', 'Expire date (optional)': '2020-01-01' }, /lies in the past: 2020-01-01.*\n+.*revoke or disable it/],
-  ['23514', { 'API key name': 'x', Scopes: 'Pay' }, /scope of an API key cannot be "Pay"\n+Use words of/],
-  ['23514', { 'API key name': ' ' }, /name/],
+  ['23514', { 'API key name': 'x', Scopes: 'Pay' }, /scope of an API key cannot be "Pay"\n+Use words of/i],
+  ['23514', { 'API key name': ' ' }, /name of an API key is empty/i],
   ['22P02', { 'API key name': 'x', Addresses: '10.0.0.300' }, /10\.0\.0\.300/],
   ['22P02', { 'API key name': 'x', 'Rate limit': 'ten' }, /ten/]]) {
   dialog = await fill(page, values);
@@ -306,7 +308,7 @@ await page.locator('#say', { hasText: 'There is no such API key.' }).waitFor();
 is(await page.getByRole('switch').getAttribute('aria-checked'), 'true', 'a toggle that fails stays');
 await other.close();
 is((await page.goto(`${origin}/keys?sort=digest`)).status(), 400, 'a sort that is none is refused');
-like(await page.getByRole('alert').innerText(), /cannot sort by "digest"\n+Use name/, 'with what the database says');
+like(await page.getByRole('alert').innerText(), /cannot sort by "digest"\n+Use name/i, 'with what the database says');
 is((await page.goto(`${origin}/keys?after=nonsense`)).status(), 400, 'so is a cursor that is none');
 is((await page.goto(`${origin}/nothing`)).status(), 404, 'and a page that is none');
 

@@ -29,6 +29,10 @@ const screens = {
     await page.getByRole('button', { name: 'Copy Secret Key' }).click();
     await page.getByText('Copied to the clipboard').waitFor();
   },
+  'sign-in': (page) => page.goto(`${origin}/sign-in`),
+  rotate: async (page) => {
+    await page.getByRole('button', { name: /^Rotate HubSpot Sync – Prod/ }).first().click();
+  },
   delete: async (page) => {
     await page.getByRole('button', { name: /^Delete HubSpot Sync – Prod/ }).first().click();
   },
@@ -44,6 +48,8 @@ const pictures = [
   ['list-narrow-dark', 'list', NARROW, 'dark'],
   ['create-wide-dark', 'create', WIDE, 'dark'],
   ['create-narrow-light', 'create', NARROW, 'light'],
+  ['rotate-wide-light', 'rotate', WIDE, 'light', '?search=hubspot&sort=name'],
+  ['sign-in-narrow-light', 'sign-in', NARROW, 'light'],
   ['delete-narrow-dark', 'delete', NARROW, 'dark', '?search=hubspot'],
   ['key-wide-dark', 'key', WIDE, 'dark', '?search=hubspot&sort=name', true],
   ['key-narrow-light', 'key', NARROW, 'light', '?search=hubspot&sort=name', true],

@@ -5,8 +5,9 @@ SELECT set_config('fuzz.seconds', :'seconds', false), set_config('fuzz.control',
 DO $$
 DECLARE
   sorts text[] := ARRAY['name', 'environment', 'key_id', 'created_at', 'updated_at', 'expires_at', 'last_used_at', 'use_count', 'status'];
-  pieces text[] := ARRAY['null', 'true', '0', '-1', '1e999', '99999999999999999999', '"infinity"', '"-infinity"', '"now"', '""', '{}', '[]',
-    '"\u0000"', '"\ud800"', '"é"', '"4714-11-24 BC"', '"294277-01-01"', '"2026-01-01 no/where"', '"'' OR true --"', repeat('[', 20), '"x"', 'NaN'];
+  keys text[] := ARRAY['000000000000', 'zzzzzzzzzzzz', '0', '', 'key_id__desc', '00000000000é', repeat('a', 2000)];
+  pieces text[] := ARRAY['null', 'true', '0', '-1', '1e999', '99999999999999999999', 'infinity', '-infinity', 'now', '', '{}', '=', 'a=b',
+    E'\n', E'\x01', 'é', '4714-11-24 BC', '294277-01-01', '2026-01-01 no/where', ''' OR true --', repeat('[', 2000), 'x', 'NaN', '$4::text'];
   ends timestamptz := clock_timestamp() + current_setting('fuzz.seconds')::interval;
   good text[] := '{}';
   c text;
@@ -26,9 +27,9 @@ BEGIN
     END LOOP;
   END LOOP;
   WHILE clock_timestamp() < ends LOOP
-    s := sorts[1 + floor(random() * 9)];
+    s := sorts[1 + floor(random() * 9)::int];
     d := random() < 0.5;
-    c := good[1 + floor(random() * cardinality(good))];
+    c := good[1 + floor(random() * cardinality(good))::int];
     CASE floor(random() * 6)
       WHEN 0 THEN    -- as it is, with any sort
         NULL;
@@ -38,13 +39,13 @@ BEGIN
       WHEN 2 THEN    -- cut
         c := substr(c, 1 + floor(random() * 4)::int, floor(random() * length(c))::int);
       WHEN 3 THEN    -- a byte of what it holds
-        bytes := decode(translate(c, '-_', '+/'), 'base64');
-        bytes := set_byte(bytes, floor(random() * length(bytes))::int, floor(random() * 256)::int);
-        c := translate(encode(bytes, 'base64'), E'+/\n', '-_');
+        bytes := decode(c, 'hex');
+        c := encode(set_byte(bytes, floor(random() * length(bytes))::int, floor(random() * 256)::int), 'hex');
       WHEN 4 THEN    -- another value in its place
-        one := format('{"sort": "%s", "descending": %s, "value": %s, "key_id": %s}', s, d,
-          pieces[1 + floor(random() * cardinality(pieces))], pieces[1 + floor(random() * cardinality(pieces))]);
-        c := translate(encode(convert_to(one, 'UTF8'), 'base64'), E'+/\n', '-_');
+        one := s || CASE WHEN d THEN '-' ELSE '+' END || CASE WHEN random() < 0.5
+          THEN substring(convert_from(decode(c, 'hex'), 'UTF8') FROM '[+-](.{12})') ELSE keys[1 + floor(random() * cardinality(keys))::int] END
+          || CASE WHEN random() < 0.9 THEN '=' || pieces[1 + floor(random() * cardinality(pieces))::int] ELSE '' END;
+        c := encode(convert_to(one, 'UTF8'), 'hex');
       ELSE           -- noise
         SELECT coalesce(string_agg(chr(1 + floor(random() * 250 + i * 0)::int), ''), '') INTO c
           FROM generate_series(1, floor(random() * 60)::int) i;

@@ -69,6 +69,10 @@ CREATE TABLE elsewhere (LIKE rk_apikeys.api_keys);
 CREATE TRIGGER api_keys_make BEFORE INSERT ON elsewhere FOR EACH ROW EXECUTE FUNCTION rk_apikeys._keys_make();
 INSERT INTO elsewhere (name) VALUES ('x'); -- fails: not its table
 SELECT rk_apikeys._keys_make(); -- fails: not a trigger
+BEGIN;
+CREATE TRIGGER again BEFORE INSERT ON rk_apikeys.api_keys FOR EACH ROW EXECUTE FUNCTION rk_apikeys._keys_make();
+INSERT INTO rk_apikeys.api_keys (name) VALUES ('made twice'); -- fails: another trigger on the same table
+ROLLBACK;
 DROP TABLE elsewhere;
 
 -- Deleting a key deletes its usage.

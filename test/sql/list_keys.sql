@@ -80,6 +80,7 @@ SELECT last_used_at::date, use_count, count(*) FROM rk_apikeys.list_keys(sort_by
 SELECT cursor FROM rk_apikeys.list_keys(sort_by => 'name', page_size => 1) \gset
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => :'cursor');
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'created_at', after => :'cursor'); -- fails: another sort
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'environment', after => :'cursor'); -- fails: another sort, of the same type
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', descending => true, after => :'cursor'); -- fails: another direction
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => ''); -- fails: none
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => 'nonsense'); -- fails: none

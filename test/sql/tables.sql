@@ -6,7 +6,7 @@ SELECT pg_describe_object(d.classid, d.objid, 0) AS without_comment
   FROM pg_depend d
   WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
     AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'rk_apikeys')
-    AND pg_describe_object(d.classid, d.objid, 0) !~ '^(type .*(\[\]|\.(api_keys|key_usage|key_usage_daily|key_events|keys|active_keys|expiring_keys|stale_keys|key_activity|stats))$|toast|rule|default)'
+    AND pg_describe_object(d.classid, d.objid, 0) !~ '^(type .*(\[\]|\.(api_keys|key_usage|key_usage_daily|usage_senders|key_events|keys|active_keys|expiring_keys|stale_keys|key_activity|stats))$|toast|rule|default)'
     AND NOT EXISTS (SELECT FROM pg_description c
       WHERE c.classoid = d.classid AND c.objoid = d.objid AND c.objsubid = 0)
   ORDER BY 1;
@@ -16,7 +16,7 @@ SELECT polname AS without_comment FROM pg_policy WHERE polrelid::regclass::text 
   AND obj_description(oid, 'pg_policy') IS NULL;
 SELECT attrelid::regclass, attname AS without_comment FROM pg_attribute
   WHERE attrelid IN ('rk_apikeys.api_keys'::regclass, 'rk_apikeys.key_usage'::regclass,
-      'rk_apikeys.key_usage_daily'::regclass, 'rk_apikeys.key_events'::regclass)
+      'rk_apikeys.key_usage_daily'::regclass, 'rk_apikeys.key_events'::regclass, 'rk_apikeys.usage_senders'::regclass)
     AND attnum > 0 AND col_description(attrelid, attnum) IS NULL;
 SELECT rolname, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname ~ '^rk_apikeys_' ORDER BY 1;
 
@@ -24,8 +24,7 @@ SELECT rolname, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname 
 SELECT proname AS security_definer FROM pg_proc WHERE pronamespace = 'rk_apikeys'::regnamespace AND prosecdef;
 SELECT relname AS not_invoker FROM pg_class WHERE relnamespace = 'rk_apikeys'::regnamespace AND relkind = 'v'
   AND NOT coalesce(reloptions @> '{security_invoker=true}', false);
--- Every function says who may execute it, none is trusted with rows that its caller cannot see, and one role owns all.
-SELECT proname AS by_default FROM pg_proc WHERE pronamespace = 'rk_apikeys'::regnamespace AND proacl IS NULL;
+-- No function is trusted with rows that its caller cannot see, and one role owns all.
 SELECT proname AS leakproof FROM pg_proc WHERE pronamespace = 'rk_apikeys'::regnamespace AND proleakproof;
 SELECT relname AS another_owner FROM pg_class, pg_extension WHERE relnamespace = 'rk_apikeys'::regnamespace
   AND extname = 'rk_apikeys' AND relowner <> extowner;
@@ -36,26 +35,9 @@ SELECT proname AS path_dependent FROM pg_proc p JOIN pg_language l ON l.oid = pr
   WHERE pronamespace = 'rk_apikeys'::regnamespace
     AND (lanname = 'plpgsql' AND NOT coalesce(proconfig @> '{"search_path=pg_catalog, pg_temp"}', false)
       OR lanname = 'sql' AND prosqlbody IS NULL);
-SELECT relname, relrowsecurity FROM pg_class WHERE relnamespace = 'rk_apikeys'::regnamespace AND relkind = 'r' ORDER BY 1;
-SELECT polrelid::regclass AS "table", polname, polcmd, polpermissive,
-    ARRAY(SELECT rolname FROM pg_roles WHERE oid = ANY (polroles) ORDER BY 1) AS roles,
-    pg_get_expr(polqual, polrelid) AS using
-  FROM pg_policy WHERE polrelid::regclass::text LIKE 'rk\_apikeys.%' ORDER BY 1, 2;
 -- All of it is dumped.
 SELECT unnest(extconfig)::regclass AS dumped FROM pg_extension WHERE extname = 'rk_apikeys';
 
--- Who may execute what: every function is here.
-SELECT oid::regprocedure AS function, provolatile AS v, proparallel AS p, proisstrict AS s,
-    (SELECT string_agg(CASE grantee WHEN 0 THEN 'PUBLIC' ELSE replace(grantee::regrole::text, 'rk_apikeys_', '') END, ' ' ORDER BY grantee::regrole::text)
-      FROM aclexplode(proacl) WHERE grantee <> proowner) AS executable_by
-  FROM pg_proc WHERE pronamespace = 'rk_apikeys'::regnamespace ORDER BY proname, 1;
--- Who may do what to tables and views.
-SELECT relname, replace(grantee::regrole::text, 'rk_apikeys_', '') AS role, string_agg(privilege_type, ' ' ORDER BY privilege_type) AS may
-  FROM pg_class, aclexplode(relacl) WHERE relnamespace = 'rk_apikeys'::regnamespace AND grantee <> relowner
-  GROUP BY 1, 2 ORDER BY 1, 2;
-SELECT attname, string_agg(left(privilege_type, 1) || ':' || replace(grantee::regrole::text, 'rk_apikeys_', ''), ' '
-      ORDER BY privilege_type, grantee::regrole::text) AS may
-  FROM pg_attribute, aclexplode(attacl) WHERE attrelid = 'rk_apikeys.api_keys'::regclass GROUP BY attnum, attname ORDER BY attnum;
 -- Nobody but the owner has the digest.
 SELECT attname AS granted_to_nobody FROM pg_attribute
   WHERE attrelid = 'rk_apikeys.api_keys'::regclass AND attnum > 0 AND attacl IS NULL ORDER BY attnum;

@@ -78,15 +78,34 @@ $two->query("UPDATE t SET v = 'y$token' WHERE id = 1");
 $node->poll_query_until('postgres', q{SELECT pg_read_file('logs/server.log') ~ 'deadlock detected'}) or die 'no deadlock';
 eval { $_->quit } foreach $one, $two;
 
-# What others see of a session.
+# What others see of a session while its statement sleeps: in the executor, sent by the simple and by the extended protocol, and
+# earlier, while it is planned. Nothing is logged of it: that would mask it too.
+$node->safe_psql('postgres', q{CREATE FUNCTION nap(float8) RETURNS void IMMUTABLE LANGUAGE internal AS 'pg_sleep';
+	ALTER ROLE backend SET log_statement = none; ALTER ROLE backend SET log_min_duration_statement = -1});
+$node->safe_psql('postgres', q{ALTER ROLE backend SET pgaudit.log = none}) if $pgaudit;
+foreach (
+	[ 'simple', "SELECT '$token', pg_sleep(600);" ],
+	[ 'extended', "SELECT '$token', pg_sleep(600);" ],
+	[ 'prepared', "SELECT '$token', pg_sleep(600);" ],
+	[ 'simple', "SELECT '$token', nap(600);" ],
+	[ 'extended', "COPY (SELECT '$token', pg_sleep(600)) TO STDOUT;" ])
+{
+	my ($mode, $statement) = @$_;
+	my $script = $node->basedir . '/nap.sql';
+	unlink $script;
+	append_to_file($script, "$statement\n");
+	my $nap = IPC::Run::start([ 'pgbench', '-n', '-h', $node->host, '-p', $node->port, '-M', $mode, '-t', '1', '-U', 'backend', '-f', $script, 'postgres' ], '>', \my $out, '2>', \my $err);
+	$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'}) or die;
+	my $seen = $node->safe_psql('postgres', q{SELECT query FROM pg_stat_activity WHERE wait_event = 'PgSleep'});
+	my $name = "$mode protocol, " . ($statement =~ /(\w+\()/)[0] . ')';
+	unlike($seen, qr/$secret/, "pg_stat_activity does not show a running statement's token: $name");
+	like($seen, qr/_\*{8}/, 'but its mask');
+	$node->safe_psql('postgres', q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'});
+	$node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'}) or die;
+	$nap->finish;
+}
+$node->safe_psql('postgres', 'ALTER ROLE backend RESET ALL');
 my $three = $node->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'backend' ]);
-$three->query_until(qr/sent/, "\\echo sent\nSELECT '$token', pg_sleep(600);\n");
-$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'}) or die;
-my $seen = $node->safe_psql('postgres', q{SELECT query FROM pg_stat_activity WHERE wait_event = 'PgSleep'});
-unlike($seen, qr/$secret/, 'pg_stat_activity does not show a running statement\'s token');
-like($seen, qr/_\*{8}/, 'but its mask');
-$node->safe_psql('postgres', q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'});
-$node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'}) or die;
 $three->query("SELEC '$token'");
 $node->poll_query_until('postgres',
 	q{SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = 'backend' AND state = 'idle' AND query LIKE 'SELEC ''%'}) or die;

@@ -77,6 +77,15 @@ $node->poll_query_until('postgres', 'SELECT true');
 %token = (%token, token_of($node, 'acme', q{SELECT 'second', secret FROM rk_apikeys.create_key('second')}));
 $node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM rk_apikeys.api_keys WHERE pepper_id = 2}) or die;
 is(stored($token{second}, $second), 'true 2', 'the highest id signs new keys');
+# Another token than the one that was signed, with the old pepper and with the new one.
+foreach my $pepper (1, 2)
+{
+	my $other = $node->safe_psql('postgres', 'SELECT rk_apikeys.generate_token()');
+	$node->safe_psql('postgres', qq{INSERT INTO rk_apikeys.api_keys SELECT (k).* FROM (SELECT jsonb_populate_record(k, jsonb_build_object(
+		'key_id', split_part('$other', '_', 3), 'name', 'other', 'pepper_id', $pepper)) AS k FROM rk_apikeys.api_keys k WHERE name = 'first') x});
+	is(sql_as($node, 'backend', "SELECT code FROM rk_apikeys.verify_key('$other')"), 'unknown', "a wrong secret is unknown under pepper $pepper");
+}
+$node->safe_psql('postgres', q{DELETE FROM rk_apikeys.api_keys WHERE name = 'other'});
 is_deeply(verdicts($node, \%token), { plain => 'valid', first => 'valid', second => 'valid' }, 'keys of both verify');
 $node->poll_query_until('postgres', q{SELECT bool_and(coalesce(pepper_id, 0) = 2) FROM rk_apikeys.api_keys}) or die 'not signed anew';
 write_peppers(0600, "2:$second");

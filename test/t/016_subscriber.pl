@@ -9,7 +9,7 @@ use RkApikeys;
 use Test::More;
 
 my $publisher = rk_node('publisher', 'wal_level = logical', 'max_wal_senders = 5', PRELOAD);
-my $subscriber = rk_node('subscriber', PRELOAD);
+my $subscriber = rk_node('subscriber', PRELOAD, 'rk_apikeys.notify = on');
 my $token = keys_of_every_state($publisher);
 my $expected = expected_verdicts();
 
@@ -39,6 +39,8 @@ my @changes = (
 	[ q{DELETE FROM rk_apikeys.keys WHERE key_id = 'ID'}, 'unknown' ]);
 
 applied();
+my $listener = session($subscriber, 'acme');
+$listener->query_safe('LISTEN rk_apikeys');
 $session{'repeatable read'}->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
 is(code($session{$_}, $toggled), 'valid', "valid after its creation, $_") foreach sort keys %session;
 ok($subscriber->poll_query_until('postgres', 'SELECT pending_keys > 0 FROM rk_apikeys.stats'), 'its use is recorded there');
@@ -51,6 +53,9 @@ foreach my $change (@changes)
 	is_deeply([ map { code($_, $toggled) } values %session, values %session ], [ ($code) x 4 ], "$code: $sql");
 }
 $session{'repeatable read'}->query_safe('COMMIT');
+my $heard = $listener->query_safe("NOTIFY rk_apikeys, 'end'");
+like($heard, qr/payload "end"/, 'a listener there hears');
+unlike($heard, qr/key_id/, 'nothing of changes that are applied');
 
 # A key that was used there goes with its usage.
 my ($used_id, $used) = create_key($publisher, 'used');

@@ -100,6 +100,20 @@ foreach my $change (
 }
 remember($node, $token, 'after all that');
 
+# A row that has moved, and another key's row in its place: created_at is indexed, so the change moves it.
+my $place = $locker->query_safe("SELECT ctid FROM rk_apikeys.api_keys WHERE key_id = '$id'");
+$locker->query_safe("UPDATE rk_apikeys.api_keys SET created_at = created_at - interval '1 hour' WHERE key_id = '$id'");
+$locker->query_safe('VACUUM (INDEX_CLEANUP ON) rk_apikeys.api_keys');
+my $taken = '';
+for (my $i = 0; $i < 100 && $taken ne $place; $i++)
+{
+	my ($new) = create_key($node, 'in its place');
+	$taken = $locker->query_safe("SELECT ctid FROM rk_apikeys.api_keys WHERE key_id = '$new'");
+}
+is($taken, $place, 'another key has taken the place of a row');
+is(join(' ', map { fresh($node, $token) } 1 .. 3), 't t t', 'whose key is found where it is now');
+remember($node, $token, 'where it is now');
+
 # While a change is not committed others are told of the row before, and no brief key is made of it.
 $locker->query_safe("BEGIN; UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = '$id'");
 is(join(' ', map { recalled($node, $token) } 1 .. 3), 'read t read t read t', 'a change under way: the row is read');

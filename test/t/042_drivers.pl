@@ -37,7 +37,7 @@ my %example = (
 
 mkdir "$dir/$_" foreach keys %example;
 # npm builds below the package's folder: not in the checkout
-PostgreSQL::Test::Utils::system_or_bail('cp', (map { "$examples/node/$_" } qw(server.js package.json package-lock.json)), "$dir/node");
+PostgreSQL::Test::Utils::system_or_bail('cp', (map { "$examples/node/$_" } qw(server.js listen.mjs package.json package-lock.json)), "$dir/node");
 
 # JDBC speaks TCP only.
 my $node = rk_node('drivers', "shared_preload_libraries = 'rk_apikeys'", "listen_addresses = '127.0.0.1'", "log_statement = 'none'");
@@ -132,6 +132,33 @@ foreach my $driver (sort keys %example)
 	$server->kill_kill(grace => 5);
 	my @failed = grep { /\S/ && !/^127\.0\.0\.1 - - / } split /\n/, slurp_file("$dir/$driver.log");
 	is(join("\n", @failed), '', "$driver: the server complained of nothing");
+}
+
+# The listener: what it prints of changes, and that it comes back.
+SKIP:
+{
+	skip "node's packages are not there", 4 unless -d "$dir/node/node_modules";
+	$node->safe_psql('postgres', 'ALTER DATABASE postgres SET rk_apikeys.notify = on');
+	my ($output, $timer) = ('', IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
+	my $listener = do
+	{
+		local @ENV{qw(PGHOST PGPORT PGUSER PGDATABASE)} = ('127.0.0.1', $node->port, 'records_api', 'postgres');
+		start([ 'node', "$dir/node/listen.mjs" ], '<', \undef, '>&', \$output, $timer);
+	};
+	my $prints = sub {
+		my ($pattern, $name) = @_;
+		eval { $listener->pump until $output =~ $pattern || !$listener->pumpable; };
+		like($output, $pattern, "node: $name");
+		$output = '';
+	};
+	$prints->(qr/^listening\n$/, 'the listener is there');
+	my ($id) = create_key($node, 'told');
+	$prints->(qr/^created $id\n$/, 'and prints what changes');
+	$node->safe_psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'listen'});
+	$prints->(qr/terminating connection.*^listening\n/ms, 'when the connection is lost it comes back');
+	sql_as($node, 'acme', "DELETE FROM rk_apikeys.keys WHERE key_id = '$id'");
+	$prints->(qr/^deleted $id\n$/, 'and goes on');
+	$listener->kill_kill(grace => 5);
 }
 
 # Refused statements are errors, which the server logs with the statement unless it is hidden.
