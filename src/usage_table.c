@@ -97,8 +97,8 @@ static void store_digests(Batch *batch);
 static Datum array_of(Datum *elements, bool *nulls, int count, Oid type);
 
 /*
- * Without shared memory: record that the key was used now, from that address (NULL:
- * not told), if it is time to.
+ * Without shared memory: record that the key was used now, from that address
+ * (NULL: not told), if it is time to.
  */
 void
 usage_record_in_table(const StoredKey *key, inet *client_addr, TimestampTz now)

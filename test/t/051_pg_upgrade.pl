@@ -1,4 +1,4 @@
-# test/t/051_pg_upgrade.pl: pg_upgrade takes keys, usage and events to the next major, from this release and from the first.
+# test/t/051_pg_upgrade.pl: pg_upgrade, or dump and restore, takes keys, usage and events to the next major, from this release and the first.
 #
 # RK_OLD_BINDIR: the programs of an older major that has this extension too; without it the old cluster is of the same major.
 use strict;
@@ -7,7 +7,6 @@ use warnings;
 use FindBin;
 use lib $FindBin::Bin;
 use RkApikeys;
-use File::Copy qw(copy);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -24,15 +23,18 @@ if ($old_bin ne $new_bin)
 	append_to_file("$dir/extension/rk_apikeys--0.1.sql", $first);
 }
 
-my @initdb = ('-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8');
-my $old = PostgreSQL::Test::Cluster->new('old', install_path => $old_bin =~ s{/bin$}{}r);
-my $new = PostgreSQL::Test::Cluster->new('new');
-note 'from ' . $old->pg_version . ' to ' . $new->pg_version;
-# Checksums are the default from 18 on, and must be the same.
-$_->init(extra => [ @initdb, $_->pg_version >= 18 ? '--no-data-checksums' : () ]) foreach $old, $new;
-$_->append_conf('postgresql.conf', PRELOAD . "\nrk_apikeys.usage_flush_interval = '1h'") foreach $old, $new;
+# Checksums are the default from 18 on, and pg_upgrade wants them to be the same.
+sub cluster
+{
+	my ($name, @params) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name, @params);
+	$node->init(extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8', $node->pg_version >= 18 ? '--no-data-checksums' : () ]);
+	$node->append_conf('postgresql.conf', PRELOAD . "\nrk_apikeys.usage_flush_interval = '1h'");
+	return $node;
+}
 
 # A database with this release, one with the first
+my $old = cluster('old', install_path => $old_bin =~ s{/bin$}{}r);
 $old->start;
 rk_extend($old);
 my $token = keys_of_every_state($old);
@@ -45,28 +47,62 @@ is($old->safe_psql('first', "SELECT rk_apikeys.verify('$first_token')"), 't', 'a
 sql_as($old, 'boss', 'SELECT rk_apikeys.flush_usage()', $_) foreach 'postgres', 'first';
 isnt($old->safe_psql('postgres', 'SELECT sum(use_count) FROM rk_apikeys.key_usage'), '0', 'there is usage');
 my %before = map { $_ => contents($old, $_) } 'postgres', 'first';
-$old->stop;
+
+# What holds in the new cluster, however the keys came there
+sub check
+{
+	my ($new, $how) = @_;
+	is_deeply(contents($new, $_), $before{$_}, "$how: every row is there, and no other: $_") foreach sort keys %before;
+	is_deeply(verdicts($new, $token), $expected, "$how: every token has the verdict it had");
+	is($new->safe_psql('first', "SELECT rk_apikeys.verify('$first_token')"), 't', "$how: that of 0.1 too");
+	is(sql_as($new, 'boss', 'SELECT rk_apikeys.flush_usage() > 0'), 't', "$how: usage is flushed");
+	my ($id, $fresh) = create_key($new, 'after it');
+	is(sql_as($new, 'backend', "SELECT rk_apikeys.verify('$fresh')"), 't', "$how: a new key");
+	is(sql_as($new, 'acme', "SELECT string_agg(event, ' ') FROM rk_apikeys.key_events WHERE key_id = '$id'"), 'created',
+		"$how: has its event, numbered on");
+
+	# The catalog is that of a fresh install, after the update of 0.1 too
+	$new->safe_psql('postgres', 'CREATE DATABASE fresh');
+	$new->safe_psql('fresh', 'CREATE EXTENSION rk_apikeys CASCADE');
+	$new->safe_psql('first', 'ALTER EXTENSION rk_apikeys UPDATE');
+	my $catalog = catalog($new, 'fresh');
+	same_catalog($catalog, catalog($new, $_), "$how: the catalog of a fresh install: $_") foreach 'postgres', 'first';
+	is($new->safe_psql('first', "SELECT rk_apikeys.verify('$first_token')"), 't', "$how: the key of 0.1 verifies after the update");
+	$new->stop;
+}
 
 my $dir = PostgreSQL::Test::Utils::tempdir;
-chdir $dir;
-command_ok([ 'pg_upgrade', '--no-sync', '-d', $old->data_dir, '-D', $new->data_dir, '-b', $old_bin, '-B', $new_bin, '-s', $new->host, '-p',
-		$old->port, '-P', $new->port, '-U', 'postgres' ], 'pg_upgrade');
-$new->start;
+my $way = $old->pg_version . ' to ' . PostgreSQL::Test::Cluster->new('version')->pg_version;
 
-is_deeply(contents($new, $_), $before{$_}, "every row is there, and no other: $_") foreach sort keys %before;
-is_deeply(verdicts($new, $token), $expected, 'every token has the verdict it had');
-is($new->safe_psql('first', "SELECT rk_apikeys.verify('$first_token')"), 't', 'with the SQL of 0.1 too');
-is(sql_as($new, 'boss', 'SELECT rk_apikeys.flush_usage() > 0'), 't', 'usage is flushed');
-my ($id, $fresh) = create_key($new, 'after it');
-is(sql_as($new, 'backend', "SELECT rk_apikeys.verify('$fresh')"), 't', 'a new key');
-is(sql_as($new, 'acme', "SELECT string_agg(event, ' ') FROM rk_apikeys.key_events WHERE key_id = '$id'"), 'created', 'has its event, numbered on');
+# The old major's own pg_dump, which knows all that the old server keeps
+my $restored = cluster('restored');
+$restored->start;
+command_ok([ "$old_bin/pg_dumpall", '--roles-only', '-f', "$dir/roles.sql", '-d', $old->connstr('postgres') ], "$way: dump of the roles");
+# the one role that is there already is an error
+$restored->psql('postgres', slurp_file("$dir/roles.sql"), on_error_stop => 0, stderr => \my $ignored);
+foreach my $database (sort keys %before)
+{
+	command_ok([ "$old_bin/pg_dump", '-Fp', '-f', "$dir/$database.sql", $old->connstr($database) ], "$way: dump of $database");
+	$restored->safe_psql('postgres', qq{CREATE DATABASE "$database"}) unless $database eq 'postgres';
+	command_ok([ 'psql', '-qX', '-v', 'ON_ERROR_STOP=1', '-f', "$dir/$database.sql", '-d', $restored->connstr($database) ],
+		"$way: restore of $database");
+}
+check($restored, "$way by dump and restore");
 
-# The catalog is that of a fresh install, the update from 0.1 included
-$new->safe_psql('postgres', 'CREATE DATABASE fresh');
-$new->safe_psql('fresh', 'CREATE EXTENSION rk_apikeys CASCADE');
-$new->safe_psql('first', 'ALTER EXTENSION rk_apikeys UPDATE');
-my $catalog = catalog($new, 'fresh');
-same_catalog($catalog, catalog($new, $_), "the catalog of a fresh install: $_") foreach 'postgres', 'first';
-is($new->safe_psql('first', "SELECT rk_apikeys.verify('$first_token')"), 't', 'the key of 0.1 verifies after the update');
+SKIP:
+{
+	# Minors of 2026 keep a version of each column, of every table, where a pg_dump that does not know it takes it for an option.
+	$old->safe_psql('postgres', 'CREATE TABLE anybodys (a int)');
+	command_ok([ 'pg_dump', '-t', 'anybodys', '-f', "$dir/anybodys.sql", $old->connstr('postgres') ], "$way: the new pg_dump dumps a table");
+	skip "$way by pg_upgrade: pg_dump cannot dump any table of this minor (pg_attver)", 1 if slurp_file("$dir/anybodys.sql") =~ /pg_attver/;
+	$old->safe_psql('postgres', 'DROP TABLE anybodys');
+	$old->stop;
+	my $new = cluster('new');
+	chdir $dir;
+	command_ok([ 'pg_upgrade', '--no-sync', '-d', $old->data_dir, '-D', $new->data_dir, '-b', $old_bin, '-B', $new_bin, '-s', $new->host,
+			'-p', $old->port, '-P', $new->port, '-U', 'postgres' ], "$way by pg_upgrade");
+	$new->start;
+	check($new, "$way by pg_upgrade");
+}
 
 done_testing();
