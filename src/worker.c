@@ -229,13 +229,16 @@ flush_all(void)
 
 /*
  * Run a worker in a database.  What is pending where it has failed, or could not
- * be started, waits for the next round.
+ * be started, waits for the next round.  A worker may have failed because the
+ * server is too slow for its batch, so that the next one takes half of that.
  */
 static UsageEnd
 flush_database(Oid database)
 {
+	static int	batch = USAGE_BATCH;
 	BackgroundWorker worker = {0};
 	BackgroundWorkerHandle *handle;
+	UsageEnd	end;
 
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_ConsistentState;
@@ -245,13 +248,16 @@ flush_database(Oid database)
 	strlcpy(worker.bgw_name, "rk_apikeys flush", BGW_MAXLEN);
 	strlcpy(worker.bgw_type, "rk_apikeys flush", BGW_MAXLEN);
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
+	memcpy(worker.bgw_extra, &batch, sizeof(batch));
 	worker.bgw_notify_pid = MyProcPid;
 	usage_set_end(USAGE_FAILED);
 	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
 		return USAGE_FAILED;
 	(void) WaitForBackgroundWorkerShutdown(handle);
 	pfree(handle);
-	return usage_end();
+	end = usage_end();
+	batch = end == USAGE_FAILED ? Max(batch / 2, 1) : Min(batch * 2, USAGE_BATCH);
+	return end;
 }
 
 /*
@@ -337,6 +343,7 @@ flush_one(Oid database)
 												  "rk_apikeys flush",
 												  ALLOCSET_DEFAULT_SIZES);
 	TimestampTz start = GetCurrentTimestamp();
+	int			batch;
 	Destination destination = find_destination();
 	UsageCopy  *copies;
 	int			count;
@@ -360,14 +367,15 @@ flush_one(Oid database)
 			return USAGE_FAILED;
 		primary_delivered();
 	}
-	for (int i = 0; i < count; i += USAGE_BATCH)
+	memcpy(&batch, MyBgworkerEntry->bgw_extra, sizeof(batch));
+	for (int i = 0; i < count; i += batch)
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
 									   WORKER_BUDGET_MS))
 			return USAGE_LEFT;
 		switch (flush_batch(usage_flush_here, copies + i,
-							Min(count - i, USAGE_BATCH)))
+							Min(count - i, batch)))
 		{
 			case TABLES_OURS:
 				break;
