@@ -96,9 +96,9 @@ COMMENT ON SEQUENCE rk_apikeys.key_events_event_id_seq IS 'Numbers the events.';
 
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage_daily', '');
-SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.usage_senders', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_events', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_events_event_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.usage_senders', '');
 
 ALTER TABLE rk_apikeys.key_usage ENABLE ROW LEVEL SECURITY;
 CREATE POLICY all_tenants_read ON rk_apikeys.key_usage FOR SELECT

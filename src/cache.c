@@ -92,6 +92,7 @@ static uint32 hash_native(const char *key_id);
 static uint32 hash_imported(DigestKind kind, const uint8 *digest);
 static StoredKey *use_row(CacheSet *set, int i);
 static bool was_read_before(uint32 hash);
+static bool same_place(const StoredPlace *a, const StoredPlace *b);
 static const StoredKey *keep(uint32 hash, StoredKey *row,
 							 uint64 messages_before);
 
@@ -173,7 +174,7 @@ cache_get(CacheLook *look, bool brief_will_do)
 	}
 	row = store_find(table, look->key_id, &look->brief.place);
 	/* Nothing new of it is to be noted. */
-	if (row != NULL && memcmp(&row->place, &look->brief.place, sizeof(StoredPlace)) == 0)
+	if (row != NULL && same_place(&row->place, &look->brief.place))
 		row->place.buffer = InvalidBuffer;
 	return keep(hash_native(look->key_id), row, before);
 }
@@ -224,6 +225,8 @@ cache_has_imported(void)
 static void
 take_messages(void)
 {
+	uint64		taken;
+
 	/* AcceptInvalidationMessages reads its flag without a lock. */
 	pg_memory_barrier();
 	AcceptInvalidationMessages();
@@ -231,12 +234,15 @@ take_messages(void)
 		drop_sets();
 	else if (messages_done == messages)
 		return;
-	messages_done = messages;
+	taken = messages;
 	if (context != NULL)
 		MemoryContextReset(context);
 	count = 0;
 	flushes++;
+	store_forget_file();
 	table = store_table("api_keys", true);
+	/* Not before: that may raise, and then all this is still to be done. */
+	messages_done = taken;
 }
 
 /* Twice as many places as rows: keys are not spread over the sets evenly. */
@@ -245,14 +251,14 @@ make_sets(void)
 {
 	uint32		many = pg_nextpower2_32(Max(rk_apikeys_cache_size * 2 / SET_SIZE, 1));
 
+	if (context == NULL)
+		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache",
+										ALLOCSET_DEFAULT_SIZES);
 	sets_memory = MemoryContextAllocExtended(TopMemoryContext,
 											 many * sizeof(CacheSet) + PG_CACHE_LINE_SIZE,
 											 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	sets = (CacheSet *) CACHELINEALIGN(sets_memory);
 	set_mask = many - 1;
-	if (context == NULL)
-		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache",
-										ALLOCSET_DEFAULT_SIZES);
 }
 
 /* For a table of another size. */
@@ -325,6 +331,15 @@ was_read_before(uint32 hash)
 		return true;
 	*read_once = hash;
 	return false;
+}
+
+/* Whether two places that are known are the same. */
+static bool
+same_place(const StoredPlace *a, const StoredPlace *b)
+{
+	return a->buffer != InvalidBuffer && a->buffer == b->buffer &&
+		a->block == b->block && a->offset == b->offset &&
+		a->start == b->start && a->lsn == b->lsn;
 }
 
 /* Keep a row that was just read, if that is right.  Returns the row. */

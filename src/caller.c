@@ -5,9 +5,10 @@
  * Trust: caller_run_as_owner() is the only place in the extension where rights
  * are raised.  It is called for the audit rows, for the usage rows that a verify
  * without shared memory, a flush or the deletion of a key writes, for
- * revoke_token (which has proved the token), and for the functions whose EXECUTE
- * is rk_apikeys_admin's alone.  While it runs, caller_role() and caller_tenant()
- * still answer for who called it.
+ * revoke_token (which has proved the token), for the functions whose EXECUTE is
+ * rk_apikeys_admin's alone, and for receive_usage, which a sender's role may be
+ * granted.  While it runs, caller_role() and caller_tenant() still answer for who
+ * called it.
  */
 #include "postgres.h"
 

@@ -11,6 +11,7 @@
 #include "common/hmac.h"
 #include "common/sha2.h"
 #include "fmgr.h"
+#include "utils/memutils.h"
 #include "utils/resowner.h"
 
 #include "compat.h"
@@ -116,7 +117,8 @@ digest_matches(const uint8 *a, const uint8 *b, size_t len)
 /*
  * The context for SHA-256, made once: making one costs as much as a digest.  A
  * digest that is finished leaves nothing of its data in it.  It belongs to a
- * resource owner of its own, since it outlives every transaction's.
+ * resource owner of its own, since it outlives every transaction's, and to a
+ * memory context that does.
  */
 static pg_cryptohash_ctx *
 sha256_context(void)
@@ -124,12 +126,14 @@ sha256_context(void)
 	static pg_cryptohash_ctx *context = NULL;
 	static ResourceOwner owner = NULL;
 	ResourceOwner before = CurrentResourceOwner;
+	MemoryContext before_in = CurrentMemoryContext;
 
 	if (context != NULL)
 		return context;
 	if (owner == NULL)
 		owner = ResourceOwnerCreate(NULL, "rk_apikeys digest");
 	CurrentResourceOwner = owner;
+	MemoryContextSwitchTo(TopMemoryContext);
 	PG_TRY();
 	{
 		context = pg_cryptohash_create(PG_SHA256);
@@ -137,6 +141,7 @@ sha256_context(void)
 	PG_FINALLY();
 	{
 		CurrentResourceOwner = before;
+		MemoryContextSwitchTo(before_in);
 	}
 	PG_END_TRY();
 	return context;

@@ -14,8 +14,8 @@
  * The outbox is lost with shared memory, and in a shutdown: a batch without an
  * answer may then not be counted, but never twice.
  *
- * A worker connects anew each time, and sends nothing while the primary is away:
- * then use stays with the entries, whose number is fixed.
+ * A worker connects anew each time.  While the primary is away use stays with
+ * the entries, whose number is fixed.
  *
  * Trust: the setting may lead to any server, and holds no password: PostgreSQL
  * writes a changed setting to the log.  Neither it nor what libpq says of its
@@ -170,9 +170,9 @@ primary_has_sent(void)
 }
 
 /*
- * Deliver it, in the caller's transaction, as usage_flush_here() would write: returns
- * how many keys were written.  After the commit primary_delivered() is called;
- * if it is not, the next worker delivers the batch again, which does no harm.
+ * Deliver it, in the caller's transaction; a BatchWork of the worker's.  After
+ * the commit it calls primary_delivered(); if it does not, the next worker
+ * delivers the batch again, which does no harm.
  */
 int
 primary_deliver(const UsageCopy *copies, int count)
@@ -291,7 +291,7 @@ wait_for(PGconn *conn, int events, TimestampTz deadline)
 	}
 }
 
-/* Take what is to be sent next. */
+/* Take what is to be sent next; that may be nothing. */
 static void
 fill_outbox(const UsageCopy *copies, int count)
 {
@@ -338,7 +338,7 @@ empty_outbox(void)
 		int			i = usage_outbox->count - 1;
 		UsageCopy  *copy = &usage_outbox->copies[i];
 
-		/* No more than one of them is done twice if this process ends. */
+		/* First: should this process end, none of them is done twice. */
 		usage_outbox->count--;
 		if (flushed[i])
 			usage_settle(usage_outbox->database, copy);

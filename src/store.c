@@ -16,13 +16,16 @@
  * nobody had begun to change, with the LSN of its page.  Whatever changes or
  * deletes a row writes WAL and so moves the LSN of the page before it commits:
  * as long as the page is in that buffer, with that LSN, the copy is the row.
- * This holds on a standby, and whoever commits.  What it does not hold for is a
- * table without WAL, of which no brief keys are made, and a TRUNCATE or DROP by
- * the own transaction, so that one which has written anything takes none.
+ * This holds on a standby, and whoever commits.  What it does not hold for: a
+ * table without WAL, and wal_level minimal, where a new file may get its changes
+ * without; then no brief keys are made.  A file that is the table's no longer,
+ * whose buffers may outlive the lock: it is forgotten with the next message.  A
+ * TRUNCATE or DROP by the own transaction: one that has written anything takes
+ * no brief keys.
  *
  * Locking: AccessShareLock on table and index, given back at once, so that an
  * idle transaction that has verified a key is in nobody's way.  For a brief key
- * a pin on the buffer: what drops the buffer has committed, or will wait.
+ * a pin on the buffer alone.
  *
  * Memory: results live in the current context.
  */
@@ -69,8 +72,9 @@
 #define USAGE_DENIED_COUNT 6
 
 /*
- * The file of api_keys, when it was last read, and that table.  It may have
- * another by now: then no buffer holds a block of this one.
+ * The file of api_keys, when it was last read, and that table.  A table that gets
+ * another file tells so before it gives its lock back: until then no row changes,
+ * and from then on store_forget_file() is called.
  */
 static RelFileLocator file;
 static Oid	file_table = InvalidOid;
@@ -163,6 +167,13 @@ store_find(Oid table, const char *key_id, const StoredPlace *place)
 	return key;
 }
 
+/* A message of the table was taken: it may have another file now. */
+void
+store_forget_file(void)
+{
+	file_table = InvalidOid;
+}
+
 /*
  * Have what a row at that place takes to be read fetched into the processor's
  * cache: a while later it is read faster.
@@ -208,7 +219,7 @@ store_brief_holds(Oid table, const StoredBrief *brief)
 	const StoredPlace *place = &brief->place;
 	bool		same;
 
-	if (XLogRecPtrIsInvalid(place->lsn) || file_table != table ||
+	if (XLogRecPtrIsInvalid(place->lsn) || !OidIsValid(table) || file_table != table ||
 		place->buffer < 1 || place->buffer > NBuffers ||
 		TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
 		!ReadRecentBuffer(file, MAIN_FORKNUM, place->block, place->buffer))
@@ -333,10 +344,10 @@ read_at_place(Relation rel, Snapshot snapshot, Search *search,
 	found = heap_hot_search_buffer(&tid, rel, buffer, snapshot, &row, NULL,
 								   true);
 	/* Settled: visible, and nobody has begun to change it. */
-	if (found && RelationNeedsWAL(rel) &&
+	if (found && XLogIsNeeded() && RelationNeedsWAL(rel) &&
 		((row.t_data->t_infomask & HEAP_XMAX_INVALID) != 0 ||
 		 HEAP_XMAX_IS_LOCKED_ONLY(row.t_data->t_infomask)))
-		place->lsn = PageGetLSN(BufferGetPage(buffer));
+		place->lsn = BufferGetLSNAtomic(buffer);
 	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
 	if (found)
 	{

@@ -204,8 +204,8 @@ usage_limit(const StoredKey *key, int cost, TimestampTz now, int64 *wait)
 /*
  * The entry of a key, with its partition locked (shared, or exclusive if it
  * was just made); NULL, with nothing locked, if there is no room.  A brief key
- * comes from an entry, which can have gone since only if it was idle: of one
- * none is made.
+ * comes from an entry; if that was evicted this very moment, no other is made,
+ * since the tenant is not known.
  */
 static UsageEntry *
 find_or_make(const StoredKey *key, LWLock **lock)

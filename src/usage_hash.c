@@ -38,20 +38,11 @@ static void init_map(int max_tracked);
 static bool is_wanted(const UsageWalk *walk, UsageEntry *entry);
 static void set_pending_bit(UsageEntry *entry);
 
-/*
- * Entries beside those in place.  Where there are as many keys as places, 37 %
- * of the keys find theirs taken; a small table has room for the worst.
- */
-static Size
-overflow_count(int max_tracked)
-{
-	return max_tracked < 4096 ? max_tracked : max_tracked / 5 * 2;
-}
-
+/* As many in place as beside: so that those beside are enough for any keys. */
 static Size
 entry_count(int max_tracked)
 {
-	return max_tracked + overflow_count(max_tracked);
+	return mul_size(max_tracked, 2);
 }
 
 static Size
@@ -198,8 +189,11 @@ usage_hash_add(const UsageTarget *target)
 	uint32		next = entry->next;
 
 	if (pg_atomic_fetch_add_u32(&usage_shared->tracked, 1) >= (uint32) usage_shared->max_tracked)
-		entry = NULL;
-	else if (OidIsValid(entry->key.database))
+	{
+		pg_atomic_fetch_sub_u32(&usage_shared->tracked, 1);
+		return NULL;
+	}
+	if (OidIsValid(entry->key.database))
 	{
 		uint32		number;
 
@@ -207,28 +201,19 @@ usage_hash_add(const UsageTarget *target)
 		number = usage_shared->first_free;
 		if (number != 0)
 			usage_shared->first_free = entries[number].next;
-		else if (pg_atomic_read_u32(&usage_shared->overflow_used) <
-				 overflow_count(usage_shared->max_tracked))
+		else
 			number = usage_shared->max_tracked +
 				pg_atomic_fetch_add_u32(&usage_shared->overflow_used, 1);
 		SpinLockRelease(&usage_shared->mutex);
-		if (number == 0)
-			entry = NULL;
-		else
-		{
-			entry->next = number;
-			entry = &entries[number];
-		}
-	}
-	if (entry == NULL)
-	{
-		pg_atomic_fetch_sub_u32(&usage_shared->tracked, 1);
-		return NULL;
+		entry->next = number;
+		entry = &entries[number];
 	}
 	memset(entry, 0, sizeof(UsageEntry));
 	SpinLockInit(&entry->mutex);
 	entry->place = target->place;
 	entry->next = next;
+	/* A walk that sees the key sees the place. */
+	pg_write_barrier();
 	entry->key = target->key;
 	return entry;
 }

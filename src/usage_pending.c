@@ -13,6 +13,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "primary.h"
 #include "rk_apikeys.h"
 #include "stats.h"
 #include "usage.h"
@@ -26,6 +27,7 @@ typedef struct Wanted
 	uint32		round;			/* those that it wrote are left out; 0: none are */
 } Wanted;
 
+static bool was_flushed_since(TimestampTz taken);
 static UsageCopy *copy_entries(const Wanted *wanted, bool pending,
 							   uint32 stamp, int *count);
 static int	compare_copies(const void *a, const void *b);
@@ -105,15 +107,26 @@ compare_copies(const void *a, const void *b)
 UsageCopy *
 usage_unseen(Oid database, const uint64 *tenant, TimestampTz taken, int *count)
 {
-	/*
-	 * Entries are settled after the commit, and the time with them.  What
-	 * another server has written comes back by replication, later.
-	 */
-	bool		all = (TimestampTz) pg_atomic_read_u64(&usage_shared->last_flush_at) >= taken ||
-		rk_apikeys_primary_conninfo[0] != '\0';
+	/* What another server has written comes back by replication, later. */
+	bool		all = primary_is_asked() || was_flushed_since(taken);
 	Wanted		wanted = {.database = database, .tenant = tenant};
+	UsageCopy  *copies = copy_entries(&wanted, !all, USAGE_CLEAN, count);
 
-	return copy_entries(&wanted, !all, USAGE_CLEAN, count);
+	/* A flush that came to its end meanwhile has hidden what it wrote. */
+	pg_memory_barrier();
+	if (!all && was_flushed_since(taken))
+	{
+		pfree(copies);
+		copies = copy_entries(&wanted, false, USAGE_CLEAN, count);
+	}
+	return copies;
+}
+
+/* Entries are settled after the commit, and the time before them. */
+static bool
+was_flushed_since(TimestampTz taken)
+{
+	return (TimestampTz) pg_atomic_read_u64(&usage_shared->last_flush_at) >= taken;
 }
 
 /*
@@ -253,28 +266,36 @@ usage_set_end(UsageEnd end)
  * Make room when the table is nearly full: remove entries that have nothing
  * pending and whose rate limit is full again, a quarter of the table at most.
  * A standby without a primary_conninfo has nobody to write what is pending, so
- * there it goes too, and is counted as dropped.
+ * there it goes too, and is counted as dropped.  Each time goes on where the
+ * one before has ended.
  */
 void
 usage_evict(void)
 {
+	static uint32 from = 0;
 	int			room = Max(usage_shared->max_tracked / 4, 1);
 	UsageKey   *keys;
 	int			count = 0;
 	int			dropped = 0;
 	uint64		now_ns = (uint64) GetCurrentTimestamp() * 1000;
 	UsageEntry *entry;
-	UsageWalk	walk = {.wanted = is_evictable, .arg = &now_ns};
+	UsageWalk	walk = {.wanted = is_evictable, .arg = &now_ns, .at = from};
 
 	if (pg_atomic_read_u32(&usage_shared->tracked) <
 		(uint32) (usage_shared->max_tracked - usage_shared->max_tracked / 8))
 		return;
 	keys = palloc_extended(mul_size(room, sizeof(UsageKey)), MCXT_ALLOC_HUGE);
-	while (count < room && (entry = usage_hash_next(&walk)) != NULL)
+	for (int turn = 0; turn < 2; turn++)
 	{
-		keys[count++] = entry->key;
-		LWLockRelease(walk.lock);
+		while (count < room && (entry = usage_hash_next(&walk)) != NULL)
+		{
+			keys[count++] = entry->key;
+			LWLockRelease(walk.lock);
+		}
+		if (count < room)
+			walk.at = 0;
 	}
+	from = walk.at;
 	for (int i = 0; i < count; i++)
 	{
 		UsageTarget target;

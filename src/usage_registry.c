@@ -35,7 +35,7 @@
 
 #define SEGMENT "rk_apikeys " RK_APIKEYS_VERSION
 
-/* Keys that are tracked: 6 MB. */
+/* Keys that are tracked: 9 MB. */
 #define MAX_TRACKED 16384
 
 /* Who is the launcher: nobody, one that is to come, or a process by its id. */

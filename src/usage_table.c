@@ -76,8 +76,7 @@ typedef struct Batch
 } Batch;
 
 /*
- * A batch is small and the tables may be large, which a plan that is kept does
- * not know.
+ * A batch is small and the tables may be large, whatever the statistics say.
  */
 static const struct
 {
@@ -93,7 +92,7 @@ static bool usage_try_record(Use *use);
 static void usage_write(void *arg);
 static void write_batch(void *arg);
 static void write_rows(Batch *batch, const int *numbers, int count,
-					   SPIPlanPtr *plan, const char *query);
+					   const char *query);
 static void store_digests(Batch *batch);
 static Datum array_of(Datum *elements, bool *nulls, int count, Oid type);
 
@@ -317,8 +316,6 @@ write_batch(void *arg)
 		" SELECT n, uses, denials FROM live UNION ALL"
 		" SELECT n, NULL, NULL FROM b"
 		"  WHERE NOT EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = b.key_id)";
-	static SPIPlanPtr grow_plan = NULL;
-	static SPIPlanPtr add_plan = NULL;
 	Batch	   *batch = arg;
 	int		   *numbers = palloc(batch->count * sizeof(int));
 	int			left = 0;
@@ -330,19 +327,19 @@ write_batch(void *arg)
 	SPI_connect();
 	for (int i = 0; i < batch->count; i++)
 		numbers[i] = i;
-	write_rows(batch, numbers, batch->count, &grow_plan, grow);
+	write_rows(batch, numbers, batch->count, grow);
 	for (int i = 0; i < batch->count; i++)
 		if (!batch->flushed[i])
 			numbers[left++] = i;
 	if (left > 0)
-		write_rows(batch, numbers, left, &add_plan, add);
+		write_rows(batch, numbers, left, add);
 	store_digests(batch);
 	SPI_finish();
 }
 
 /* Run one of the statements on some of the batch's copies. */
 static void
-write_rows(Batch *batch, const int *numbers, int count, SPIPlanPtr *plan,
+write_rows(Batch *batch, const int *numbers, int count,
 		   const char *query)
 {
 	Oid			types[BATCH_COLUMNS] = {
@@ -353,6 +350,7 @@ write_rows(Batch *batch, const int *numbers, int count, SPIPlanPtr *plan,
 		TEXTOID, TEXTOID, TIMESTAMPTZOID, INETOID, INT8OID, INT8OID, INT8OID,
 		INT8OID
 	};
+	SPIPlanPtr	plan;
 	Datum		values[BATCH_COLUMNS];
 	Datum	   *columns[BATCH_COLUMNS];
 	bool	   *no_time = palloc(count * sizeof(bool));
@@ -386,17 +384,12 @@ write_rows(Batch *batch, const int *numbers, int count, SPIPlanPtr *plan,
 		values[c] = array_of(columns[c], c == 2 ? no_time : c == 3 ? no_addr : NULL,
 							 count, elements[c]);
 
-	if (*plan == NULL)
-	{
-		SPIPlanPtr	made = SPI_prepare(query, BATCH_COLUMNS, types);
-
-		if (made == NULL)
-			elog(ERROR, "could not plan a flush: %s",
-				 SPI_result_code_string(SPI_result));
-		SPI_keepplan(made);
-		*plan = made;
-	}
-	if (SPI_execute_plan(*plan, values, NULL, false, 0) != SPI_OK_SELECT)
+	/* Planned anew each time: the tables may have grown since. */
+	plan = SPI_prepare(query, BATCH_COLUMNS, types);
+	if (plan == NULL)
+		elog(ERROR, "could not plan a flush: %s",
+			 SPI_result_code_string(SPI_result));
+	if (SPI_execute_plan(plan, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not flush usage");
 	for (uint64 row = 0; row < SPI_processed; row++)
 	{

@@ -47,11 +47,11 @@ SELECT FROM rk_apikeys.keys k, made, rk_apikeys.rotate_key(key_id, '7 days') WHE
 -- as a restore would: no trigger fires
 SET session_replication_role = replica;
 CREATE TEMP TABLE age AS
-  SELECT key_id, tenant, environment, rank, 
+  SELECT key_id, tenant, environment, rank,
       now() - (rank ^ 1.15 * 0.7 + 0.6) * interval '1 day' - rank * 37 % 23 * interval '29 minutes' AS made_at,
       now() - ((rank * 37) % 101 + 1) * CASE WHEN rank % 7 = 0 THEN interval '13 hours' ELSE interval '11 minutes' END AS used_at,
       rank % 11 <> 3 AND status NOT IN ('rotated') AS used, 20 + (rank * 7919) % 900 AS pace
-    FROM (SELECT key_id, tenant, environment, status, 
+    FROM (SELECT key_id, tenant, environment, status,
         row_number() OVER (PARTITION BY tenant ORDER BY name COLLATE "C", key_id) * 89 % 227 AS rank FROM rk_apikeys.keys) k;
 UPDATE age SET rank = 41, used = true, made_at = now() - interval '41 days 3 hours', used_at = now() - interval '2 minutes', pace = 640
   WHERE key_id = (SELECT key_id FROM rk_apikeys.keys WHERE tenant = 'acme' AND name = 'HubSpot Sync – Prod');

@@ -152,7 +152,7 @@ sub start_clients
 sub await_work
 {
 	my (@clients) = @_;
-	return until_true(20, sub { return @{ [ processes(qr/^postgres: acme /) ] } >= @clients });
+	return until_true(20, sub { return @{ [ processes(qr/^postgres: (?:\S+: )?acme /) ] } >= @clients });
 }
 
 # Waits for the clients' end, and drops what is theirs once it was checked.
@@ -207,7 +207,7 @@ sub check_clients
 				next;
 			}
 			if ($what eq 'create') { $key{ $rest[0] } = { token => $rest[1], name => $of }; push @created, [ $of, 1, 'create' ]; }
-			elsif ($what eq 'rotate') { $key{$of}{rotated} = $rest[0]; $key{ $rest[0] } = { token => $rest[1], replaces => $of }; }
+			elsif ($what eq 'rotate') { $key{$of}{rotated} = $rest[0]; $key{ $rest[0] } = { token => $rest[1], replaces => $of, disabled => $key{$of}{disabled} }; }
 			elsif ($what eq 'bulk') { $bulk{$of} = BULK; }
 			elsif ($what eq 'disable') { $key{$of}{disabled} = 1; }
 			elsif ($what eq 'enable') { $key{$of}{disabled} = 0; }
@@ -293,11 +293,12 @@ UNION ALL SELECT 'rows and revoked events disagree', key_id FROM e JOIN rk_apike
 UNION ALL SELECT 'rows and rotated events disagree', key_id FROM e JOIN rk_apikeys.api_keys USING (key_id)
   WHERE rotated <> (grace_until IS NOT NULL)::int
 UNION ALL SELECT 'rows and enabled events disagree', key_id FROM e JOIN rk_apikeys.api_keys k USING (key_id)
-  WHERE disabled - e.enabled <> (NOT k.enabled)::int
+  WHERE disabled - e.enabled <> (NOT k.enabled)::int AND k.replaces IS NULL  -- a successor may begin disabled
 UNION ALL SELECT 'a rotation without its successor', e.key_id FROM e
-  WHERE rotated <> (SELECT count(*) FROM e s WHERE s.replaces = e.key_id)
+   LEFT JOIN (SELECT replaces, count(*) AS successors FROM e GROUP BY replaces) s ON s.replaces = e.key_id
+  WHERE rotated <> coalesce(successors, 0)
 UNION ALL SELECT 'a successor without a rotation', s.key_id FROM e s
-  WHERE replaces IS NOT NULL AND NOT EXISTS (SELECT FROM e WHERE e.key_id = s.replaces AND e.rotated = 1)
+  WHERE replaces IS NOT NULL AND s.replaces NOT IN (SELECT key_id FROM e WHERE rotated = 1)
 UNION ALL SELECT 'a key without a digest', key_id FROM rk_apikeys.api_keys WHERE length(digest) IS DISTINCT FROM 32
 UNION ALL SELECT 'usage of a key that is gone', key_id FROM rk_apikeys.key_usage u
   WHERE NOT EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = u.key_id)

@@ -9,12 +9,12 @@ use Time::HiRes qw(time usleep);
 my ($rounds) = @ARGV;
 my $file = $ENV{FAULTS_CLOCK};
 
-# Sets the server's clock to so many seconds from the right time.
+# Sets the server's clock to so many seconds from the right time, and lets it run that much faster.
 sub set_clock
 {
-	my ($offset) = @_;
+	my ($offset, $speed) = @_;
 	open my $out, '>', "$file.new" or die "$file: $!\n";
-	printf $out "%+d\n", $offset;
+	printf $out "%+d%s\n", $offset, defined $speed ? " x$speed" : '';
 	close $out;
 	rename "$file.new", $file or die "$file: $!\n";
 	return;
@@ -111,12 +111,10 @@ foreach my $round (1 .. $rounds)
 		set_clock(int((rand() - 0.5) * 60 * $day));
 		usleep(rand 60_000);
 	}
-	# forward within a flush, which then gives up for a while, and back before it goes on
+	# so fast that each worker finds its time over, and the launcher pauses most of the time; then back
 	my $offset = int((rand() - 0.5) * 60 * $day);
-	set_clock($offset);
-	usleep(rand 300_000);
-	set_clock($offset + $day);
-	usleep(rand 60_000);
+	set_clock($offset, 1000);
+	usleep(500_000 + rand 300_000);
 	set_clock($offset - $day);
 	verdict_of($used) eq 'valid' or push @findings, "round $round: the key is not valid";
 	$count++;
@@ -131,7 +129,7 @@ foreach my $round (1 .. $rounds)
 kill 'TERM', $load;
 waitpid $load, 0;
 set_clock(0);
-report("$rounds rounds of 13 jumps within a month: verdict and count right, last_used_at never back, each flushed (the slowest after "
+report("$rounds rounds of 12 jumps within a month: verdict and count right, last_used_at never back, each flushed (the slowest after "
 	  . sprintf('%.1f s)', $slowest), @findings);
 my @tables = check_tables();
 report('rows, events and days agree', @tables);

@@ -9,9 +9,9 @@ use Time::HiRes qw(time usleep);
 my ($rounds) = @ARGV;
 my $dir = $ENV{FAULTS_DIR};
 my %victims = (
-	backend => qr/^postgres: acme /,
-	worker => qr/^postgres: rk_apikeys flush/,
-	launcher => qr/^postgres: rk_apikeys launcher/);
+	backend => qr/^postgres: (?:\S+: )?acme /,
+	worker => qr/^postgres: (?:\S+: )?rk_apikeys flush/,
+	launcher => qr/^postgres: (?:\S+: )?rk_apikeys launcher/);
 
 my @used = setup(300);
 my $list = join ',', map { "'$_'" } @used;

@@ -112,7 +112,7 @@ use_on($standby, 1);
 ok($standby->poll_query_until('postgres', "SELECT use_count = $n FROM rk_apikeys.keys WHERE key_id = '$id'"),
 	"the standby's view adds its own use to what it has had from there");
 my @seen;
-foreach (1 .. 50)
+foreach (1 .. 25)
 {
 	use_on($standby, 1);
 	push @seen, use_count($standby, $id) - $n,
@@ -215,11 +215,30 @@ foreach my $round (1 .. 10)
 	$primary->safe_psql('postgres', "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender' OR usename = 'sender'");
 }
 arrives($primary, 'workers and walsenders ended');
-$standby->restart('fast');
+$standby->restart;
 arrives($primary, 'after a restart of the standby');
 
-# A wrong password: told once, and nowhere what it was. One in the setting itself is refused.
+# Nobody answers: the worker gives up, and is in no way of a shutdown
+my $silent = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 10) or die "no listener: $!";
 my $told = failures();
+send_to($standby, '127.0.0.1', $silent->sockport);
+$standby->reload;
+use_on($standby, 2);
+ok(wait_until(sub { failures() > $told }), 'a primary that says nothing is given up');
+like((logged($standby, qr/could not send the usage/))[-1], qr/did not answer in time/, 'the log says so');
+ok($standby->poll_query_until('postgres', q{SELECT query = 'sending the usage of API keys' FROM pg_stat_activity
+	WHERE backend_type = 'rk_apikeys flush' AND datname = 'postgres'}), 'another worker waits, and tells no more than what it does');
+my $offset = -s $standby->logfile;
+$standby->stop;
+like(substr(slurp_file($standby->logfile), $offset), qr/FATAL: .*terminating background worker "rk_apikeys flush" due to administrator command/,
+	'a shutdown ends it at once');
+close $silent;
+send_to($standby, $primary->host, $primary->port);
+$standby->start;
+arrives($primary, 'once somebody answers');
+
+# A wrong password: told once, and nowhere what it was. One in the setting itself is refused.
+$told = failures();
 passfile('wrong-horse-battery');
 use_on($standby, 2);
 ok(wait_until(sub { failures() > $told }), 'a wrong password fails');
@@ -281,6 +300,8 @@ foreach my $replayed (1, 0)
 		$primary->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_replication WHERE application_name = 'third'") or die 'still streaming';
 	}
 	use_on($second, 5);
+	my $others = $primary->safe_psql('postgres', table($primary, $other_id)) + 1;
+	sql_as($second, 'backend', "SELECT rk_apikeys.verify('$other')");
 	ok($primary->poll_query_until('postgres', 'SELECT (' . table() . ") = $n"), "$of_second: acknowledged");
 	$second->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die 'not acknowledged';
 	my $cut = cut_after(10);
@@ -296,6 +317,7 @@ foreach my $replayed (1, 0)
 	ok($second->poll_query_until('postgres', 'SELECT (' . table() . ") >= $n"), "$of_second: promoted, it has all of it");
 	$second->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die 'something stays pending';
 	is($second->safe_psql('postgres', table()), $n, "$of_second: each once");
+	is($second->safe_psql('postgres', table($second, $other_id)), $others, "$of_second: those of a key that was not used since, too");
 	is($second->safe_psql('postgres', "SELECT sum(uses) FROM rk_apikeys.key_usage_daily WHERE key_id = '$id'"), $n, "$of_second: by the day, too");
 	$n -= 2;
 	is($primary->safe_psql('postgres', table()), $n, "$of_second: of which the last two are its own");
