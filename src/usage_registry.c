@@ -93,9 +93,6 @@ usage_attach(void)
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
-		usage_shared = NULL;
-		usage_outbox = NULL;
-		stats_place(NULL);
 		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 			ReThrowError(error);
 		ereport(LOG,
@@ -117,8 +114,21 @@ attach(void)
 								USAGE_PARTITIONS * sizeof(LWLockPadded));
 
 	size = add_size(size, sizeof(UsageOutbox));
-	place(GetNamedDSMSegment(SEGMENT, size, init, &found));
-	LWLockRegisterTranche(usage_shared->tranche, USAGE_TRANCHE);
+	PG_TRY();
+	{
+		place(GetNamedDSMSegment(SEGMENT, size, init, &found));
+		if (usage_shared->tranche == 0)
+			elog(ERROR, "shared memory is not initialized");
+		LWLockRegisterTranche(usage_shared->tranche, USAGE_TRANCHE);
+	}
+	PG_CATCH();
+	{
+		usage_shared = NULL;
+		usage_outbox = NULL;
+		stats_place(NULL);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	see_to_launcher();
 }
 
@@ -135,18 +145,23 @@ place(char *memory)
 	usage_outbox = (UsageOutbox *) memory;
 }
 
-/* Make the memory; nobody else has it yet. */
+/*
+ * Make the memory; nobody else has it yet.  If it fails the server takes it for
+ * made all the same, so what tells that it is comes last.
+ */
 static void
 init(void *memory)
 {
+	int			tranche = LWLockNewTrancheId();
+
 	place(memory);
 	memset(memory, 0, usage_hash_size(MAX_TRACKED));
 	usage_hash_init(MAX_TRACKED);
 	usage_outbox_init();
 	stats_init();
-	usage_shared->tranche = LWLockNewTrancheId();
 	for (int i = 0; i < USAGE_PARTITIONS; i++)
-		LWLockInitialize(&usage_locks[i].lock, usage_shared->tranche);
+		LWLockInitialize(&usage_locks[i].lock, tranche);
+	usage_shared->tranche = tranche;
 }
 
 /*

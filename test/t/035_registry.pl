@@ -1,4 +1,4 @@
-# test/t/034_registry.pl: from PostgreSQL 17 on, use and rate limits are kept in shared memory without preload too, and flushed.
+# test/t/035_registry.pl: from PostgreSQL 17 on, use and rate limits are kept in shared memory without preload too, and flushed.
 use strict;
 use warnings;
 

@@ -1,4 +1,4 @@
-# test/t/051_pg_upgrade.pl: pg_upgrade, or dump and restore, takes keys, usage and events to the next major, from this release and the first.
+# test/t/054_pg_upgrade.pl: pg_upgrade, or dump and restore, takes keys, usage and events to the next major, from this release and the first.
 #
 # RK_OLD_BINDIR: the programs of an older major that has this extension too; without it the old cluster is of the same major.
 use strict;
