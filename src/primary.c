@@ -7,7 +7,8 @@
  * number and sends it.  What the primary has written is settled; what it has
  * refused, or left out, is given back.  If the connection ends before the
  * answer is there, nobody here knows: then the batch stays in the outbox, and
- * is sent again under its number, which counts once (see receive.c).  After a
+ * is sent again under its number, which counts once (see receive.c), until the
+ * primary says that it is written.  After a
  * promotion it is delivered to this server's own tables, which know the number
  * if the primary had written the batch, and it was replayed.
  *
@@ -298,6 +299,7 @@ fill_outbox(const UsageCopy *copies, int count)
 	Assert(usage_outbox->count == 0);
 	usage_outbox->database = MyDatabaseId;
 	usage_outbox->batch++;
+	usage_outbox->in_doubt = false;
 	for (int i = 0; i < count; i++)
 	{
 		usage_outbox->copies[usage_outbox->count] = copies[i];
@@ -308,22 +310,25 @@ fill_outbox(const UsageCopy *copies, int count)
 
 /*
  * Send what is in the outbox.  Returns whether it went well; then the outbox is
- * empty.
+ * empty.  It is also after a refusal, but for a batch that had been sent before:
+ * what was sent then may still be under way on the primary.
  */
 static bool
 send_outbox(PGconn *conn, TimestampTz deadline)
 {
-	Answer		answer = ask(conn, deadline);
+	bool		was_in_doubt = usage_outbox->in_doubt;
+	Answer		answer;
 
+	usage_outbox->in_doubt = true;
+	answer = ask(conn, deadline);
 	if (answer != ANSWER_WRITTEN)
 		tell_failure(PQerrorMessage(conn)[0] == '\0' ?
 					 "it did not answer in time" : PQerrorMessage(conn));
 	else if (usage_set_failing(false))
 		ereport(LOG,
 				(errmsg("the usage of API keys reaches the primary again")));
-	if (answer == ANSWER_NONE)
-		return false;
-	empty_outbox();
+	if (answer == ANSWER_WRITTEN || (answer == ANSWER_REFUSED && !was_in_doubt))
+		empty_outbox();
 	return answer == ANSWER_WRITTEN;
 }
 

@@ -86,6 +86,7 @@ typedef struct UsageOutbox
 	uint8		sender[16];		/* who numbers the batches: since this start */
 	int64		batch;
 	Oid			database;
+	bool		in_doubt;		/* it was sent, and may be written */
 	int			count;			/* 0: nothing is on its way */
 	UsageCopy	copies[USAGE_BATCH];
 } UsageOutbox;

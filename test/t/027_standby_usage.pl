@@ -207,6 +207,16 @@ foreach my $bytes (0, 1, 5, 50, map { $answer - $_ } 30, 20, 10, 7, 6, 5, 1)
 }
 arrives($primary, 'cut here and there');
 
+# The primary has written, but cannot say so: it waits for a replica that is not there. Meanwhile it refuses the batch, which says nothing.
+my $refusals = () = logged($primary, qr/ERROR: .*lock timeout/);
+$primary->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'");
+$primary->reload;
+use_on($standby, 2);
+ok(wait_until(sub { (() = logged($primary, qr/ERROR: .*lock timeout/)) > $refusals }), 'a batch that is under way is refused');
+$primary->append_conf('postgresql.conf', "synchronous_standby_names = ''");
+$primary->reload;
+arrives($primary, 'under way, and refused meanwhile');
+
 # Workers and walsenders are told to end
 foreach my $round (1 .. 10)
 {

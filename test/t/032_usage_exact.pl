@@ -9,7 +9,7 @@ use RkApikeys;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = rk_node('usage', PRELOAD, "rk_apikeys.usage_flush_interval = '1h'");
+my $node = rk_node('usage', PRELOAD, "rk_apikeys.usage_flush_interval = '1h'", 'max_prepared_transactions = 2');
 $node->safe_psql('postgres', 'CREATE ROLE audit LOGIN; GRANT rk_apikeys_auditor TO audit');
 my ($id, $token) = create_key($node, 'used');
 my ($off_id, $off) = create_key($node, 'off');
@@ -88,6 +88,25 @@ $boss->query_safe('COMMIT');
 $step->('after it was committed');
 $boss->query_safe('SELECT rk_apikeys.flush_usage()') foreach 1 .. 3;
 $step->('after several');
+$boss->query_safe('BEGIN; SAVEPOINT s; SELECT rk_apikeys.flush_usage()');
+$step->('while one is in a subtransaction');
+$boss->query_safe('SELECT rk_apikeys.flush_usage(); ROLLBACK TO s');
+$step->('after that was rolled back');
+$boss->query_safe('SELECT rk_apikeys.flush_usage(); SAVEPOINT t; SELECT rk_apikeys.flush_usage(); COMMIT');
+is(table($id), ($n) . '|0', 'the rest was committed');
+foreach my $end ('COMMIT', 'ROLLBACK')
+{
+	$step->('before one is prepared');
+	my $written = table($id);
+	$boss->query_safe("BEGIN; SELECT rk_apikeys.flush_usage(); PREPARE TRANSACTION 'p'");
+	$step->("while one is prepared: $end");
+	is($boss->query_safe('SELECT rk_apikeys.flush_usage()'), '0', 'no other writes meanwhile');
+	$boss->query_safe("$end PREPARED 'p'");
+	is(table($id), $end eq 'COMMIT' ? ($n - 20) . '|0' : $written, "$end PREPARED");
+	$step->("after $end PREPARED");
+	$boss->query_safe('SELECT rk_apikeys.flush_usage()');
+	is(table($id), "$n|0", "after $end PREPARED another writes what is missing, once");
+}
 $boss->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
 $step->('while a transaction is older');
 $boss->query_safe('SELECT rk_apikeys.flush_usage(); COMMIT');
