@@ -52,7 +52,7 @@ limiter_take(pg_atomic_uint64 *arrival, int limit, int64 window, int cost,
 
 	for (;;)
 	{
-		bool		astray = (int64) old > now_ns + window_ns + Max(window_ns, SLACK_NSECS);
+		bool		astray = (int64) old - now_ns > window_ns + Max(window_ns, SLACK_NSECS);
 		int64		start = astray ? now_ns + window_ns : Max((int64) old, now_ns);
 		int64		next = start + taken_ns;
 		int64		wait_ns = next - now_ns - window_ns;
