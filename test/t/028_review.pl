@@ -32,10 +32,8 @@ sub verify_keys
 	return $session->query_safe("SELECT count(*) FILTER (WHERE rk_apikeys.verify(token)) FROM tokens WHERE i BETWEEN $from AND $to");
 }
 
-# How often gdb has stopped a session where it calls a function: it goes on when release() is told so.
+# Has gdb stop a session where it next calls a function, until release(). Returns undef, and why, if gdb cannot.
 my $stops = 0;
-
-# Has gdb stop a session there. Returns undef, and why, if gdb cannot.
 sub stop_at
 {
 	my ($session, $function) = @_;
@@ -56,7 +54,7 @@ sub stop_at
 	return (undef, 'gdb may not attach to a process');
 }
 
-# The session runs a statement until there.
+# The session runs a statement until it is stopped.
 sub run_until_stop
 {
 	my ($session, $stop, $sql) = @_;
@@ -137,6 +135,7 @@ SKIP:
 
 	$locker->query_safe('BEGIN; CLUSTER rk_apikeys.api_keys USING api_keys_pkey');
 	my ($stop, $why) = stop_at($locker, 'smgrDoPendingDeletes');
+	$locker->query_safe('ROLLBACK') unless $stop;
 	skip $why, 4 unless $stop;
 	run_until_stop($locker, $stop, 'COMMIT');
 	$node->safe_psql('postgres', "SELECT rk_apikeys.revoke_key('$id')");
