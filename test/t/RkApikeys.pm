@@ -34,7 +34,8 @@ sub rk_initdb
 	my ($name, @conf) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
 	$node->init(extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8' ]);
-	$node->append_conf('postgresql.conf', join "\n", @conf) if @conf;
+	# The default, which PostgreSQL's own tests turn off: below it no brief keys are made
+	$node->append_conf('postgresql.conf', join "\n", 'wal_level = replica', @conf);
 	$node->start;
 	return $node;
 }
