@@ -107,7 +107,9 @@ BEGIN
     IF start_value IS NULL THEN
       conditions := conditions || format(' AND %s IS NULL AND k.key_id %s $5', expression, beyond);
     ELSE
-      conditions := conditions || format(' AND ((%s, k.key_id) %s ($4::%s, $5)%s)', expression, beyond, type,
+      -- Where all keys are compared with it, it is parsed once and not for each.
+      conditions := conditions || format(' AND ((%s, k.key_id) %s (%s, $5)%s)', expression, beyond,
+        format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN '$4::%s' ELSE '(SELECT $4::%s)' END, type),
         CASE WHEN nullable THEN format(' OR %s IS NULL', expression) ELSE '' END);
     END IF;
   END IF;

@@ -53,3 +53,142 @@ COMMENT ON VIEW rk_apikeys.stats IS
   'One row: counters of this server since its start, over all databases; all but preloaded are NULL without shared memory.';
 COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
   'Writes what shared memory holds of this database''s keys to key_usage and key_usage_daily now; returns how many keys. 0 without shared memory, or if another flush is under way. Commit soon: other flushes wait their turn until then.';
+
+-- A cursor's time is parsed once and not for each key.
+CREATE OR REPLACE FUNCTION rk_apikeys.list_keys(search text DEFAULT NULL, status text DEFAULT NULL,
+    environment text DEFAULT NULL, sort_by text DEFAULT 'created_at',
+    descending boolean DEFAULT false, page_size integer DEFAULT 25,
+    after text DEFAULT NULL) RETURNS SETOF rk_apikeys.listed_key
+  LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+  SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  -- The expression to sort by, its type, and whether it can be NULL.
+  expression text;
+  type text := 'timestamptz';
+  nullable boolean := false;
+  usage_join text := '';
+  direction text := CASE WHEN descending THEN 'DESC' ELSE 'ASC' END;
+  beyond text := CASE WHEN descending THEN '<' ELSE '>' END;
+  conditions text := '';
+  page text;
+  position text[];
+  start_value text;
+  start_key text;
+BEGIN
+  IF sort_by IN ('name', 'environment') THEN
+    expression := 'k.' || sort_by;
+    type := 'text';
+  ELSIF sort_by = 'key_id' THEN
+    expression := 'k.key_id';
+    type := 'text COLLATE "C"';
+  ELSIF sort_by IN ('created_at', 'updated_at') THEN
+    expression := 'k.' || sort_by;
+  ELSIF sort_by = 'expires_at' THEN
+    expression := 'k.expires_at';
+    nullable := true;
+  ELSIF sort_by = 'last_used_at' THEN
+    expression := 'greatest(u.last_used_at, l.last_used_at)';
+    nullable := true;
+  ELSIF sort_by = 'use_count' THEN
+    expression := 'greatest(u.use_count, l.use_count, 0)';
+    type := 'bigint';
+  ELSIF sort_by = 'status' THEN
+    expression := 'rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until)';
+    type := 'text';
+  ELSE
+    RAISE EXCEPTION 'cannot sort by "%"', coalesce(left(rk_apikeys.redact(sort_by), 80), 'null')
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Use name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status.';
+  END IF;
+  IF descending IS NULL THEN
+    RAISE EXCEPTION 'descending cannot be null'
+      USING ERRCODE = 'invalid_parameter_value', HINT = 'Use true or false.';
+  END IF;
+  IF page_size IS NULL OR page_size NOT BETWEEN 1 AND 1000 THEN
+    RAISE EXCEPTION 'page_size cannot be %', coalesce(page_size::text, 'null')
+      USING ERRCODE = 'invalid_parameter_value', HINT = 'Use 1 to 1000.';
+  END IF;
+  IF status NOT IN ('active', 'grace', 'rotated', 'disabled', 'expired', 'revoked') THEN
+    RAISE EXCEPTION 'there is no status "%"', left(rk_apikeys.redact(status), 80)
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Use active, grace, rotated, disabled, expired or revoked.';
+  END IF;
+
+  IF expression LIKE '%u.%' THEN
+    usage_join := 'LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
+            LEFT JOIN rk_apikeys._live_usage() l ON l.key_id = k.key_id';
+  END IF;
+  IF search <> '' THEN
+    conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0
+      OR strpos(lower(k.description), lower($1)) > 0
+      OR strpos(lower(k.key_id), lower($1)) > 0
+      OR strpos(k.environment, lower($1)) > 0)$c$;
+  END IF;
+  IF status IS NOT NULL THEN
+    conditions := conditions ||
+      ' AND rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) = $2';
+  END IF;
+  IF environment IS NOT NULL THEN
+    conditions := conditions || ' AND k.environment = $3';
+  END IF;
+
+  IF after IS NOT NULL THEN
+    -- It gives a position, nothing more: what can be seen is decided afresh.
+    BEGIN
+      position := regexp_match(convert_from(decode(after, 'hex'), 'UTF8'),
+        '^([a-z_]+)([+-])([0-9A-Za-z]{12})(?:=(.*))?$');
+      start_key := position[3];
+      start_value := position[4];
+      IF start_value IS NOT NULL THEN
+        EXECUTE 'SELECT $1::' || type USING start_value;
+      END IF;
+    EXCEPTION WHEN data_exception OR character_not_in_repertoire OR syntax_error THEN
+      position := NULL;
+    END;
+    IF position[1] IS DISTINCT FROM sort_by
+       OR position[2] IS DISTINCT FROM (CASE WHEN descending THEN '-' ELSE '+' END)
+       OR (start_value IS NULL AND NOT nullable) THEN
+      RAISE EXCEPTION 'cursor is not one of this list'
+        USING ERRCODE = 'invalid_parameter_value',
+              DETAIL = 'A cursor goes on only with the sort_by and descending that it came from.',
+              HINT = 'Take the cursor of the last row of a page, or start without one.';
+    END IF;
+    IF start_value IS NULL THEN
+      conditions := conditions || format(' AND %s IS NULL AND k.key_id %s $5', expression, beyond);
+    ELSE
+      -- Where all keys are compared with it, it is parsed once and not for each.
+      conditions := conditions || format(' AND ((%s, k.key_id) %s (%s, $5)%s)', expression, beyond,
+        format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN '$4::%s' ELSE '(SELECT $4::%s)' END, type),
+        CASE WHEN nullable THEN format(' OR %s IS NULL', expression) ELSE '' END);
+    END IF;
+  END IF;
+
+  -- Where an index has the order, a page is read off the view; else the sort is
+  -- kept narrow, and its page joined to the view.
+  page := format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN $q$
+      (SELECT k.*, %1$s AS sort_value FROM rk_apikeys.keys k
+        WHERE true %3$s
+        ORDER BY %1$s %4$s, k.key_id %4$s LIMIT %6$s)$q$
+    ELSE $q$
+      (SELECT v.*, p.sort_value
+        FROM (SELECT k.key_id, %1$s AS sort_value
+            FROM rk_apikeys.api_keys k %2$s
+            WHERE true %3$s
+            ORDER BY %1$s %4$s %5$s, k.key_id %4$s LIMIT %6$s) p
+          JOIN rk_apikeys.keys v ON v.key_id = p.key_id)$q$ END,
+    expression, usage_join, conditions, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END, page_size);
+  RETURN QUERY SELECT * FROM rk_apikeys._page(format($q$
+    SELECT v.key_id, v.tenant, v.name, v.description, v.environment, v.masked_key, v.status, v.enabled,
+        v.scopes, v.allowed_cidrs, v.rate_limit, v.rate_window, v.metadata, v.expires_at, v.expires_in,
+        greatest(u.last_used_at, rk_apikeys._live_last_used_at(v.key_id)),
+        greatest(u.use_count, rk_apikeys._live_use_count(v.key_id), 0),
+        v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
+        v.created_at, v.created_by, v.updated_at, v.updated_by,
+        encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || v.key_id
+          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'UTF8'), 'hex')
+      FROM %s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
+      ORDER BY v.sort_value %s %s, v.key_id %2$s$q$,
+      page, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END),
+    search, status, environment, start_value, start_key, sort_by, descending);
+END $$;
