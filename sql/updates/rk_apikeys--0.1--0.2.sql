@@ -140,7 +140,7 @@ BEGIN
         '^([a-z_]+)([+-])([0-9A-Za-z]{12})(?:=(.*))?$');
       start_key := position[3];
       start_value := position[4];
-      IF start_value IS NOT NULL THEN
+      IF start_value IS NOT NULL AND type NOT LIKE 'text%' THEN
         EXECUTE 'SELECT $1::' || type USING start_value;
       END IF;
     EXCEPTION WHEN data_exception OR character_not_in_repertoire OR syntax_error THEN
