@@ -103,24 +103,30 @@ redact_statement(ErrorData *edata)
 
 /*
  * Mask this backend's own entry of pg_stat_activity, in place: nobody else
- * writes it, and nothing in between can raise.
+ * writes it, and nothing in between can raise.  The entry counts its changes,
+ * so a text that was looked at is not looked at again.
  */
 static void
 redact_activity(void)
 {
+	static int	changes_seen = -1;	/* odd, so never the count of a whole one */
 	volatile PgBackendStatus *entry = MyBEEntry;
-	char	   *activity;
-	size_t		len;
 
 	if (!rk_apikeys_redact_logs || entry == NULL || !pgstat_track_activities)
 		return;
-	activity = entry->st_activity_raw;
-	len = strlen(activity);
-	if (!token_suspected(activity, len))
-		return;
-	PGSTAT_BEGIN_WRITE_ACTIVITY(entry);
-	redact_bytes(activity, len);
-	PGSTAT_END_WRITE_ACTIVITY(entry);
+	if (entry->st_changecount != changes_seen)
+	{
+		char	   *activity = entry->st_activity_raw;
+		size_t		len = strlen(activity);
+
+		if (token_suspected(activity, len))
+		{
+			PGSTAT_BEGIN_WRITE_ACTIVITY(entry);
+			redact_bytes(activity, len);
+			PGSTAT_END_WRITE_ACTIVITY(entry);
+		}
+		changes_seen = entry->st_changecount;
+	}
 }
 
 /* emit_log_hook: called for what goes to the server log.  Never raises. */
