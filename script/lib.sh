@@ -10,6 +10,7 @@
 #   rk_older                does all that for the next older major that is on this machine, if any: $RK_OLD_BINDIR
 #   rk_cluster NAME [CONF]  starts a new, empty cluster (and stops the one before); CONF is added to its postgresql.conf
 #   rk_stop                 stops it
+#   rk_prove NAME DIR LOG   runs a TAP test with servers of its own in DIR; what it says beside its results is in LOG.err
 #   rk_run COMMAND...       runs a command as the server's user, so that a signal to the script ends it too
 #
 # The private tree: PostgreSQL and pg_config find share and lib from where their own file lies. So bin is copied and lib and share
@@ -294,6 +295,16 @@ rk_cluster() {
   export PGHOST=$RK_TMP/socket PGPORT=5432 PGUSER=postgres PGDATABASE=postgres
   rk_run pg_ctl -D "$RK_DATA" -l "$RK_LOG" -w start >"$RK_TMP/log/pg_ctl.log" 2>&1 ||
     rk_die "the server did not start: $(tail -n1 "$RK_LOG")"
+}
+
+# Tests before 16 keep to TESTDIR, later ones to the other two.
+rk_prove() {
+  local pgxs
+  pgxs=$(dirname "$("$PG_CONFIG" --pgxs)")/../..
+  rk_run mkdir -p "$2"
+  rk_run env -u PGHOST -u PGPORT -u PGUSER -u PGDATABASE "PG_REGRESS=$pgxs/src/test/regress/pg_regress" \
+    "RK_OLD_BINDIR=${RK_OLD_BINDIR-}" "TESTDIR=$2" "TESTDATADIR=$2/tmp_check" "TESTLOGDIR=$2/tmp_check/log" \
+    prove --verbose -I "$pgxs/src/test/perl" "$RK_SRC/test/t/$1.pl" >"$3" 2>"$3.err"
 }
 
 rk_stop() {
