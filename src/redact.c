@@ -6,9 +6,10 @@
  * parameter that the server is set to log, would leave it in the log.  So
  * whatever looks like a token is masked in all that is about to be logged, and
  * in this backend's own entry of pg_stat_activity once its statement has been
- * parsed, is executed, or has failed.  What looks like a token is decided by
- * token_redact(): texts are cut in the middle of a token, and tokens are
- * mistyped.
+ * parsed, is executed, or has failed.  The application's name is masked where
+ * it is kept, since each line of the log may begin with it.  What looks like a
+ * token is decided by token_redact(): texts are cut in the middle of a token,
+ * and tokens are mistyped.
  *
  * The client's copy of a message that is also logged is masked too.  Text that
  * other code has copied before is not reached: pg_stat_statements keeps utility
@@ -22,12 +23,14 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "executor/executor.h"
 #include "parser/analyze.h"
 #include "pgstat.h"
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/backend_status.h"
+#include "utils/guc.h"
 
 #include "compat.h"
 #include "redact.h"
@@ -104,7 +107,7 @@ redact_statement(ErrorData *edata)
 /*
  * Mask this backend's own entry of pg_stat_activity, in place: nobody else
  * writes it, and nothing in between can raise.  The entry counts its changes,
- * so a text that was looked at is not looked at again.
+ * so one that was looked at is not looked at again.
  */
 static void
 redact_activity(void)
@@ -112,17 +115,20 @@ redact_activity(void)
 	static int	changes_seen = -1;	/* odd, so never the count of a whole one */
 	volatile PgBackendStatus *entry = MyBEEntry;
 
-	if (!rk_apikeys_redact_logs || entry == NULL || !pgstat_track_activities)
+	if (!rk_apikeys_redact_logs || entry == NULL)
 		return;
 	if (entry->st_changecount != changes_seen)
 	{
-		char	   *activity = entry->st_activity_raw;
-		size_t		len = strlen(activity);
+		char	   *texts[] = {entry->st_activity_raw, entry->st_appname};
 
-		if (token_suspected(activity, len))
+		for (size_t i = 0; i < lengthof(texts); i++)
 		{
+			size_t		len = strlen(texts[i]);
+
+			if (!token_suspected(texts[i], len))
+				continue;
 			PGSTAT_BEGIN_WRITE_ACTIVITY(entry);
-			redact_bytes(activity, len);
+			redact_bytes(texts[i], len);
 			PGSTAT_END_WRITE_ACTIVITY(entry);
 		}
 		changes_seen = entry->st_changecount;
@@ -145,6 +151,7 @@ redact_log(ErrorData *edata)
 		redact_string(edata->context);
 		redact_string(edata->internalquery);
 		redact_statement(edata);
+		redact_string(application_name);
 		/* A statement that failed before it was parsed. */
 		redact_activity();
 		busy = false;
@@ -200,6 +207,13 @@ redact_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 								params, environment, dest, completion);
 }
 
+/* What the application's name was changed to; the transaction may be that of a new connection. */
+static void
+redact_ended(XactEvent event, void *arg)
+{
+	redact_activity();
+}
+
 void
 redact_init(void)
 {
@@ -213,4 +227,5 @@ redact_init(void)
 	ExecutorRun_hook = redact_run;
 	previous_process_utility_hook = ProcessUtility_hook;
 	ProcessUtility_hook = redact_utility;
+	RegisterXactCallback(redact_ended, NULL);
 }

@@ -23,8 +23,8 @@ static bool no_memory;
 
 /* The server's, and the extension's setting. */
 bool		rk_apikeys_redact_logs;
-bool		pgstat_track_activities = true;
 const char *debug_query_string;
+char	   *application_name;
 PgBackendStatus *MyBEEntry;
 emit_log_hook_type emit_log_hook;
 post_parse_analyze_hook_type post_parse_analyze_hook;
@@ -43,7 +43,7 @@ typedef struct Text
 enum
 {
 	MESSAGE, DETAIL, DETAIL_LOG, HINT, CONTEXT, INTERNAL_QUERY, STATEMENT,
-	ACTIVITY, TEXTS
+	ACTIVITY, ACTIVITY_APPLICATION, APPLICATION, TEXTS
 };
 
 static int	passed_on;
@@ -103,6 +103,7 @@ check_unchanged(const char *s, const Text *text)
 int
 LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 {
+	static int	changes = 0;
 	char		expanded[TEXTS_MAX];
 	Text		texts[TEXTS];
 	ErrorData	edata = {0};
@@ -124,8 +125,12 @@ LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 	edata.context = texts[CONTEXT].now;
 	edata.internalquery = texts[INTERNAL_QUERY].now;
 	debug_query_string = texts[STATEMENT].now;
+	application_name = texts[APPLICATION].now;
 	entry.st_activity_raw = texts[ACTIVITY].now;
-	MyBEEntry = texts[ACTIVITY].now ? &entry : NULL;
+	entry.st_appname = texts[ACTIVITY_APPLICATION].now;
+	/* as the server counts when it writes them */
+	entry.st_changecount = changes += 2;
+	MyBEEntry = entry.st_appname ? &entry : NULL;
 	suspected = texts[STATEMENT].now &&
 		token_suspected(texts[STATEMENT].now, texts[STATEMENT].len);
 	previous_emit_log_hook = pass_on;
@@ -137,12 +142,14 @@ LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 
 	HOLDS(passed_on == 2);
 	HOLDS(CritSectionCount == 0 && entry.st_changecount % 2 == 0);
+	changes = entry.st_changecount;
 	for (int i = 0; i < TEXTS; i++)
 	{
 		if (texts[i].now == NULL)
 			continue;
 		/* others still read the statement as it came */
-		if (!rk_apikeys_redact_logs || i == STATEMENT)
+		if (!rk_apikeys_redact_logs || i == STATEMENT ||
+			(i == ACTIVITY && MyBEEntry == NULL))
 			check_unchanged(texts[i].now, &texts[i]);
 		else
 		{

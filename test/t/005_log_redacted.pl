@@ -23,7 +23,8 @@ my $node = rk_node('main', "shared_preload_libraries = 'rk_apikeys, auto_explain
 
 my %token = token_of($node, 'acme', q{SELECT 'it', secret FROM rk_apikeys.create_key('it')});
 my $token = $token{it};
-my ($secret) = $token =~ /_([0-9A-Za-z]{43})[0-9A-Za-z]{6}$/;
+# The start of its secret: enough to know it by where it was cut, as names are.
+my ($secret) = $token =~ /_([0-9A-Za-z]{20})[0-9A-Za-z]{29}$/;
 # Its secret as somebody has mistyped it, and as a text was cut.
 my $other = 'rk_prod_AAAAAAAAAAAA_BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBCCCCCC';
 $node->safe_psql('postgres', q{
@@ -112,6 +113,19 @@ $node->poll_query_until('postgres',
 is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '_[0-9A-Za-z]{12}_[0-9A-Za-z]{20}'}),
 	0, 'nor that of one that could not be parsed');
 $three->quit;
+
+# The application's name, which each session may see of each other, and which is cut: given when it connects; set, and by a function.
+foreach ([ 'given', "application_name='$token'", 'SELECT 1' ], [ 'set', '', "SET application_name = '$token'" ],
+	[ 'set by a function', '', "SELECT set_config('application_name', '$token', false)" ])
+{
+	my ($name, $setting, $statement) = @$_;
+	my $session = $node->background_psql('postgres', extra_params => [ '-U', 'backend', '-d', $node->connstr('postgres') . " $setting" ]);
+	$session->query($statement) unless $setting;
+	my ($seen) = grep { /rk_prod_/ } split /\n/, sql_as($node, 'globex', q{SELECT application_name FROM pg_stat_activity});
+	like($seen // '', qr/^rk_prod_[0-9A-Za-z]{12}_\*{8}/, "pg_stat_activity shows a masked application_name: $name");
+	unlike($seen // '', qr/$secret/, 'without the secret');
+	$session->quit;
+}
 is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_statements WHERE query LIKE 'SELECT rk_apikeys.verify%' AND query ~ '_[0-9A-Za-z]{49}'}),
 	0, 'pg_stat_statements holds a query without its constants');
 
