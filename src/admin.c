@@ -190,7 +190,7 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 		"  told AS (INSERT INTO rk_apikeys.key_events"
 		"   (event, actor, role, client_addr, application_name, changes)"
 		"   SELECT 'purged', session_user, $2, inet_client_addr(),"
-		"    current_setting('application_name'),"
+		"    rk_apikeys.redact(current_setting('application_name')),"
 		"    jsonb_build_object('older_than', $1, 'events', count(*))"
 		"    FROM gone HAVING count(*) > 0)"
 		" SELECT count(*)::text FROM gone",

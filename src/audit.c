@@ -47,7 +47,8 @@
 	"  (tenant, key_id, event, actor, role, principal, client_addr, application_name," \
 	"   changes)"
 #define WHO \
-	"  session_user, $1, $2, inet_client_addr(), current_setting('application_name')"
+	"  session_user, $1, $2, inet_client_addr()," \
+	"  rk_apikeys.redact(current_setting('application_name'))"
 
 /* Columns of a row that are no settings. */
 #define NOT_SETTINGS \

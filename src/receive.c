@@ -274,7 +274,7 @@ note_batch(Receipt *receipt)
 		"INSERT INTO rk_apikeys.usage_senders AS s"
 		"  (sender, batch, received_at, client_addr, application_name, left_out)"
 		" VALUES ($1, $2, clock_timestamp(), inet_client_addr(),"
-		"  current_setting('application_name'), $3)"
+		"  rk_apikeys.redact(current_setting('application_name')), $3)"
 		" ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch,"
 		"  received_at = excluded.received_at, client_addr = excluded.client_addr,"
 		"  application_name = excluded.application_name, left_out = excluded.left_out";

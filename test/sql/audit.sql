@@ -50,7 +50,17 @@ SELECT tenant, key_id, event, role, changes FROM rk_apikeys.key_events WHERE eve
 -- A manager does not see that event: it is nobody's key.
 SET ROLE rk_test_manager;
 SELECT count(*) FROM rk_apikeys.key_events WHERE event = 'purged';
+-- A client that gives a token as its name, which is cut then, leaves its mask.
+SET application_name = 'rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j';
+INSERT INTO rk_apikeys.keys (name) VALUES ('by a token');
+SELECT application_name FROM rk_apikeys.key_events WHERE changes -> 'name' ->> 'new' = 'by a token';
 RESET ROLE;
+UPDATE rk_apikeys.key_events SET occurred_at = occurred_at - interval '2 years' WHERE event = 'enabled';
+SELECT rk_apikeys.purge_events('1 year') AS purged;
+SELECT application_name FROM rk_apikeys.key_events WHERE event = 'purged' ORDER BY event_id DESC LIMIT 1;
+SELECT count(*) FROM rk_apikeys.receive_usage('00000000-0000-0000-0000-000000000001', 1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}');
+SELECT application_name FROM rk_apikeys.usage_senders;
+TRUNCATE rk_apikeys.usage_senders;
 DELETE FROM rk_apikeys.api_keys;
 TRUNCATE rk_apikeys.key_events;
 RESET application_name;
