@@ -17,9 +17,10 @@ my $token = $token{it};
 my ($secret) = $token =~ /_([0-9A-Za-z]{43})[0-9A-Za-z]{6}$/;
 my $padding = ('x' x 99 . "\n") x 350_000;
 
-# What limits the backend that runs it to what it has and some megabytes, and what lets it go.
-sub limit { return 'COPY (SELECT) TO PROGRAM \'prlimit --pid=$PPID --as=$(awk "/^VmSize/ { printf \"%d\", (\\$2 + ' . $_[0] * 1024 . ') * 1024 }" /proc/$PPID/status):\''; }
-my $unlimit = 'COPY (SELECT) TO PROGRAM \'prlimit --pid=$PPID --as=unlimited:\'';
+# What limits the backend that runs it to what it has and some megabytes, and what lets it go. The programs read what they are sent:
+# to close a pipe that nobody read can fail.
+sub limit { return 'COPY (SELECT) TO PROGRAM \'cat >/dev/null; prlimit --pid=$PPID --as=$(awk "/^VmSize/ { printf \"%d\", (\\$2 + ' . $_[0] * 1024 . ') * 1024 }" /proc/$PPID/status):\''; }
+my $unlimit = 'COPY (SELECT) TO PROGRAM \'cat >/dev/null; prlimit --pid=$PPID --as=unlimited:\'';
 
 # The text of the logs, each from where it ended before.
 my %read;
