@@ -7,9 +7,10 @@
  * whatever looks like a token is masked in all that is about to be logged, and
  * in this backend's own entry of pg_stat_activity once its statement has been
  * parsed, is executed, or has failed.  The application's name is masked where
- * it is kept, since each line of the log may begin with it.  What looks like a
- * token is decided by token_redact(): texts are cut in the middle of a token,
- * and tokens are mistyped.
+ * it is kept, since each line of the log may begin with it, and the end of a
+ * transaction, or of a savepoint, may restore it.  What looks like a token is
+ * decided by token_redact(): texts are cut in the middle of a token, and tokens
+ * are mistyped.
  *
  * The client's copy of a message that is also logged is masked too.  Text that
  * other code has copied before is not reached: pg_stat_statements keeps utility
@@ -75,25 +76,39 @@ redact_string(char *s)
 	}
 }
 
-/* Mask the statement that is about to be logged with a message. */
+/* The same for a text that may show what stands around a place in another. */
 static void
-redact_statement(ErrorData *edata)
+redact_excerpt(char *s)
+{
+	redact_string(s);
+	if (s != NULL)
+	{
+		size_t		len = strlen(s);
+		size_t		masked = token_redact_cut(s, len);
+
+		explicit_bzero(s + masked, len - masked);
+	}
+}
+
+/*
+ * Mask the statement, which is about to be logged or given to parallel workers.
+ * Returns false if there is no memory for it.
+ */
+static bool
+redact_statement(void)
 {
 	size_t		len;
 	char	   *copy;
 	char	   *shrunk;
 
-	if (debug_query_string == NULL || edata->hide_stmt)
-		return;
+	if (debug_query_string == NULL)
+		return true;
 	len = strlen(debug_query_string);
 	if (!token_suspected(debug_query_string, len))
-		return;
+		return true;
 	copy = malloc((len + 1) * STATEMENT_ROOM);
 	if (copy == NULL)
-	{
-		edata->hide_stmt = true;
-		return;
-	}
+		return false;
 	memcpy(copy, debug_query_string, len + 1);
 	redact_string(copy);
 	shrunk = realloc(copy, len + 1);
@@ -102,6 +117,7 @@ redact_statement(ErrorData *edata)
 	debug_query_string = copy;
 	free(masked_statement);
 	masked_statement = copy;
+	return true;
 }
 
 /*
@@ -131,6 +147,7 @@ redact_activity(void)
 			redact_bytes(texts[i], len);
 			PGSTAT_END_WRITE_ACTIVITY(entry);
 		}
+		redact_string(application_name);
 		changes_seen = entry->st_changecount;
 	}
 }
@@ -144,13 +161,14 @@ redact_log(ErrorData *edata)
 	if (rk_apikeys_redact_logs && !busy)
 	{
 		busy = true;
-		redact_string(edata->message);
-		redact_string(edata->detail);
+		redact_excerpt(edata->message);
+		redact_excerpt(edata->detail);
 		redact_string(edata->detail_log);
 		redact_string(edata->hint);
-		redact_string(edata->context);
+		redact_excerpt(edata->context);
 		redact_string(edata->internalquery);
-		redact_statement(edata);
+		if (!edata->hide_stmt && !redact_statement())
+			edata->hide_stmt = true;
 		redact_string(application_name);
 		/* A statement that failed before it was parsed. */
 		redact_activity();
@@ -190,8 +208,14 @@ redact_run(QueryDesc *query_desc, ScanDirection direction, COMPAT_RUN_PARAMS)
 		previous_executor_run_hook(query_desc, direction, COMPAT_RUN_ARGS);
 	else
 		standard_ExecutorRun(query_desc, direction, COMPAT_RUN_ARGS);
+	/* The application's name that it has set. */
+	redact_activity();
 }
 
+/*
+ * The workers that build an index or vacuum show the statement, and run no
+ * statement of their own.
+ */
 static void
 redact_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 			   ProcessUtilityContext context, ParamListInfo params,
@@ -199,15 +223,23 @@ redact_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 			   QueryCompletion *completion)
 {
 	redact_activity();
+	if (rk_apikeys_redact_logs && MyBEEntry != NULL &&
+		token_suspected(MyBEEntry->st_activity_raw,
+						strlen(MyBEEntry->st_activity_raw)))
+		(void) redact_statement();
 	if (previous_process_utility_hook)
 		previous_process_utility_hook(statement, query, read_only_tree, context,
 									  params, environment, dest, completion);
 	else
 		standard_ProcessUtility(statement, query, read_only_tree, context,
 								params, environment, dest, completion);
+	redact_activity();
 }
 
-/* What the application's name was changed to; the transaction may be that of a new connection. */
+/*
+ * The application's name of a new connection, which is set in its first
+ * transaction; a statement that has failed and is not logged.
+ */
 static void
 redact_ended(XactEvent event, void *arg)
 {

@@ -22,6 +22,12 @@ static const char base62[] =
 /* Stars of a masked secret. */
 #define MASK_LEN 8
 
+/*
+ * Digits at the end of a token that tell a token from a name, where no more is
+ * known; fewer leave more of the secret unknown than can be guessed.
+ */
+#define LONG_TAIL 20
+
 /* What is known of a field, a run of base62 digits, in a text. */
 typedef struct Field
 {
@@ -40,6 +46,7 @@ typedef struct FieldScan
 	Field		current;
 } FieldScan;
 
+static size_t redact(char *s, size_t len, size_t min_tail);
 static bool scan_byte(FieldScan *scan, char c);
 static size_t environment_to_tail(const FieldScan *scan);
 static size_t prefix_begin(const char *s, size_t prefix_end, size_t floor);
@@ -272,6 +279,60 @@ token_suspected(const char *s, size_t len)
 size_t
 token_redact(char *s, size_t len)
 {
+	return redact(s, len, 0);
+}
+
+/*
+ * The same for a text that is kept, which may be a name such as
+ * app_billing_subscription_reader: only what ends in LONG_TAIL digits or more.
+ */
+size_t
+token_redact_kept(char *s, size_t len)
+{
+	return redact(s, len, LONG_TAIL);
+}
+
+/*
+ * Mask, in place, what may be the end of a token whose beginning was cut away,
+ * as errors in JSON and XML do: runs of LONG_TAIL base62 digits or more in the
+ * word behind "..." or a line break.  Returns the new length.
+ */
+size_t
+token_redact_cut(char *s, size_t len)
+{
+	size_t		from = 0;		/* as in redact() */
+	size_t		to = 0;
+	bool		cut = false;	/* in such a word */
+
+	for (size_t at = 0; at < len;)
+	{
+		size_t		begin = at;
+
+		while (at < len && is_base62(s[at]))
+			at++;
+		if (cut && at - begin >= LONG_TAIL)
+		{
+			memmove(s + to, s + from, begin - from);
+			to += begin - from;
+			memset(s + to, '*', MASK_LEN);
+			to += MASK_LEN;
+			from = at;
+		}
+		if (at == len)
+			break;
+		if (s[at] != '_')
+			cut = s[at] == '\n' ||
+				(at >= 2 && memcmp(s + at - 2, "...", 3) == 0);
+		at++;
+	}
+	memmove(s + to, s + from, len - from);
+	return to + len - from;
+}
+
+/* Of fewer base62 digits than min_tail nothing is masked. */
+static size_t
+redact(char *s, size_t len, size_t min_tail)
+{
 	FieldScan	scan = {0};
 	size_t		from = 0;		/* first byte that was not moved yet */
 	size_t		to = 0;			/* where it goes */
@@ -289,6 +350,11 @@ token_redact(char *s, size_t len)
 		prefix_end = tail - environment_to_tail(&scan) - 1;
 		for (end = tail; end < len && is_base62(s[end]); end++)
 			scan_byte(&scan, s[end]);
+		if (end - tail < min_tail)
+		{
+			tail = end;
+			continue;
+		}
 		masked_len = Min(end - tail, (size_t) MASK_LEN);
 		memset(masked, '*', masked_len);
 

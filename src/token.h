@@ -55,5 +55,7 @@ extern bool token_find(const char *s, size_t len, size_t from,
 					   TokenParts *parts, size_t *start, size_t *token_len);
 extern bool token_suspected(const char *s, size_t len);
 extern size_t token_redact(char *s, size_t len);
+extern size_t token_redact_kept(char *s, size_t len);
+extern size_t token_redact_cut(char *s, size_t len);
 
 #endif

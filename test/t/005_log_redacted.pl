@@ -23,8 +23,8 @@ my $node = rk_node('main', "shared_preload_libraries = 'rk_apikeys, auto_explain
 
 my %token = token_of($node, 'acme', q{SELECT 'it', secret FROM rk_apikeys.create_key('it')});
 my $token = $token{it};
-# The start of its secret: enough to know it by where it was cut, as names are.
-my ($secret) = $token =~ /_([0-9A-Za-z]{20})[0-9A-Za-z]{29}$/;
+# 20 digits of its secret: enough to know it by where it was cut at its end, as names are, or in front.
+my $secret = join '|', map { substr($token, -49 + $_, 20) } 0 .. 29;
 # Its secret as somebody has mistyped it, and as a text was cut.
 my $other = 'rk_prod_AAAAAAAAAAAA_BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBCCCCCC';
 $node->safe_psql('postgres', q{
@@ -58,7 +58,11 @@ my @statements = (
 	"SET statement_timeout = 50; SELECT '$token', pg_sleep(10)",
 	"SELECT rk_apikeys.create_key('x', environment => '$token')",
 	"-- $token\nSELECT 1; SELECT '$token'",
-	"SELECT \$1 \\bind '$token' \\g");
+	"SELECT \$1 \\bind '$token' \\g",
+	# Errors that show what stands before them, and no more.
+	(map { ("SELECT '{\"token\": \"$token\"$_'::jsonb", "SELECT xmlparse(CONTENT '<a><token>$token</token>$_</b>')") } ']', map { ' ' x $_ . ']' } 1 .. 30),
+	"SELECT '{\"token\": $token]'::json",
+	"DO \$\$ DECLARE c text; BEGIN PERFORM '{\"token\": \"$token\"]'::json; EXCEPTION WHEN OTHERS THEN GET STACKED DIAGNOSTICS c = PG_EXCEPTION_CONTEXT; RAISE WARNING '%', c; END \$\$");
 $node->psql('postgres', $_, extra_params => [ '-U', 'backend' ]) foreach @statements;
 
 # Parameters of the extended protocol, and one that fails there.
@@ -82,7 +86,8 @@ eval { $_->quit } foreach $one, $two;
 # What others see of a session while its statement sleeps: in the executor, sent by the simple and by the extended protocol, and
 # earlier, while it is planned. Nothing is logged of it: that would mask it too.
 $node->safe_psql('postgres', q{CREATE FUNCTION nap(float8) RETURNS void IMMUTABLE LANGUAGE internal AS 'pg_sleep';
-	ALTER ROLE backend SET log_statement = none; ALTER ROLE backend SET log_min_duration_statement = -1});
+	ALTER ROLE backend SET log_statement = none; ALTER ROLE backend SET log_min_duration_statement = -1;
+	ALTER ROLE backend SET auto_explain.log_min_duration = -1});
 $node->safe_psql('postgres', q{ALTER ROLE backend SET pgaudit.log = none}) if $pgaudit;
 foreach (
 	[ 'simple', "SELECT '$token', pg_sleep(600);" ],
@@ -105,27 +110,53 @@ foreach (
 	$node->poll_query_until('postgres', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'}) or die;
 	$nap->finish;
 }
-$node->safe_psql('postgres', 'ALTER ROLE backend RESET ALL');
+
+# Workers that build an index.
+$node->safe_psql('postgres', q{
+	CREATE FUNCTION doze(float8) RETURNS int IMMUTABLE PARALLEL SAFE LANGUAGE internal AS 'pg_sleep';
+	CREATE TABLE wide WITH (parallel_workers = 2) AS SELECT 600 AS s, repeat('x', 1000) AS v FROM generate_series(1, 1000);
+	ALTER TABLE wide OWNER TO backend; GRANT CREATE ON SCHEMA public TO backend});
+my $builder = $node->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'backend' ]);
+$builder->query_until(qr/sent/, "\\echo sent\nCREATE INDEX ON wide (doze(s)) WHERE v <> '$token';\n");
+my $workers = q{pg_stat_activity WHERE backend_type = 'parallel worker' AND wait_event = 'PgSleep'};
+$node->poll_query_until('postgres', "SELECT count(*) > 0 FROM $workers") or die;
+my $shown = $node->safe_psql('postgres', "SELECT query FROM $workers");
+unlike($shown, qr/$secret/, "nor that of parallel workers' statement");
+like($shown, qr/_\*{8}/, 'but its mask');
+$node->safe_psql('postgres', q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' AND backend_type = 'client backend'});
+eval { $builder->quit };
+
 my $three = $node->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'backend' ]);
 $three->query("SELEC '$token'");
 $node->poll_query_until('postgres',
 	q{SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = 'backend' AND state = 'idle' AND query LIKE 'SELEC ''%'}) or die;
 is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE query ~ '_[0-9A-Za-z]{12}_[0-9A-Za-z]{20}'}),
 	0, 'nor that of one that could not be parsed');
+$three->query($_) foreach 'BEGIN', 'SELECT 1/0', "SELECT '$token'";
+my $refused = $node->safe_psql('postgres', q{SELECT query FROM pg_stat_activity WHERE state = 'idle in transaction (aborted)'});
+like($refused, qr/_\*{8}/, 'nor that of one that a failed transaction refused');
+unlike($refused, qr/$secret/, 'but its mask');
 $three->quit;
 
-# The application's name, which each session may see of each other, and which is cut: given when it connects; set, and by a function.
-foreach ([ 'given', "application_name='$token'", 'SELECT 1' ], [ 'set', '', "SET application_name = '$token'" ],
-	[ 'set by a function', '', "SELECT set_config('application_name', '$token', false)" ])
+# The application's name, which each session may see of each other, and which is cut: given when it connects; set, and by a function;
+# restored when what was set is undone.
+my $given = "application_name='$token'";
+foreach ([ 'given', $given, '' ], [ 'set', '', "SET application_name = '$token'" ],
+	[ 'set by a function', '', "SELECT set_config('application_name', '$token', false)" ],
+	[ 'set in a transaction', '', "BEGIN; SET application_name = '$token'" ],
+	[ 'set by a function in a transaction', '', "BEGIN; SELECT set_config('application_name', '$token', false)" ],
+	[ 'restored by COMMIT', $given, q{BEGIN; SET LOCAL application_name = 'x'; COMMIT} ],
+	[ 'restored by ROLLBACK TO', $given, q{BEGIN; SAVEPOINT s; SET application_name = 'x'; ROLLBACK TO s} ])
 {
 	my ($name, $setting, $statement) = @$_;
 	my $session = $node->background_psql('postgres', extra_params => [ '-U', 'backend', '-d', $node->connstr('postgres') . " $setting" ]);
-	$session->query($statement) unless $setting;
+	$session->query($statement) if $statement;
 	my ($seen) = grep { /rk_prod_/ } split /\n/, sql_as($node, 'globex', q{SELECT application_name FROM pg_stat_activity});
 	like($seen // '', qr/^rk_prod_[0-9A-Za-z]{12}_\*{8}/, "pg_stat_activity shows a masked application_name: $name");
 	unlike($seen // '', qr/$secret/, 'without the secret');
 	$session->quit;
 }
+$node->safe_psql('postgres', 'ALTER ROLE backend RESET ALL');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_statements WHERE query LIKE 'SELECT rk_apikeys.verify%' AND query ~ '_[0-9A-Za-z]{49}'}),
 	0, 'pg_stat_statements holds a query without its constants');
 
@@ -137,7 +168,7 @@ foreach my $log (@logs)
 {
 	my ($format) = $log =~ /\.(\w+)$/;
 	my $text = slurp_file($log);
-	my @lines = grep { /$secret|_B{20}/ } split /\n/, $text;
+	my @lines = grep { /$secret|B{20}/ } split /\n/, $text;
 	is(scalar @lines, 0, "$format: no secret") or diag(join "\n", map { substr($_, 0, 300) } @lines[0 .. ($#lines < 4 ? $#lines : 4)]);
 	like($text, qr/_[0-9A-Za-z]{12}_\*{8}/, "$format: its mask");
 	cmp_ok(scalar(() = $text =~ /_\*{8}/g), '>', 60, "$format: many times");
