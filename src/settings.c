@@ -7,8 +7,9 @@
  * value and a hint.  What depends on the clock or on a setting is checked here
  * alone.
  *
- * A value in a message may be a token that somebody put into the wrong field,
- * so it is masked, and cut.
+ * A value may hold a token that somebody put into the wrong field, or quotes as
+ * the reason for revoking it.  In a message it is masked, and cut; what is free
+ * text is masked before it is stored.
  */
 #include "postgres.h"
 
@@ -50,6 +51,11 @@ static const struct
 	{KEY_SCOPES, "scopes"}, {KEY_METADATA, "metadata"}, {KEY_ENABLED, "enabled"}
 };
 
+/* Columns of text in which people write what they like; metadata is another. */
+static const int free_text[] = {KEY_NAME, KEY_DESCRIPTION, KEY_REVOKED_REASON};
+
+static text *without_tokens(text *value);
+static Jsonb *metadata_without_tokens(Jsonb *metadata);
 static char *shown(text *value);
 static void check_length(const char *what, text *value, int min, int max);
 static void check_environment(text *value);
@@ -64,10 +70,10 @@ static void check_expiry(TimestampTz expires_at, bool endless,
 /*
  * Check the settings that have changed (all of them in a new key) of a row of
  * api_keys.  What a constraint would refuse is refused here first: its message
- * would show the row, digest and all.  Trims the name in values[], and makes an
- * expiry at infinity NULL.  Raises 23502 for a NULL, 23514 for what has a wrong
- * shape, 22023 for an expiry that cannot be, 55000 for a rate limit where there
- * is no limiter.
+ * would show the row, digest and all.  Masks tokens in free text in values[],
+ * trims the name there, and makes an expiry at infinity NULL.  Raises 23502 for
+ * a NULL, 23514 for what has a wrong shape, 22023 for an expiry that cannot be,
+ * 55000 for a rate limit where there is no limiter.
  */
 void
 settings_check(Datum *values, bool *nulls, const bool *changed,
@@ -81,6 +87,13 @@ settings_check(Datum *values, bool *nulls, const bool *changed,
 					(errcode(ERRCODE_NOT_NULL_VIOLATION),
 					 errmsg("%s of an API key cannot be null",
 							required[i].name)));
+	for (int i = 0; i < (int) lengthof(free_text); i++)
+		if (CHECKED(free_text[i]))
+			values[free_text[i] - 1] =
+				PointerGetDatum(without_tokens(TEXT(free_text[i])));
+	if (CHECKED(KEY_METADATA))
+		values[KEY_METADATA - 1] =
+			JsonbPGetDatum(metadata_without_tokens(DatumGetJsonbP(values[KEY_METADATA - 1])));
 	if (CHECKED(KEY_HINT))
 		check_length("hint", TEXT(KEY_HINT), 0, TOKEN_HINT_LEN);
 	if (CHECKED(KEY_TENANT))
@@ -117,6 +130,35 @@ settings_check(Datum *values, bool *nulls, const bool *changed,
 					 nulls[KEY_EXPIRES_AT - 1], created_at);
 #undef CHECKED
 #undef TEXT
+}
+
+/* The value, or a copy with its tokens masked. */
+static text *
+without_tokens(text *value)
+{
+	char	   *copy;
+	size_t		len;
+
+	if (!token_suspected(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value)))
+		return value;
+	copy = text_to_cstring(value);
+	len = token_redact_kept(copy, strlen(copy));
+	return cstring_to_text_with_len(copy, len);
+}
+
+/* The same for metadata; a mask has no character that JSON would escape. */
+static Jsonb *
+metadata_without_tokens(Jsonb *metadata)
+{
+	char	   *as_text = JsonbToCString(NULL, &metadata->root,
+										 VARSIZE(metadata));
+	size_t		len = strlen(as_text);
+
+	if (!token_suspected(as_text, len))
+		return metadata;
+	as_text[token_redact_kept(as_text, len)] = '\0';
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+											  CStringGetDatum(as_text)));
 }
 
 /* A copy of the value for a message: masked, and cut at SHOWN_MAX bytes. */

@@ -61,6 +61,18 @@ SELECT application_name FROM rk_apikeys.key_events WHERE event = 'purged' ORDER 
 SELECT count(*) FROM rk_apikeys.receive_usage('00000000-0000-0000-0000-000000000001', 1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}');
 SELECT application_name FROM rk_apikeys.usage_senders;
 TRUNCATE rk_apikeys.usage_senders;
+RESET application_name;
+-- A token in free text is masked before it is kept, a mistyped one and one that was cut too; a name that only resembles one is not.
+\set token rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j
+\pset format unaligned
+SET ROLE rk_test_manager;
+INSERT INTO rk_apikeys.keys (name, description, metadata)
+  VALUES ('app_billing_subscription_reader', 'see ' || :'token', jsonb_build_object('was', :'token', :'token', ARRAY[left(:'token', 41), 'a"b\c']));
+UPDATE rk_apikeys.keys SET name = 'app_billing_subscription_readers, not ' || :'token' WHERE name = 'app_billing_subscription_reader';
+SELECT rk_apikeys.revoke_key(key_id, :'token' || ' was found') FROM rk_apikeys.keys WHERE name LIKE 'app%';
+SELECT name, description, metadata, revoked_reason FROM rk_apikeys.keys WHERE name LIKE 'app%';
+SELECT event, changes - 'revoked_at' FROM rk_apikeys.key_events e JOIN rk_apikeys.keys k USING (key_id) WHERE name LIKE 'app%' ORDER BY event_id;
+RESET ROLE;
+\pset format aligned
 DELETE FROM rk_apikeys.api_keys;
 TRUNCATE rk_apikeys.key_events;
-RESET application_name;
