@@ -83,9 +83,11 @@ $two->query("UPDATE t SET v = 'y$token' WHERE id = 1");
 $node->poll_query_until('postgres', q{SELECT pg_read_file('logs/server.log') ~ 'deadlock detected'}) or die 'no deadlock';
 eval { $_->quit } foreach $one, $two;
 
-# What others see of a session while its statement sleeps: in the executor, sent by the simple and by the extended protocol, and
-# earlier, while it is planned. Nothing is logged of it: that would mask it too.
+# What others see of a session while its statement sleeps: in the executor, sent by the simple and by the extended protocol; earlier,
+# while it is planned; in a utility that runs no query. Nothing is logged of it: that would mask it too.
 $node->safe_psql('postgres', q{CREATE FUNCTION nap(float8) RETURNS void IMMUTABLE LANGUAGE internal AS 'pg_sleep';
+	CREATE FUNCTION doze(float8) RETURNS int IMMUTABLE PARALLEL SAFE LANGUAGE internal AS 'pg_sleep';
+	ALTER TABLE t OWNER TO backend; GRANT CREATE ON SCHEMA public TO backend;
 	ALTER ROLE backend SET log_statement = none; ALTER ROLE backend SET log_min_duration_statement = -1;
 	ALTER ROLE backend SET auto_explain.log_min_duration = -1});
 $node->safe_psql('postgres', q{ALTER ROLE backend SET pgaudit.log = none}) if $pgaudit;
@@ -94,7 +96,8 @@ foreach (
 	[ 'extended', "SELECT '$token', pg_sleep(600);" ],
 	[ 'prepared', "SELECT '$token', pg_sleep(600);" ],
 	[ 'simple', "SELECT '$token', nap(600);" ],
-	[ 'extended', "COPY (SELECT '$token', pg_sleep(600)) TO STDOUT;" ])
+	[ 'extended', "COPY (SELECT '$token', pg_sleep(600)) TO STDOUT;" ],
+	[ 'extended', "CREATE INDEX ON t (doze(id * 600)) WHERE v <> '$token';" ])
 {
 	my ($mode, $statement) = @$_;
 	my $script = $node->basedir . '/nap.sql';
@@ -113,9 +116,8 @@ foreach (
 
 # Workers that build an index.
 $node->safe_psql('postgres', q{
-	CREATE FUNCTION doze(float8) RETURNS int IMMUTABLE PARALLEL SAFE LANGUAGE internal AS 'pg_sleep';
 	CREATE TABLE wide WITH (parallel_workers = 2) AS SELECT 600 AS s, repeat('x', 1000) AS v FROM generate_series(1, 1000);
-	ALTER TABLE wide OWNER TO backend; GRANT CREATE ON SCHEMA public TO backend});
+	ALTER TABLE wide OWNER TO backend});
 my $builder = $node->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'backend' ]);
 $builder->query_until(qr/sent/, "\\echo sent\nCREATE INDEX ON wide (doze(s)) WHERE v <> '$token';\n");
 my $workers = q{pg_stat_activity WHERE backend_type = 'parallel worker' AND wait_event = 'PgSleep'};
