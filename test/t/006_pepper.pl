@@ -89,6 +89,16 @@ foreach my $pepper (1, 2)
 	is(sql_as($node, 'backend', "SELECT code FROM rk_apikeys.verify_key('$other')"), 'unknown', 'and stays so: nothing is signed anew for it');
 }
 $node->safe_psql('postgres', q{DELETE FROM rk_apikeys.api_keys WHERE name = 'other'});
+# A digest that came meanwhile stands, whatever an earlier verify has left to be stored.
+my ($holder, $key_id) = (session($node, 'postgres'), (split /_/, $token{first})[2]);
+$holder->query_safe("BEGIN; SELECT FROM rk_apikeys.key_usage WHERE key_id = '$key_id' FOR UPDATE");
+is($open->query_safe("SELECT code FROM rk_apikeys.verify_key('$token{first}')"), 'valid', 'a key is signed anew, and that cannot be stored yet');
+$node->safe_psql('postgres', "UPDATE rk_apikeys.api_keys SET digest = sha256('x'), pepper_id = 2 WHERE key_id = '$key_id'");
+$holder->quit;
+$node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die;
+is($node->safe_psql('postgres', "SELECT digest = sha256('x') FROM rk_apikeys.api_keys WHERE key_id = '$key_id'"), 't', 'a digest that came meanwhile stands');
+$node->safe_psql('postgres', qq{UPDATE rk_apikeys.api_keys SET digest = public.hmac('$token{first}'::bytea, decode('$first', 'base64'), 'sha256'),
+	pepper_id = 1 WHERE key_id = '$key_id'});
 is_deeply(verdicts($node, \%token), { plain => 'valid', first => 'valid', second => 'valid' }, 'keys of both verify');
 $node->poll_query_until('postgres', q{SELECT bool_and(coalesce(pepper_id, 0) = 2) FROM rk_apikeys.api_keys}) or die 'not signed anew';
 write_peppers(0600, "2:$second");
