@@ -136,6 +136,7 @@ ROLLBACK;
 RESET ROLE;
 REVOKE rk_apikeys_admin FROM rk_test_app;
 -- Of each table that a role reads of all tenants a key sees its own tenant's rows; none without apikeys:manage, or when it is dead.
+TRUNCATE rk_apikeys.key_usage_daily;
 INSERT INTO rk_apikeys.key_usage (key_id, tenant) SELECT key_id, tenant FROM rk_apikeys.api_keys ON CONFLICT DO NOTHING;
 INSERT INTO rk_apikeys.key_usage_daily (key_id, day, environment, tenant) SELECT key_id, '2026-01-01', environment, tenant FROM rk_apikeys.api_keys;
 INSERT INTO rk_apikeys.usage_senders (sender, batch, received_at, left_out) VALUES ('00000000-0000-0000-0000-000000000001', 1, now(), '{}');
