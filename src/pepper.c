@@ -130,7 +130,9 @@ load(void)
 static int
 read_file(char *contents)
 {
-	int			fd = OpenTransientFile(pepper_file, O_RDONLY | PG_BINARY);
+	/* What is no file is refused below, and a pipe not waited for. */
+	int			fd = OpenTransientFile(pepper_file,
+									   O_RDONLY | O_NONBLOCK | PG_BINARY);
 	struct stat st;
 	int			len = 0;
 	int			got;

@@ -60,6 +60,7 @@ enum Column
 
 static UsageCopy *parse_copies(FunctionCallInfo fcinfo, int *count);
 static void parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i);
+static bool is_count(Datum *values[], bool *nulls[], int column, int i);
 static void receive(void *arg);
 static bool recall_batch(Receipt *receipt);
 static void note_batch(Receipt *receipt);
@@ -181,8 +182,10 @@ parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i)
 	if (key_id == NULL || VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN ||
 		environment == NULL ||
 		!token_name_ok(VARDATA_ANY(environment), VARSIZE_ANY_EXHDR(environment)) ||
-		nulls[COLUMN_USES][i] || nulls[COLUMN_DENIALS][i] ||
-		nulls[COLUMN_KNOWN_USES][i] || nulls[COLUMN_KNOWN_DENIALS][i])
+		!is_count(values, nulls, COLUMN_USES, i) ||
+		!is_count(values, nulls, COLUMN_DENIALS, i) ||
+		!is_count(values, nulls, COLUMN_KNOWN_USES, i) ||
+		!is_count(values, nulls, COLUMN_KNOWN_DENIALS, i))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("key %d of a batch of usage is none", i + 1)));
@@ -203,6 +206,13 @@ parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i)
 	copy->denied_count = DatumGetInt64(values[COLUMN_DENIALS][i]);
 	copy->known_uses = DatumGetInt64(values[COLUMN_KNOWN_USES][i]);
 	copy->known_denials = DatumGetInt64(values[COLUMN_KNOWN_DENIALS][i]);
+}
+
+/* Whether there is a count, which is never negative. */
+static bool
+is_count(Datum *values[], bool *nulls[], int column, int i)
+{
+	return !nulls[column][i] && DatumGetInt64(values[column][i]) >= 0;
 }
 
 /* OwnerWork */

@@ -151,10 +151,13 @@ rk_apikeys_setting_interval(PG_FUNCTION_ARGS)
 			PG_RETURN_NULL();
 	}
 	else
+	{
+		name[token_redact(name, strlen(name))] = '\0';
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("no setting of rk_apikeys that is an interval is named \"%s\"",
 						name)));
+	}
 	PG_RETURN_INTERVAL_P(result);
 }
 

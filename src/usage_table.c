@@ -263,9 +263,10 @@ usage_flush(UsageCopy *copies, int count, bool *flushed, bool *gone)
 /*
  * OwnerWork.  Times and counts only grow: a count by what was counted since it
  * was known to be in the table, or by what the table lacks of it, if that is
- * more; the day's by the same.  Keys that have a row in key_usage take one statement; those that have none, which are few but
- * for the first time, another: their row is inserted under FOR KEY SHARE, so
- * that it does not outlive the key.
+ * more; the day's by the same.  Keys that have a row in key_usage take one
+ * statement; those that have none, which are few but for the first time,
+ * another: their row is inserted under FOR KEY SHARE, so that it does not
+ * outlive the key.
  */
 static void
 write_batch(void *arg)
@@ -273,6 +274,7 @@ write_batch(void *arg)
 #define BATCH_ROWS \
 	" unnest($1::text[], $2::text[], $3::timestamptz[], $4::inet[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[])" \
 	"  WITH ORDINALITY AS b(key_id, environment, last_used_at, addr, uses, denials, known_uses, known_denials, n)"
+#define COUNT_MAX "9223372036854775807"	/* of bigint: a sender may claim any */
 #define ADD_TO_DAY(rows) \
 	" daily AS" \
 	"  (INSERT INTO rk_apikeys.key_usage_daily AS d (key_id, day, environment, tenant, uses, denials)" \
@@ -283,8 +285,8 @@ write_batch(void *arg)
 	static const char *const grow =
 		"WITH old AS MATERIALIZED"
 		"  (SELECT b.*, u.ctid AS at, u.tenant,"
-		"     greatest(b.uses - least(b.known_uses, u.use_count), 0) AS new_uses,"
-		"     greatest(b.denials - least(b.known_denials, u.denied_count), 0) AS new_denials"
+		"     least(greatest(b.uses - least(b.known_uses, u.use_count), 0)," COUNT_MAX " - u.use_count) AS new_uses,"
+		"     least(greatest(b.denials - least(b.known_denials, u.denied_count), 0)," COUNT_MAX " - u.denied_count) AS new_denials"
 		"    FROM " BATCH_ROWS " JOIN rk_apikeys.key_usage u ON u.key_id = b.key_id"
 		"    FOR NO KEY UPDATE OF u SKIP LOCKED),"
 		" grown AS"

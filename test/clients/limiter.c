@@ -120,6 +120,28 @@ check_windows(const Limit *l)
 	ok(good && count > 0, "no window has more than the limit and a burst", l);
 }
 
+/* The clock is set back: what was taken counts as taken now. */
+static void
+check_clock(const Limit *l)
+{
+	pg_atomic_uint64 arrival = {0};
+	int64		now = START;
+	int64		passed = 0;
+	int64		wait;
+
+	while (passed < MANY &&
+		   limiter_take(&arrival, l->limit, l->window, l->cost, now) == 0)
+		passed++;
+	if (passed == MANY)
+		return;
+	now -= 3 * l->window + INT64CONST(120000000);
+	wait = limiter_take(&arrival, l->limit, l->window, l->cost, now);
+	ok(wait > 0 && wait <= l->window,
+	   "the clock set back gives nothing, and a wait within the window", l);
+	ok(limiter_take(&arrival, l->limit, l->window, l->cost, now + wait) == 0,
+	   "after which it passes", l);
+}
+
 int
 main(void)
 {
@@ -127,6 +149,7 @@ main(void)
 	{
 		check_wait(&limits[i]);
 		check_windows(&limits[i]);
+		check_clock(&limits[i]);
 	}
 	printf("1..%d\n", tests);
 	return 0;

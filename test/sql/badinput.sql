@@ -82,6 +82,10 @@ SET ROLE rk_test_manager;
 SELECT rk_apikeys.revoke_key((SELECT key_id FROM rk_apikeys.keys), repeat('r', 501)); -- fails: too long
 
 -- What the messages say: the value, and what to do.
+-- No token, by the messages themselves: they are not logged here, which would mask them too.
+RESET ROLE;
+SET log_min_messages = fatal;
+SET ROLE rk_test_manager;
 \set SHOW_CONTEXT never
 \set VERBOSITY default
 SELECT rk_apikeys.create_key('x', scopes => '{a b}');
@@ -93,6 +97,19 @@ SELECT rk_apikeys.create_key('x', metadata => '[]');
 SELECT rk_apikeys.create_key('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j', environment => 'rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j');
 SELECT rk_apikeys.create_key('x', tenant => 'rk_test_other');
 SELECT * FROM rk_apikeys.list_keys(sort_by => 'digest');
+\set VERBOSITY terse
+SELECT rk_apikeys.create_key('x', repeat('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j ', 40));
+SELECT rk_apikeys.create_key('x', scopes => '{rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j}');
+SELECT rk_apikeys.revoke_key('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j');
+SELECT rk_apikeys.rotate_key('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j');
+SELECT * FROM rk_apikeys.list_keys(sort_by => 'rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j');
+SELECT * FROM rk_apikeys.list_keys(status => 'rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j');
+SELECT rk_apikeys.generate_token('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j');
+SELECT rk_apikeys.generate_token(prefix => 'rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j');
+SELECT rk_apikeys._setting_interval('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j');
+SET ROLE rk_test_admin;
+SELECT rk_apikeys.import_key('x', sha256('x'), 'r_p_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j');
 RESET ROLE;
+RESET log_min_messages;
 DELETE FROM rk_apikeys.api_keys;
 TRUNCATE rk_apikeys.key_events;

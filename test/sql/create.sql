@@ -14,7 +14,7 @@ SELECT key_id, secret FROM rk_apikeys.create_key('by call', 'a description', sco
   environment => 'stage', metadata => '{"team": 1}', allowed_cidrs => '{10.0.0.0/8,::1/128}') \gset
 SELECT rk_apikeys.reveal(:'key_id') = :'secret' AS revealed,
   (SELECT secret = :'secret' FROM rk_apikeys.keys WHERE key_id = :'key_id') AS in_view;
-SELECT rk_apikeys.reveal('000000000000') AS unknown, rk_apikeys.reveal(NULL) AS none, rk_apikeys.reveal('x') AS short;
+SELECT rk_apikeys.reveal('000000000000') AS unknown, rk_apikeys.reveal(NULL) AS none, rk_apikeys.reveal('x') AS short, rk_apikeys.reveal(:'key_id' || 'x') AS long;
 SAVEPOINT s;
 RESET ROLE;
 SELECT rk_apikeys.reveal(:'key_id') AS to_another_role;
@@ -68,6 +68,13 @@ INSERT INTO rk_apikeys.api_keys (name, key_id) VALUES ('x', '000000000000'); -- 
 INSERT INTO rk_apikeys.api_keys (name, created_at) VALUES ('x', now()); -- fails: made by the trigger
 INSERT INTO rk_apikeys.api_keys (name, revoked_at) VALUES ('x', now()); -- fails: a new key is not revoked
 INSERT INTO rk_apikeys.api_keys (name, digest_kind) VALUES ('x', 'native'); -- fails: made by the trigger
+INSERT INTO rk_apikeys.api_keys (name, prefix) VALUES ('x', 'x'); -- fails: made by the trigger
+INSERT INTO rk_apikeys.api_keys (name, grace_until) VALUES ('x', now()); -- fails: a new key is not rotated
+INSERT INTO rk_apikeys.api_keys (name, revoked_reason) VALUES ('x', 'x'); -- fails: a new key is not revoked
+INSERT INTO rk_apikeys.api_keys (name, created_by) VALUES ('x', 'x'); -- fails: made by the trigger
+INSERT INTO rk_apikeys.api_keys (name, updated_at) VALUES ('x', now()); -- fails: made by the trigger
+INSERT INTO rk_apikeys.api_keys (name, updated_by) VALUES ('x', 'x'); -- fails: made by the trigger
+INSERT INTO rk_apikeys.api_keys (name, pepper_id) VALUES ('x', 1); -- fails: made by the trigger
 
 -- max_lifetime.
 SET rk_apikeys.max_lifetime = '30 days';

@@ -56,6 +56,11 @@ UPDATE rk_apikeys.api_keys SET key_id = '000000000000'; -- fails: fixed
 UPDATE rk_apikeys.api_keys SET created_at = now(); -- fails: fixed
 UPDATE rk_apikeys.api_keys SET environment = 'dev'; -- fails: fixed
 UPDATE rk_apikeys.api_keys SET replaces = '000000000000'; -- fails: fixed
+UPDATE rk_apikeys.api_keys SET prefix = 'x'; -- fails: fixed
+UPDATE rk_apikeys.api_keys SET created_by = 'x'; -- fails: fixed
+UPDATE rk_apikeys.api_keys SET hint = 'xxxx'; -- fails: fixed
+UPDATE rk_apikeys.api_keys SET digest_kind = 'sha256'; -- fails: fixed
+UPDATE rk_apikeys.api_keys SET pepper_id = 1; -- fails: fixed
 UPDATE rk_apikeys.api_keys SET updated_at = now(); -- fails: not to be set
 RESET ROLE;
 DROP OWNED BY rk_test_writer;

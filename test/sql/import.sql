@@ -30,6 +30,14 @@ SELECT v.code, v.name FROM rk_apikeys.verify_key('Ünïcode – any bytes at all
 SELECT t AS token, (rk_apikeys.verify_key(t)).code
   FROM unnest(ARRAY['sk_live_0123456789abcdee', 'short', '0123456789abcdef', repeat('x', 512), repeat('x', 513)]) t WHERE length(t) < 100;
 SELECT (rk_apikeys.verify_key(repeat('x', 512))).code, (rk_apikeys.verify_key(repeat('x', 513))).code;
+-- What is too short or too long is no token, whatever was imported.
+SET ROLE rk_test_admin;
+SELECT count(rk_apikeys.import_key('bounds', sha256(repeat('x', n)::bytea), 'sha256')) FROM unnest('{15,16,512,513}'::int[]) n;
+SET ROLE rk_test_verifier;
+SELECT n, (rk_apikeys.verify_key(repeat('x', n))).code FROM unnest('{15,16,512,513}'::int[]) n;
+SET ROLE rk_test_admin;
+DELETE FROM rk_apikeys.keys WHERE name = 'bounds';
+SET ROLE rk_test_verifier;
 SELECT rk_apikeys.verify(rk_apikeys.generate_token());
 -- It lives as the others do.
 SET ROLE rk_test_manager;

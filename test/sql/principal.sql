@@ -124,6 +124,8 @@ SELECT rk_apikeys.flush_usage(); -- fails: of all tenants
 ROLLBACK TO s;
 SELECT rk_apikeys.import_key('x', sha256('x'), 'sha256'); -- fails: of all tenants
 ROLLBACK TO s;
+SELECT * FROM rk_apikeys.receive_usage('00000000-0000-0000-0000-000000000001', 1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}'); -- fails: of all tenants
+ROLLBACK TO s;
 -- But whoever holds a token may end its key, whatever the principal is.
 SELECT rk_apikeys.revoke_token(:'writer');
 ROLLBACK;
@@ -133,6 +135,50 @@ SELECT rk_apikeys._live_use_count(:'reader_id');
 ROLLBACK;
 RESET ROLE;
 REVOKE rk_apikeys_admin FROM rk_test_app;
+-- Of each table that a role reads of all tenants a key sees its own tenant's rows; none without apikeys:manage, or when it is dead.
+TRUNCATE rk_apikeys.key_usage_daily;
+INSERT INTO rk_apikeys.key_usage (key_id, tenant) SELECT key_id, tenant FROM rk_apikeys.api_keys ON CONFLICT DO NOTHING;
+INSERT INTO rk_apikeys.key_usage_daily (key_id, day, environment, tenant) SELECT key_id, '2026-01-01', environment, tenant FROM rk_apikeys.api_keys;
+INSERT INTO rk_apikeys.usage_senders (sender, batch, received_at, left_out) VALUES ('00000000-0000-0000-0000-000000000001', 1, now(), '{}');
+CREATE VIEW seen WITH (security_invoker) AS
+  SELECT ARRAY(SELECT DISTINCT tenant FROM rk_apikeys.keys ORDER BY 1) AS keys, ARRAY(SELECT DISTINCT tenant FROM rk_apikeys.key_usage ORDER BY 1) AS usage,
+    ARRAY(SELECT DISTINCT tenant FROM rk_apikeys.key_usage_daily ORDER BY 1) AS daily, ARRAY(SELECT DISTINCT tenant FROM rk_apikeys.key_events ORDER BY 1) AS events,
+    (SELECT count(*) FROM rk_apikeys.usage_senders) AS senders;
+CREATE ROLE rk_test_reads_all IN ROLE rk_apikeys_verifier, rk_apikeys_auditor;
+GRANT SELECT ON seen TO rk_test_reads_all, rk_test_admin;
+GRANT rk_apikeys_verifier TO rk_test_admin;
+SET ROLE rk_test_reads_all;
+SELECT * FROM seen;
+BEGIN;
+SELECT v.code FROM rk_apikeys.authenticate(:'boss') v;
+SELECT * FROM seen;
+SET LOCAL ROLE rk_test_admin;
+SELECT * FROM seen;
+SELECT v.code FROM rk_apikeys.authenticate(:'reader') v;
+SELECT * FROM seen;
+SET LOCAL ROLE rk_test_reads_all;
+SELECT * FROM seen;
+ROLLBACK;
+SET ROLE rk_test_admin;
+BEGIN;
+SELECT v.code FROM rk_apikeys.authenticate(:'boss') v;
+SELECT rk_apikeys.revoke_token(:'boss');
+SELECT * FROM seen;
+ROLLBACK;
+-- Where no policy stands between, the trigger refuses as much.
+RESET ROLE;
+BEGIN;
+SELECT v.code FROM rk_apikeys.authenticate(:'boss') v;
+SAVEPOINT s;
+INSERT INTO rk_apikeys.keys (name, tenant) VALUES ('x', 'globex'); -- fails: another tenant
+ROLLBACK TO s;
+SELECT rk_apikeys.revoke_token(:'boss');
+INSERT INTO rk_apikeys.keys (name, tenant) VALUES ('x', 'acme'); -- fails: it is dead
+ROLLBACK;
+DROP VIEW seen;
+DROP ROLE rk_test_reads_all;
+REVOKE rk_apikeys_verifier FROM rk_test_admin;
+DELETE FROM rk_apikeys.usage_senders;
 -- Parallel workers follow it.
 RESET ROLE;
 INSERT INTO records SELECT 'acme', 'bulk' FROM generate_series(1, 5000);

@@ -93,6 +93,6 @@ BEGIN
 END $$;
 
 SELECT rk_apikeys.digest_equal('\x00ff', '\x00ff') AS same, rk_apikeys.digest_equal('\x00ff', '\x00fe') AS differs,
-  rk_apikeys.digest_equal('\x00ff', '\x00') AS shorter, rk_apikeys.digest_equal('', '') AS empty;
+  rk_apikeys.digest_equal('\x00ff', '\x00') AS shorter, rk_apikeys.digest_equal('\x00', '\x00ff') AS longer, rk_apikeys.digest_equal('', '') AS empty;
 RESET ROLE;
 DROP TABLE vectors, documents;

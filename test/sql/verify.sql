@@ -45,7 +45,7 @@ SELECT (rk_apikeys.verify_key(secret, 'records:read')).code FROM tokens WHERE la
 
 -- Addresses: in the list, mapped into IPv6, none given, a network.
 SELECT addr, (rk_apikeys.verify_key(secret, NULL, addr)).code FROM tokens,
-    unnest('{10.1.2.3,10.2.0.1,::ffff:10.1.2.3,::ffff:10.2.0.1,2001:db8::1,2001:db9::1,10.1.0.0/16,10.0.0.0/8,0.0.0.0/0}'::inet[]) addr
+    unnest('{10.1.2.3,10.2.0.1,::ffff:10.1.2.3,::ffff:10.2.0.1,2001:db8::1,2001:db9::1,10.1.0.0/16,10.1.2.3/8,10.0.0.0/8,0.0.0.0/0}'::inet[]) addr
   WHERE label = 'address';
 SELECT (rk_apikeys.verify_key(secret)).code FROM tokens WHERE label = 'address';
 -- The order of the codes: the state of the key comes first.

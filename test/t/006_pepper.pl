@@ -4,6 +4,7 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 use MIME::Base64;
+use POSIX qw(mkfifo);
 use PostgreSQL::Test::Utils;
 use RkApikeys;
 use Test::More;
@@ -84,8 +85,20 @@ foreach my $pepper (1, 2)
 	$node->safe_psql('postgres', qq{INSERT INTO rk_apikeys.api_keys SELECT (k).* FROM (SELECT jsonb_populate_record(k, jsonb_build_object(
 		'key_id', split_part('$other', '_', 3), 'name', 'other', 'pepper_id', $pepper)) AS k FROM rk_apikeys.api_keys k WHERE name = 'first') x});
 	is(sql_as($node, 'backend', "SELECT code FROM rk_apikeys.verify_key('$other')"), 'unknown', "a wrong secret is unknown under pepper $pepper");
+	$node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die;
+	is(sql_as($node, 'backend', "SELECT code FROM rk_apikeys.verify_key('$other')"), 'unknown', 'and stays so: nothing is signed anew for it');
 }
 $node->safe_psql('postgres', q{DELETE FROM rk_apikeys.api_keys WHERE name = 'other'});
+# A digest that came meanwhile stands, whatever an earlier verify has left to be stored.
+my ($holder, $key_id) = (session($node, 'postgres'), (split /_/, $token{first})[2]);
+$holder->query_safe("BEGIN; SELECT FROM rk_apikeys.key_usage WHERE key_id = '$key_id' FOR UPDATE");
+is($open->query_safe("SELECT code FROM rk_apikeys.verify_key('$token{first}')"), 'valid', 'a key is signed anew, and that cannot be stored yet');
+$node->safe_psql('postgres', "UPDATE rk_apikeys.api_keys SET digest = sha256('x'), pepper_id = 2 WHERE key_id = '$key_id'");
+$holder->quit;
+$node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die;
+is($node->safe_psql('postgres', "SELECT digest = sha256('x') FROM rk_apikeys.api_keys WHERE key_id = '$key_id'"), 't', 'a digest that came meanwhile stands');
+$node->safe_psql('postgres', qq{UPDATE rk_apikeys.api_keys SET digest = public.hmac('$token{first}'::bytea, decode('$first', 'base64'), 'sha256'),
+	pepper_id = 1 WHERE key_id = '$key_id'});
 is_deeply(verdicts($node, \%token), { plain => 'valid', first => 'valid', second => 'valid' }, 'keys of both verify');
 $node->poll_query_until('postgres', q{SELECT bool_and(coalesce(pepper_id, 0) = 2) FROM rk_apikeys.api_keys}) or die 'not signed anew';
 write_peppers(0600, "2:$second");
@@ -126,7 +139,8 @@ my @bad = (
 	[ 0600, ['2:!!!!'], qr/line 1 is not id:base64/ ],
 	[ 0600, ['2:c2hvcnQ='], qr/has not 16 to 64 bytes/ ],
 	[ 0600, [ '2:' . encode_base64('x' x 65, '') ], qr/has not 16 to 64 bytes/ ],
-	[ 0600, [ '2:' . ('A' x 20000) ], qr/too long/ ]);
+	[ 0600, [ '2:' . ('A' x 20000) ], qr/too long/ ],
+	[ 0600, [ map { "$_:$second" } 1 .. 65 ], qr/more than 64 peppers/ ]);
 foreach (@bad)
 {
 	my ($mode, $lines, $why) = @$_;
@@ -140,16 +154,22 @@ foreach (@bad)
 	wait_for_verdict($token{first}, '58030');
 	my $error = error_of('backend', "SELECT rk_apikeys.verify('$token{first}')");
 	like($error, qr/58030.*$why/, "$label: $error");
-	unlike($error, qr/peppers|$second/, 'without the name or the contents');
+	unlike($error, qr{/peppers|$second}, 'without the name or the contents');
 	like(error_of('acme', q{SELECT rk_apikeys.create_key('x')}), qr/58030/, 'and no key is made') unless $why =~ /missing/;
 }
 is(sql_as($node, 'backend', q{SELECT code FROM rk_apikeys.verify_key('x')}), 'malformed', 'what is no token is malformed all the same');
+unlink $file;
+mkfifo($file, 0600) or die;
+$node->reload;
+wait_for_verdict($token{first}, '58030');
+like(error_of('backend', "SELECT rk_apikeys.verify('$token{first}')"), qr/58030.*no regular file/, 'a pipe is refused, and not waited for');
 unlink $file;
 $node->reload;
 wait_for_verdict($token{first}, 'could not open it');
 like(slurp_file($node->logfile), qr/DETAIL:  The file is "\Q$file\E"/, 'the log has the name');
 write_peppers(0600, "2:$second");
 wait_for_verdict($token{first}, 'valid');
+is($open->query_safe("SELECT code FROM rk_apikeys.verify_key('$token{first}')"), 'valid', 'a session that was open takes the good file, and keeps none of the others');
 like(error_of('backend', 'SHOW rk_apikeys.pepper_file'), qr/42501/, 'the setting is hidden from ordinary roles');
 like(error_of('postgres', q{SET rk_apikeys.pepper_file = '/dev/null'}), qr/55P02/, 'and is not for a session to set');
 $open->quit;

@@ -84,6 +84,17 @@ foreach my $preloaded (0, 1)
 	sql_as($node, 'acme', "UPDATE rk_apikeys.keys SET allowed_cidrs = '{10.2.0.0/16}' WHERE key_id = '$id'");
 	like($session{$_}->query_safe($ask), qr/^address_denied/, "$with, lost addresses count in $_") foreach sort keys %begin;
 
+	# A session that does not come to read its messages, until they are thrown away
+	($id, $token) = create_key($node, 'flooded');
+	is(code($session{'no transaction'}, $token), 'valid', "$with, valid before a flood of messages") foreach 1 .. 2;
+	my $pid = $session{'no transaction'}->query_safe('SELECT pg_backend_pid()');
+	kill STOP => $pid;
+	sql_as($node, 'acme', "SELECT rk_apikeys.revoke_key('$id')");
+	$node->safe_psql('postgres', q{DO $$ BEGIN FOR i IN 1 .. 1000 LOOP
+		CREATE TEMP TABLE flood (x int); DROP TABLE flood; END LOOP; END $$});
+	kill CONT => $pid;
+	is(code($session{'no transaction'}, $token), 'revoked', "$with, revoked behind it");
+
 	# Imported keys are found in another way
 	is(code($session{$_}, 'legacy-token-0001'), 'malformed', "$with, no imported key in $_") foreach sort keys %begin;
 	my $imported = sql_as($node, 'boss',

@@ -80,6 +80,19 @@ $node->safe_psql('without', 'CREATE EXTENSION rk_apikeys');
 ($id{without}, $token{without}) = create_key($node, 'again', undef, 'acme', 'without');
 sql_as($node, 'backend', "SELECT rk_apikeys.verify('$token{without}')", 'without');
 ok($node->poll_query_until('without', "SELECT use_count = 1 FROM rk_apikeys.key_usage"), 'so is the one with the extension made anew');
+
+# Tables that were given away: what their new owner has put off to the end of the transaction, where the worker's own rights are back
+$node->safe_psql('without', "ALTER TABLE rk_apikeys.$_ OWNER TO mallory") foreach qw(api_keys key_usage key_usage_daily);
+sql_as($node, 'mallory', q{
+	CREATE FUNCTION later() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE LOG 'run by %', current_user; RETURN NULL; END $$;
+	CREATE CONSTRAINT TRIGGER later AFTER INSERT OR UPDATE ON rk_apikeys.key_usage DEFERRABLE INITIALLY DEFERRED
+		FOR EACH ROW EXECUTE FUNCTION later();
+}, 'without');
+my $offset = -s $node->logfile;
+sql_as($node, 'backend', "SELECT rk_apikeys.verify('$token{without}')", 'without');
+$node->wait_for_log(qr/LOG:  run by|ERROR:  cannot fire deferred trigger within security-restricted operation/, $offset);
+$node->safe_psql('without', 'ALTER EXTENSION rk_apikeys DROP TABLE rk_apikeys.key_usage');
+ok($node->poll_query_until('postgres', 'SELECT dropped = 5 AND pending_keys = 0 FROM rk_apikeys.stats'), 'a table that is no member any more is not written');
 is_deeply([ logged($node, qr/LOG:  run by|FATAL:|PANIC:/) ], [], 'no worker failed or ran what is not ours');
 
 done_testing();

@@ -123,6 +123,16 @@ is(fresh($node, $token), 'f', 'committed: seen');
 $locker->query_safe("UPDATE rk_apikeys.api_keys SET enabled = true WHERE key_id = '$id'");
 remember($node, $token, 'enabled again');
 
+# What a transaction has written it remembers for nobody: it may be rolled back, which leaves the page as it is.
+$locker->query_safe("UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = '$id'");
+$locker->query_safe("BEGIN; UPDATE rk_apikeys.api_keys SET enabled = true WHERE key_id = '$id'");
+is($locker->query_safe("SELECT rk_apikeys.verify('$token') FROM generate_series(1, 3)"), "t\nt\nt", 'a change of its own is good to its transaction');
+is(fresh($node, $token), 'f', 'and not to others');
+$locker->query_safe("SELECT rk_apikeys.verify('$token') FROM generate_series(1, 3); ROLLBACK");
+is(fresh($node, $token), 'f', 'nor when it is rolled back');
+$locker->query_safe("UPDATE rk_apikeys.api_keys SET enabled = true WHERE key_id = '$id'");
+remember($node, $token, 'enabled once more');
+
 # A row that is locked is as good as any
 $locker->query_safe("BEGIN; SELECT FROM rk_apikeys.api_keys WHERE key_id = '$id' FOR KEY SHARE");
 fresh($node, $token) foreach 1 .. 2;

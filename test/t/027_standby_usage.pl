@@ -147,8 +147,13 @@ is($received->(4, $id, 12, 10, 'NULL'), '', 'a locked row is left out');
 $locker->query_safe('COMMIT');
 is($received->(4, $id, 12, 10, 'NULL'), '', 'and the same batch says so again');
 is($received->(5, $id, 12, 10, 'NULL'), '1|' . ($n += 2), 'it comes with the next one');
+my ($most) = create_key($primary, 'most');
+my $greatest = '9223372036854775807';
+is($received->(6, $most, $greatest, 0, 'NULL'), "1|$greatest", 'a sender may claim any count');
+is($received->(7, $most, $greatest, 0, 'NULL'), "1|$greatest", 'and the sum ends there');
 foreach my $bad ("ARRAY['x'], '{prod}', '{NULL}', '{NULL}', '{1}', '{1}', '{1}', '{1}'", "ARRAY['$id'], '{prod}', '{NULL}', '{NULL}', '{1,2}', '{1}', '{1}', '{1}'",
-	"ARRAY['$id'], '{PROD}', '{NULL}', '{NULL}', '{1}', '{1}', '{1}', '{1}'", "ARRAY['$id'], '{prod}', '{NULL}', '{NULL}', '{NULL}', '{1}', '{1}', '{1}'")
+	"ARRAY['$id'], '{PROD}', '{NULL}', '{NULL}', '{1}', '{1}', '{1}', '{1}'", "ARRAY['$id'], '{prod}', '{NULL}', '{NULL}', '{NULL}', '{1}', '{1}', '{1}'",
+	"ARRAY['$id'], '{prod}', '{NULL}', '{NULL}', '{-1}', '{1}', '{1}', '{1}'", "ARRAY['$id'], '{prod}', '{NULL}', '{NULL}', '{1}', '{1}', '{-9}', '{1}'")
 {
 	isnt($primary->psql('postgres', "SELECT rk_apikeys.receive_usage('00000000-0000-0000-0000-000000000001', 9, $bad)",
 			extra_params => [ '-U', 'boss' ], stderr => \my $refusal), 0, "refused: $bad");

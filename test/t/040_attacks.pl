@@ -150,4 +150,14 @@ foreach my $level ('READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE')
 }
 $_->quit foreach $one, $two;
 
+# A token that is refused is not logged, though the log is not masked
+$node->append_conf('postgresql.conf', 'rk_apikeys.redact_logs = off');
+$node->reload;
+$node->safe_psql('postgres', q{ALTER ROLE acme SET log_statement = 'none'});
+$node->poll_query_until('postgres', q{SELECT current_setting('rk_apikeys.redact_logs') = 'off'}) or die;
+my $unknown = $node->safe_psql('postgres', 'SELECT rk_apikeys.generate_token()');
+is((try_sql("SELECT rk_apikeys.authenticate('$unknown')"))[1], '28000', 'a token that is refused');
+like(slurp_file($node->logfile), qr/ERROR:  API key is not accepted: unknown/, 'is told in the log');
+unlike(slurp_file($node->logfile), qr/\Q$unknown\E/, 'without its statement');
+
 done_testing();
