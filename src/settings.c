@@ -70,8 +70,8 @@ static void check_expiry(TimestampTz expires_at, bool endless,
 /*
  * Check the settings that have changed (all of them in a new key) of a row of
  * api_keys.  What a constraint would refuse is refused here first: its message
- * would show the row, digest and all.  Masks tokens in free text in values[],
- * trims the name there, and makes an expiry at infinity NULL.  Raises 23502 for
+ * would show the row, digest and all.  Trims the name in values[], masks tokens
+ * in free text there, and makes an expiry at infinity NULL.  Raises 23502 for
  * a NULL, 23514 for what has a wrong shape, 22023 for an expiry that cannot be,
  * 55000 for a rate limit where there is no limiter.
  */
@@ -87,13 +87,6 @@ settings_check(Datum *values, bool *nulls, const bool *changed,
 					(errcode(ERRCODE_NOT_NULL_VIOLATION),
 					 errmsg("%s of an API key cannot be null",
 							required[i].name)));
-	for (int i = 0; i < (int) lengthof(free_text); i++)
-		if (CHECKED(free_text[i]))
-			values[free_text[i] - 1] =
-				PointerGetDatum(without_tokens(TEXT(free_text[i])));
-	if (CHECKED(KEY_METADATA))
-		values[KEY_METADATA - 1] =
-			JsonbPGetDatum(metadata_without_tokens(DatumGetJsonbP(values[KEY_METADATA - 1])));
 	if (CHECKED(KEY_HINT))
 		check_length("hint", TEXT(KEY_HINT), 0, TOKEN_HINT_LEN);
 	if (CHECKED(KEY_TENANT))
@@ -119,6 +112,14 @@ settings_check(Datum *values, bool *nulls, const bool *changed,
 		check_cidrs(DatumGetArrayTypeP(values[KEY_ALLOWED_CIDRS - 1]));
 	if (CHECKED(KEY_METADATA))
 		check_metadata(DatumGetJsonbP(values[KEY_METADATA - 1]));
+	/* Masked last: as long as they were given they must be allowed. */
+	for (int i = 0; i < (int) lengthof(free_text); i++)
+		if (CHECKED(free_text[i]))
+			values[free_text[i] - 1] =
+				PointerGetDatum(without_tokens(TEXT(free_text[i])));
+	if (CHECKED(KEY_METADATA))
+		values[KEY_METADATA - 1] =
+			JsonbPGetDatum(metadata_without_tokens(DatumGetJsonbP(values[KEY_METADATA - 1])));
 	if (changed[KEY_RATE_LIMIT - 1] || changed[KEY_RATE_WINDOW - 1])
 		check_rate(values, nulls);
 	/* One way to say "never": nothing can be subtracted from infinity. */
