@@ -46,6 +46,9 @@
  */
 #define STATEMENT_ROOM 9
 
+/* Masks in place, and returns the new length. */
+typedef size_t (*Redactor) (char *s, size_t len);
+
 static emit_log_hook_type previous_emit_log_hook = NULL;
 static post_parse_analyze_hook_type previous_post_parse_analyze_hook = NULL;
 static ExecutorStart_hook_type previous_executor_start_hook = NULL;
@@ -57,37 +60,48 @@ static char *masked_statement = NULL;
 
 /* Mask a string, and wipe what its end leaves behind where it was longer. */
 static void
-redact_bytes(char *s, size_t len)
+redact_bytes(char *s, size_t len, Redactor redact)
 {
-	size_t		masked = token_redact(s, len);
+	size_t		masked = redact(s, len);
 
 	explicit_bzero(s + masked, len - masked);
 }
 
 static void
-redact_string(char *s)
+redact_string(char *s, Redactor redact)
 {
 	if (s != NULL)
 	{
 		size_t		len = strlen(s);
 
 		if (token_suspected(s, len))
-			redact_bytes(s, len);
+			redact_bytes(s, len, redact);
 	}
+}
+
+static void
+redact_text(char *s)
+{
+	redact_string(s, token_redact);
 }
 
 /* The same for a text that may show what stands around a place in another. */
 static void
 redact_excerpt(char *s)
 {
-	redact_string(s);
+	redact_text(s);
 	if (s != NULL)
-	{
-		size_t		len = strlen(s);
-		size_t		masked = token_redact_cut(s, len);
+		redact_bytes(s, strlen(s), token_redact_cut);
+}
 
-		explicit_bzero(s + masked, len - masked);
-	}
+/*
+ * The application's name, which stays as it is where it is no token: it is the
+ * client's own, and SHOW tells it.
+ */
+static void
+redact_application_name(void)
+{
+	redact_string(application_name, token_redact_kept);
 }
 
 /*
@@ -110,7 +124,7 @@ redact_statement(void)
 	if (copy == NULL)
 		return false;
 	memcpy(copy, debug_query_string, len + 1);
-	redact_string(copy);
+	redact_text(copy);
 	shrunk = realloc(copy, len + 1);
 	if (shrunk != NULL)
 		copy = shrunk;
@@ -135,19 +149,15 @@ redact_activity(void)
 		return;
 	if (entry->st_changecount != changes_seen)
 	{
-		char	   *texts[] = {entry->st_activity_raw, entry->st_appname};
-
-		for (size_t i = 0; i < lengthof(texts); i++)
+		if (token_suspected(entry->st_activity_raw, strlen(entry->st_activity_raw)) ||
+			token_suspected(entry->st_appname, strlen(entry->st_appname)))
 		{
-			size_t		len = strlen(texts[i]);
-
-			if (!token_suspected(texts[i], len))
-				continue;
 			PGSTAT_BEGIN_WRITE_ACTIVITY(entry);
-			redact_bytes(texts[i], len);
+			redact_text(entry->st_activity_raw);
+			redact_string(entry->st_appname, token_redact_kept);
 			PGSTAT_END_WRITE_ACTIVITY(entry);
 		}
-		redact_string(application_name);
+		redact_application_name();
 		changes_seen = entry->st_changecount;
 	}
 }
@@ -163,13 +173,13 @@ redact_log(ErrorData *edata)
 		busy = true;
 		redact_excerpt(edata->message);
 		redact_excerpt(edata->detail);
-		redact_string(edata->detail_log);
-		redact_string(edata->hint);
+		redact_text(edata->detail_log);
+		redact_text(edata->hint);
 		redact_excerpt(edata->context);
-		redact_string(edata->internalquery);
+		redact_text(edata->internalquery);
 		if (!edata->hide_stmt && !redact_statement())
 			edata->hide_stmt = true;
-		redact_string(application_name);
+		redact_application_name();
 		/* A statement that failed before it was parsed. */
 		redact_activity();
 		busy = false;

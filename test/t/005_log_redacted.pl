@@ -158,6 +158,9 @@ foreach ([ 'given', $given, '' ], [ 'set', '', "SET application_name = '$token'"
 	unlike($seen // '', qr/$secret/, 'without the secret');
 	$session->quit;
 }
+my $worker = 'app_prod_orderservice_worker';
+is($node->safe_psql('postgres', 'SHOW application_name', extra_params => [ '-U', 'backend', '-d', $node->connstr('postgres') . " application_name=$worker" ]),
+	$worker, 'what is no token stays');
 $node->safe_psql('postgres', 'ALTER ROLE backend RESET ALL');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_statements WHERE query LIKE 'SELECT rk_apikeys.verify%' AND query ~ '_[0-9A-Za-z]{49}'}),
 	0, 'pg_stat_statements holds a query without its constants');
