@@ -191,25 +191,25 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 Datum
 rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 {
-	Oid			types[2] = {INTERVALOID, TEXTOID};
-	Datum		values[2];
+	Oid			types[3] = {INTERVALOID, TEXTOID, TEXTOID};
+	Datum		values[3];
 	OwnerQuery	query = {
 		.query = "WITH gone AS (DELETE FROM rk_apikeys.key_events"
 		"   WHERE occurred_at < now() - $1 RETURNING event_id),"
 		"  told AS (INSERT INTO rk_apikeys.key_events"
 		"   (event, actor, role, client_addr, application_name, changes)"
-		"   SELECT 'purged', session_user, $2, inet_client_addr(),"
-		"    rk_apikeys.redact(current_setting('application_name')),"
+		"   SELECT 'purged', session_user, $2, inet_client_addr(), $3,"
 		"    jsonb_build_object('older_than', $1, 'events', count(*))"
 		"    FROM gone HAVING count(*) > 0)"
 		" SELECT count(*)::text FROM gone",
-		.nargs = 2, .types = types, .values = values
+		.nargs = 3, .types = types, .values = values
 	};
 
 	principal_refuse();
 	check_older_than(fcinfo);
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
+	values[2] = CStringGetTextDatum(caller_application_name());
 	run_as_owner(&query);
 	PG_RETURN_DATUM(DirectFunctionCall1(int8in,
 										CStringGetDatum(text_to_cstring(query.first))));

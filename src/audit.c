@@ -47,8 +47,7 @@
 	"  (tenant, key_id, event, actor, role, principal, client_addr, application_name," \
 	"   changes)"
 #define WHO \
-	"  session_user, $1, $2, inet_client_addr()," \
-	"  rk_apikeys.redact(current_setting('application_name'))"
+	"  session_user, $1, $2, inet_client_addr(), $3"
 
 /* Columns of a row that are no settings. */
 #define NOT_SETTINGS \
@@ -143,9 +142,9 @@ static void
 insert_events(void *arg)
 {
 	const char *query = arg;
-	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2] = {0};
-	char		nulls[2] = {' ', 'n'};
+	Oid			types[3] = {TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[3] = {0};
+	char		nulls[3] = {' ', 'n', ' '};
 	bool		notify = rk_apikeys_notify && notify_has_room();
 
 	values[0] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
@@ -154,9 +153,10 @@ insert_events(void *arg)
 		values[1] = CStringGetTextDatum(principal_key_id());
 		nulls[1] = ' ';
 	}
+	values[2] = CStringGetTextDatum(caller_application_name());
 	if (notify)
 		query = psprintf("%s RETURNING event, key_id", query);
-	SPI_execute_with_args(query, 2, types, values, nulls, false, 0);
+	SPI_execute_with_args(query, 3, types, values, nulls, false, 0);
 	if (notify)
 		notify_events();
 }

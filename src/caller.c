@@ -27,6 +27,7 @@
 #include "compat.h"
 #include "principal.h"
 #include "rk_apikeys.h"
+#include "token.h"
 
 /* The caller that caller_run_as_owner saved; InvalidOid outside of it. */
 static Oid	saved_role = InvalidOid;
@@ -41,6 +42,16 @@ Oid
 caller_role(void)
 {
 	return OidIsValid(saved_role) ? saved_role : GetUserId();
+}
+
+/* The client's application_name, with a token in it masked.  Palloc'd. */
+char *
+caller_application_name(void)
+{
+	char	   *name = pstrdup(application_name);
+
+	name[token_redact_kept(name, strlen(name))] = '\0';
+	return name;
 }
 
 /*

@@ -7,6 +7,7 @@
 
 extern Oid	caller_role(void);
 extern char *caller_tenant(void);
+extern char *caller_application_name(void);
 extern uint64 caller_tenant_hash(const char *tenant);
 extern bool caller_sees_all_tenants(void);
 extern bool caller_owns(Oid table);

@@ -283,21 +283,21 @@ note_batch(Receipt *receipt)
 	static const char *const query =
 		"INSERT INTO rk_apikeys.usage_senders AS s"
 		"  (sender, batch, received_at, client_addr, application_name, left_out)"
-		" VALUES ($1, $2, clock_timestamp(), inet_client_addr(),"
-		"  rk_apikeys.redact(current_setting('application_name')), $3)"
+		" VALUES ($1, $2, clock_timestamp(), inet_client_addr(), $3, $4)"
 		" ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch,"
 		"  received_at = excluded.received_at, client_addr = excluded.client_addr,"
 		"  application_name = excluded.application_name, left_out = excluded.left_out";
 	static const char *const purge =
 		"DELETE FROM rk_apikeys.usage_senders"
 		" WHERE received_at < clock_timestamp() - interval '30 days'";
-	Oid			types[3] = {UUIDOID, INT8OID, TEXTARRAYOID};
-	Datum		values[3];
+	Oid			types[4] = {UUIDOID, INT8OID, TEXTOID, TEXTARRAYOID};
+	Datum		values[4];
 
 	values[0] = PointerGetDatum(receipt->sender);
 	values[1] = Int64GetDatum(receipt->batch);
-	values[2] = key_ids(receipt, true);
-	SPI_execute_with_args(query, 3, types, values, NULL, false, 0);
+	values[2] = CStringGetTextDatum(caller_application_name());
+	values[3] = key_ids(receipt, true);
+	SPI_execute_with_args(query, 4, types, values, NULL, false, 0);
 	if (receipt->batch == 1)
 		SPI_execute(purge, false, 0);
 }
