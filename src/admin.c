@@ -12,7 +12,6 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -22,13 +21,10 @@
 #include "compat.h"
 #include "primary.h"
 #include "principal.h"
+#include "settings.h"
 #include "store.h"
-#include "token.h"
 #include "usage.h"
 #include "verify.h"
-
-/* Bytes of a digest_kind that a message shows. */
-#define KIND_SHOWN_MAX 20
 
 /* A statement that runs as the owner of api_keys. */
 typedef struct OwnerQuery
@@ -130,14 +126,11 @@ rk_apikeys_import_key(PG_FUNCTION_ARGS)
 	expected = strcmp(kind, "sha256") == 0 ? DIGEST_SHA256_LEN :
 		strcmp(kind, "sha512") == 0 ? DIGEST_SHA512_LEN : 0;
 	if (expected == 0)
-	{
-		len = token_redact(kind, strlen(kind));
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("digest_kind cannot be \"%.*s\"",
-						pg_mbcliplen(kind, len, KIND_SHOWN_MAX), kind),
+				 errmsg("digest_kind cannot be \"%s\"",
+						settings_shown(PG_GETARG_TEXT_PP(2))),
 				 errhint("Use sha256 or sha512.")));
-	}
 	len = VARSIZE_ANY_EXHDR(PG_GETARG_BYTEA_PP(1));
 	if (len != expected)
 		ereport(ERROR,

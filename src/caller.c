@@ -50,7 +50,7 @@ caller_application_name(void)
 {
 	char	   *name = pstrdup(application_name);
 
-	name[token_redact_kept(name, strlen(name))] = '\0';
+	token_redact_kept(name, strlen(name));
 	return name;
 }
 

@@ -60,7 +60,8 @@ enum Column
 
 static UsageCopy *parse_copies(FunctionCallInfo fcinfo, int *count);
 static void parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i);
-static bool is_count(Datum *values[], bool *nulls[], int column, int i);
+static bool take_count(int64 *count, Datum *values[], bool *nulls[],
+					   int column, int i);
 static void receive(void *arg);
 static bool recall_batch(Receipt *receipt);
 static void note_batch(Receipt *receipt);
@@ -182,10 +183,10 @@ parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i)
 	if (key_id == NULL || VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN ||
 		environment == NULL ||
 		!token_name_ok(VARDATA_ANY(environment), VARSIZE_ANY_EXHDR(environment)) ||
-		!is_count(values, nulls, COLUMN_USES, i) ||
-		!is_count(values, nulls, COLUMN_DENIALS, i) ||
-		!is_count(values, nulls, COLUMN_KNOWN_USES, i) ||
-		!is_count(values, nulls, COLUMN_KNOWN_DENIALS, i))
+		!take_count(&copy->use_count, values, nulls, COLUMN_USES, i) ||
+		!take_count(&copy->denied_count, values, nulls, COLUMN_DENIALS, i) ||
+		!take_count(&copy->known_uses, values, nulls, COLUMN_KNOWN_USES, i) ||
+		!take_count(&copy->known_denials, values, nulls, COLUMN_KNOWN_DENIALS, i))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("key %d of a batch of usage is none", i + 1)));
@@ -202,17 +203,16 @@ parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i)
 		copy->has_addr = true;
 		memcpy(&copy->addr, VARDATA_ANY(addr), VARSIZE_ANY_EXHDR(addr));
 	}
-	copy->use_count = DatumGetInt64(values[COLUMN_USES][i]);
-	copy->denied_count = DatumGetInt64(values[COLUMN_DENIALS][i]);
-	copy->known_uses = DatumGetInt64(values[COLUMN_KNOWN_USES][i]);
-	copy->known_denials = DatumGetInt64(values[COLUMN_KNOWN_DENIALS][i]);
 }
 
-/* Whether there is a count, which is never negative. */
+/* A count, cut at the greatest; returns whether it is one. */
 static bool
-is_count(Datum *values[], bool *nulls[], int column, int i)
+take_count(int64 *count, Datum *values[], bool *nulls[], int column, int i)
 {
-	return !nulls[column][i] && DatumGetInt64(values[column][i]) >= 0;
+	if (nulls[column][i] || DatumGetInt64(values[column][i]) < 0)
+		return false;
+	*count = Min(DatumGetInt64(values[column][i]), USAGE_COUNT_MAX);
+	return true;
 }
 
 /* OwnerWork */

@@ -46,7 +46,7 @@
  */
 #define STATEMENT_ROOM 9
 
-/* Masks in place, and returns the new length. */
+/* Masks in place, wipes the rest, and returns the new length. */
 typedef size_t (*Redactor) (char *s, size_t len);
 
 static emit_log_hook_type previous_emit_log_hook = NULL;
@@ -58,15 +58,6 @@ static ProcessUtility_hook_type previous_process_utility_hook = NULL;
 /* The masked statement that debug_query_string points to. */
 static char *masked_statement = NULL;
 
-/* Mask a string, and wipe what its end leaves behind where it was longer. */
-static void
-redact_bytes(char *s, size_t len, Redactor redact)
-{
-	size_t		masked = redact(s, len);
-
-	explicit_bzero(s + masked, len - masked);
-}
-
 static void
 redact_string(char *s, Redactor redact)
 {
@@ -75,7 +66,7 @@ redact_string(char *s, Redactor redact)
 		size_t		len = strlen(s);
 
 		if (token_suspected(s, len))
-			redact_bytes(s, len, redact);
+			redact(s, len);
 	}
 }
 
@@ -91,7 +82,7 @@ redact_excerpt(char *s)
 {
 	redact_text(s);
 	if (s != NULL)
-		redact_bytes(s, strlen(s), token_redact_cut);
+		token_redact_cut(s, strlen(s));
 }
 
 /*
@@ -106,7 +97,8 @@ redact_application_name(void)
 
 /*
  * Mask the statement, which is about to be logged or given to parallel workers.
- * Returns false if there is no memory for it.
+ * Returns false if there is no memory for it; one that was masked before is
+ * copied again, since there must be memory to write it.
  */
 static bool
 redact_statement(void)
@@ -224,7 +216,7 @@ redact_run(QueryDesc *query_desc, ScanDirection direction, COMPAT_RUN_PARAMS)
 
 /*
  * The workers that build an index or vacuum show the statement, and run no
- * statement of their own.
+ * statement of their own; without memory for it they show it as it came.
  */
 static void
 redact_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
@@ -234,6 +226,7 @@ redact_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 {
 	redact_activity();
 	if (rk_apikeys_redact_logs && MyBEEntry != NULL &&
+		debug_query_string != masked_statement &&
 		token_suspected(MyBEEntry->st_activity_raw,
 						strlen(MyBEEntry->st_activity_raw)))
 		(void) redact_statement();

@@ -28,6 +28,7 @@
 #include "principal.h"
 #include "redact.h"
 #include "rk_apikeys.h"
+#include "settings.h"
 #include "stats.h"
 #include "token.h"
 #include "usage.h"
@@ -151,13 +152,10 @@ rk_apikeys_setting_interval(PG_FUNCTION_ARGS)
 			PG_RETURN_NULL();
 	}
 	else
-	{
-		name[token_redact(name, strlen(name))] = '\0';
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("no setting of rk_apikeys that is an interval is named \"%s\"",
-						name)));
-	}
+						settings_shown(PG_GETARG_TEXT_PP(0)))));
 	PG_RETURN_INTERVAL_P(result);
 }
 

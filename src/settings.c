@@ -56,7 +56,6 @@ static const int free_text[] = {KEY_NAME, KEY_DESCRIPTION, KEY_REVOKED_REASON};
 
 static text *without_tokens(text *value);
 static Jsonb *metadata_without_tokens(Jsonb *metadata);
-static char *shown(text *value);
 static void check_length(const char *what, text *value, int min, int max);
 static void check_environment(text *value);
 static void check_scopes(ArrayType *scopes);
@@ -138,13 +137,12 @@ static text *
 without_tokens(text *value)
 {
 	char	   *copy;
-	size_t		len;
 
 	if (!token_suspected(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value)))
 		return value;
 	copy = text_to_cstring(value);
-	len = token_redact_kept(copy, strlen(copy));
-	return cstring_to_text_with_len(copy, len);
+	token_redact_kept(copy, strlen(copy));
+	return cstring_to_text(copy);
 }
 
 /* The same for metadata; a mask has no character that JSON would escape. */
@@ -157,14 +155,14 @@ metadata_without_tokens(Jsonb *metadata)
 
 	if (!token_suspected(as_text, len))
 		return metadata;
-	as_text[token_redact_kept(as_text, len)] = '\0';
+	token_redact_kept(as_text, len);
 	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
 											  CStringGetDatum(as_text)));
 }
 
-/* A copy of the value for a message: masked, and cut at SHOWN_MAX bytes. */
-static char *
-shown(text *value)
+/* A copy of a value for a message: masked, and cut at SHOWN_MAX bytes. */
+char *
+settings_shown(text *value)
 {
 	char	   *copy = text_to_cstring(value);
 	size_t		len = token_redact(copy, strlen(copy));
@@ -174,7 +172,6 @@ shown(text *value)
 		len = pg_mbcliplen(copy, len, SHOWN_MAX);
 		return psprintf("%.*s...", (int) len, copy);
 	}
-	copy[len] = '\0';
 	return copy;
 }
 
@@ -193,7 +190,7 @@ check_length(const char *what, text *value, int min, int max)
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
 				 errmsg("%s of an API key is too long: \"%s\"", what,
-						shown(value)),
+						settings_shown(value)),
 				 errdetail("It has %d characters.", chars),
 				 errhint("Shorten it to %d characters.", max)));
 }
@@ -205,7 +202,7 @@ check_environment(text *value)
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
 				 errmsg("environment of an API key cannot be \"%s\"",
-						shown(value)),
+						settings_shown(value)),
 				 errhint("Use a lower-case letter, then up to 15 lower-case letters and digits, such as \"prod\".")));
 }
 
@@ -235,7 +232,7 @@ check_scopes(ArrayType *scopes)
 					(errcode(ERRCODE_CHECK_VIOLATION),
 					 scope == NULL ?
 					 errmsg("scope of an API key cannot be null") :
-					 errmsg("scope of an API key cannot be \"%s\"", shown(scope)),
+					 errmsg("scope of an API key cannot be \"%s\"", settings_shown(scope)),
 					 errhint("Use words of a-z, 0-9, \"_\", \"*\", \".\" and \"-\" with \":\" between them, such as \"records:read\", up to %d characters.",
 							 SCOPE_MAX_LEN)));
 		for (j = 0; j < i; j++)
@@ -243,7 +240,7 @@ check_scopes(ArrayType *scopes)
 													 elements[i], elements[j])))
 				ereport(ERROR,
 						(errcode(ERRCODE_CHECK_VIOLATION),
-						 errmsg("scope \"%s\" is listed twice", shown(scope)),
+						 errmsg("scope \"%s\" is listed twice", settings_shown(scope)),
 						 errhint("List each scope once.")));
 	}
 }

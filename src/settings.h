@@ -9,5 +9,6 @@
 
 extern void settings_check(Datum *values, bool *nulls, const bool *changed,
 						   TimestampTz created_at);
+extern char *settings_shown(text *value);
 
 #endif

@@ -47,6 +47,7 @@ typedef struct FieldScan
 } FieldScan;
 
 static size_t redact(char *s, size_t len, size_t min_tail);
+static size_t finish_redaction(char *s, size_t len, size_t from, size_t to);
 static bool scan_byte(FieldScan *scan, char c);
 static size_t environment_to_tail(const FieldScan *scan);
 static size_t prefix_begin(const char *s, size_t prefix_end, size_t floor);
@@ -274,7 +275,8 @@ token_suspected(const char *s, size_t len)
  * prefix_environment_12 digits_, since texts are cut within a token, and
  * tokens are mistyped.  The parts of one may be parts of another, as where two
  * were pasted without a blank between them.  Returns the new length, never
- * more than the old one.  Linear; allocates nothing and raises nothing.
+ * more than the old one; the rest is wiped.  Linear; allocates nothing and
+ * raises nothing.
  */
 size_t
 token_redact(char *s, size_t len)
@@ -295,7 +297,7 @@ token_redact_kept(char *s, size_t len)
 /*
  * Mask, in place, what may be the end of a token whose beginning was cut away,
  * as errors in JSON and XML do: runs of LONG_TAIL base62 digits or more in the
- * word behind "..." or a line break.  Returns the new length.
+ * word behind "..." or a line break.  Returns and wipes as token_redact() does.
  */
 size_t
 token_redact_cut(char *s, size_t len)
@@ -325,8 +327,7 @@ token_redact_cut(char *s, size_t len)
 				(at >= 2 && memcmp(s + at - 2, "...", 3) == 0);
 		at++;
 	}
-	memmove(s + to, s + from, len - from);
-	return to + len - from;
+	return finish_redaction(s, len, from, to);
 }
 
 /* Of fewer base62 digits than min_tail nothing is masked. */
@@ -384,8 +385,21 @@ redact(char *s, size_t len, size_t min_tail)
 		to += masked_len;
 		from = tail = end;
 	}
-	memmove(s + to, s + from, len - from);
-	return to + len - from;
+	return finish_redaction(s, len, from, to);
+}
+
+/*
+ * Move what is left, and wipe what it leaves behind, which may be half a token,
+ * and makes a shorter C string end.  Returns the new length.
+ */
+static size_t
+finish_redaction(char *s, size_t len, size_t from, size_t to)
+{
+	size_t		left = len - from;
+
+	memmove(s + to, s + from, left);
+	explicit_bzero(s + to + left, from - to);
+	return to + left;
 }
 
 /*

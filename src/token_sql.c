@@ -13,6 +13,7 @@
 
 #include "compat.h"
 #include "rk_apikeys.h"
+#include "settings.h"
 #include "token.h"
 
 /* What mask() gives for a string that is no token. */
@@ -63,16 +64,11 @@ name_argument(FunctionCallInfo fcinfo, int n, const char *what, char *setting)
 	value = PG_GETARG_TEXT_PP(n);
 	len = VARSIZE_ANY_EXHDR(value);
 	if (!token_name_ok(VARDATA_ANY(value), len))
-	{
-		char	   *shown = text_to_cstring(value);
-
-		shown[token_redact(shown, len)] = '\0';
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s of a token cannot be \"%s\"", what,
-						pnstrdup(shown, pg_mbcliplen(shown, strlen(shown), 80))),
+						settings_shown(value)),
 				 errhint("Use a lower-case letter, then up to 15 lower-case letters and digits.")));
-	}
 	return text_to_cstring(value);
 }
 
@@ -162,11 +158,8 @@ Datum
 rk_apikeys_redact(PG_FUNCTION_ARGS)
 {
 	text	   *copy = PG_GETARG_TEXT_P_COPY(0);
-	size_t		old_len = VARSIZE(copy) - VARHDRSZ;
-	size_t		len = token_redact(VARDATA(copy), old_len);
+	size_t		len = token_redact(VARDATA(copy), VARSIZE(copy) - VARHDRSZ);
 
-	/* What is left behind the end may be half a token. */
-	explicit_bzero(VARDATA(copy) + len, old_len - len);
 	SET_VARSIZE(copy, VARHDRSZ + len);
 	PG_RETURN_TEXT_P(copy);
 }

@@ -12,6 +12,12 @@
 /* Keys that a flush writes in one statement. */
 #define USAGE_BATCH 1000
 
+/*
+ * Where sums end: a sender may claim any count, and what is counted here comes
+ * on top.
+ */
+#define USAGE_COUNT_MAX 4611686018427387904
+
 typedef struct UsageKey
 {
 	Oid			database;		/* InvalidOid: of no entry */

@@ -274,19 +274,21 @@ write_batch(void *arg)
 #define BATCH_ROWS \
 	" unnest($1::text[], $2::text[], $3::timestamptz[], $4::inet[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[])" \
 	"  WITH ORDINALITY AS b(key_id, environment, last_used_at, addr, uses, denials, known_uses, known_denials, n)"
-#define COUNT_MAX "9223372036854775807"	/* of bigint: a sender may claim any */
+#define ADDED(old, more) \
+	"least(greatest(" more ", 0), greatest(" CppAsString2(USAGE_COUNT_MAX) " - " old ", 0))"
 #define ADD_TO_DAY(rows) \
 	" daily AS" \
 	"  (INSERT INTO rk_apikeys.key_usage_daily AS d (key_id, day, environment, tenant, uses, denials)" \
 	"    SELECT key_id, (clock_timestamp() AT TIME ZONE 'UTC')::date, environment, tenant, new_uses, new_denials" \
 	"     FROM " rows " WHERE new_uses > 0 OR new_denials > 0" \
 	"    ON CONFLICT (key_id, day) DO UPDATE" \
-	"     SET uses = d.uses + excluded.uses, denials = d.denials + excluded.denials)"
+	"     SET uses = d.uses + " ADDED("d.uses", "excluded.uses") "," \
+	"      denials = d.denials + " ADDED("d.denials", "excluded.denials") ")"
 	static const char *const grow =
 		"WITH old AS MATERIALIZED"
 		"  (SELECT b.*, u.ctid AS at, u.tenant,"
-		"     least(greatest(b.uses - least(b.known_uses, u.use_count), 0)," COUNT_MAX " - u.use_count) AS new_uses,"
-		"     least(greatest(b.denials - least(b.known_denials, u.denied_count), 0)," COUNT_MAX " - u.denied_count) AS new_denials"
+		"     " ADDED("u.use_count", "b.uses - least(b.known_uses, u.use_count)") " AS new_uses,"
+		"     " ADDED("u.denied_count", "b.denials - least(b.known_denials, u.denied_count)") " AS new_denials"
 		"    FROM " BATCH_ROWS " JOIN rk_apikeys.key_usage u ON u.key_id = b.key_id"
 		"    FOR NO KEY UPDATE OF u SKIP LOCKED),"
 		" grown AS"

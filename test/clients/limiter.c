@@ -44,22 +44,31 @@ ok(bool good, const char *what, const Limit *l)
 		   ++tests, l->limit, (long long) l->window, l->cost, what);
 }
 
+/* Takes until it is refused, which tells how long to wait, or MANY have passed. */
+static int64
+take_all(pg_atomic_uint64 *arrival, const Limit *l, int64 now, int64 *wait)
+{
+	int64		passed = 0;
+
+	while (passed < MANY &&
+		   (*wait = limiter_take(arrival, l->limit, l->window, l->cost, now)) == 0)
+		passed++;
+	return passed;
+}
+
 /* A full window, then what the answer says about the next. */
 static void
 check_wait(const Limit *l)
 {
 	pg_atomic_uint64 arrival = {0};
 	int64		now = START;
-	int64		passed = 0;
 	int64		wait;
+	int64		passed = take_all(&arrival, l, now, &wait);
 	int64		again;
 	bool		less = true;
 	bool		exact = true;
 	bool		bounded = true;
 
-	while (passed < MANY &&
-		   (wait = limiter_take(&arrival, l->limit, l->window, l->cost, now)) == 0)
-		passed++;
 	if (passed < MANY)
 		ok(passed == l->limit / l->cost, "a full window at once, and no more", l);
 	else
@@ -126,13 +135,9 @@ check_clock(const Limit *l)
 {
 	pg_atomic_uint64 arrival = {0};
 	int64		now = START;
-	int64		passed = 0;
 	int64		wait;
 
-	while (passed < MANY &&
-		   limiter_take(&arrival, l->limit, l->window, l->cost, now) == 0)
-		passed++;
-	if (passed == MANY)
+	if (take_all(&arrival, l, now, &wait) == MANY)
 		return;
 	now -= 3 * l->window + INT64CONST(120000000);
 	wait = limiter_take(&arrival, l->limit, l->window, l->cost, now);

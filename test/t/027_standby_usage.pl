@@ -147,10 +147,17 @@ is($received->(4, $id, 12, 10, 'NULL'), '', 'a locked row is left out');
 $locker->query_safe('COMMIT');
 is($received->(4, $id, 12, 10, 'NULL'), '', 'and the same batch says so again');
 is($received->(5, $id, 12, 10, 'NULL'), '1|' . ($n += 2), 'it comes with the next one');
-my ($most) = create_key($primary, 'most');
-my $greatest = '9223372036854775807';
-is($received->(6, $most, $greatest, 0, 'NULL'), "1|$greatest", 'a sender may claim any count');
-is($received->(7, $most, $greatest, 0, 'NULL'), "1|$greatest", 'and the sum ends there');
+# The greatest count is 2^62: beyond it there is room for what is counted here
+my ($most, $most_token) = create_key($primary, 'most');
+my $greatest = '4611686018427387904';
+foreach my $batch (6, 7)
+{
+	is($received->($batch, $most, '9223372036854775807', 0, 'NULL'), "1|$greatest", 'a sender may claim any count, and the sum ends');
+	is(sql_as($primary, 'backend', "SELECT rk_apikeys.verify('$most_token') FROM generate_series(1, 3)"), "t\nt\nt", 'a key that was used so often verifies');
+	sql_as($primary, 'boss', 'SELECT rk_apikeys.flush_usage()');
+	is($primary->safe_psql('postgres', "SELECT use_count FROM rk_apikeys.key_usage WHERE key_id = '$most'"), $greatest, 'and its use is written');
+	is($primary->safe_psql('postgres', "SELECT sum(uses) FROM rk_apikeys.key_usage_daily WHERE key_id = '$most'"), $greatest, "so is the day's");
+}
 foreach my $bad ("ARRAY['x'], '{prod}', '{NULL}', '{NULL}', '{1}', '{1}', '{1}', '{1}'", "ARRAY['$id'], '{prod}', '{NULL}', '{NULL}', '{1,2}', '{1}', '{1}', '{1}'",
 	"ARRAY['$id'], '{PROD}', '{NULL}', '{NULL}', '{1}', '{1}', '{1}', '{1}'", "ARRAY['$id'], '{prod}', '{NULL}', '{NULL}', '{NULL}', '{1}', '{1}', '{1}'",
 	"ARRAY['$id'], '{prod}', '{NULL}', '{NULL}', '{-1}', '{1}', '{1}', '{1}'", "ARRAY['$id'], '{prod}', '{NULL}', '{NULL}', '{1}', '{1}', '{-9}', '{1}'")
