@@ -86,7 +86,7 @@ rk_apikeys_receive_usage(PG_FUNCTION_ARGS)
 	UsageCopy  *copies;
 	bool	   *flushed;
 	bool	   *gone;
-	int			count;
+	int			count = 0;
 
 	principal_refuse();
 	copies = parse_copies(fcinfo, &count);
