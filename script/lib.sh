@@ -53,7 +53,7 @@ rk_missing() {
   [ -e /usr/include/stdio.h ] || echo libc6-dev
   # libpq/libpq-be.h, which knows the client's address, includes these two; the server's -dev package asks for one of them only
   [ -e /usr/include/openssl/ssl.h ] || echo libssl-dev
-  [ -e /usr/include/gssapi/gssapi.h ] || ! grep -qs 'libpq/libpq-be\.h' "$RK_ROOT"/src/*.[ch] || echo libkrb5-dev
+  [ -e /usr/include/gssapi/gssapi.h ] || ! grep -qs 'libpq/libpq-be\.h' "$RK_ROOT"/src/*/*.[ch] || echo libkrb5-dev
   command -v prove >/dev/null && perl -MTest::More -e1 2>/dev/null || echo perl
   perl -MIPC::Run -e1 2>/dev/null || echo libipc-run-perl
   for tool in ${RK_TOOLS-}; do command -v "${tool%:*}" >/dev/null || echo "${tool#*:}"; done

@@ -1,6 +1,6 @@
 -- The keys' settings. Changes rarely; what a use changes is in key_usage.
 CREATE TABLE rk_apikeys.api_keys (
-  -- The C code knows the columns by this order (src/store.h): add at the end.
+  -- The C code knows the columns by this order (src/base/store.h): add at the end.
   key_id text COLLATE "C" NOT NULL,
   tenant text NOT NULL DEFAULT rk_apikeys.current_tenant(),
   name text NOT NULL,
@@ -56,7 +56,7 @@ CREATE TABLE rk_apikeys.api_keys (
 CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);
 -- The same, by key id.
 CREATE INDEX api_keys_tenant_key ON rk_apikeys.api_keys (tenant, key_id);
--- The name of this index is known to src/store.c.
+-- The name of this index is known to src/base/store.c.
 CREATE UNIQUE INDEX api_keys_imported_digest ON rk_apikeys.api_keys (digest)
   WHERE digest_kind <> 'native';
 

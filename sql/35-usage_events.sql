@@ -1,6 +1,6 @@
 -- What uses change: narrow, so that an update stays on its page.
 CREATE TABLE rk_apikeys.key_usage (
-  -- The C code knows the columns by this order (src/store.c): add at the end.
+  -- The C code knows the columns by this order (src/base/store.h): add at the end.
   key_id text COLLATE "C" NOT NULL,
   tenant text NOT NULL,
   last_used_at timestamptz,
