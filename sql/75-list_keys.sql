@@ -3,7 +3,7 @@ CREATE FUNCTION rk_apikeys._page(query text, search text, status text, environme
   LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 25
   AS 'MODULE_PATHNAME', 'rk_apikeys_page';
 COMMENT ON FUNCTION rk_apikeys._page(text, text, text, text, text, text, text, boolean) IS
-  'Private: runs the query that list_keys has written, with the caller''s rights, by a plan that is kept.';
+  'Private: runs the query that list_keys has built, with the caller''s rights, and keeps its plan.';
 
 CREATE FUNCTION rk_apikeys.list_keys(search text DEFAULT NULL, status text DEFAULT NULL,
     environment text DEFAULT NULL, sort_by text DEFAULT 'created_at',
@@ -143,5 +143,5 @@ BEGIN
     search, status, environment, start_value, start_key, sort_by, descending);
 END $$;
 COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS
-  'A page of the keys that the caller can see, without secrets. search: in name, description, key id and environment, any case, taken literally; sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status, NULLs last, ties by key_id; page_size: 1 to 1000; after: the cursor of the last row of the page before. Errors: 22023.';
+  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
 
