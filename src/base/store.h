@@ -58,6 +58,7 @@ typedef struct StoredPlace
 {
 	BlockNumber block;
 	OffsetNumber offset;
+	uint16		start;			/* of the version in the page; to prefetch */
 	Buffer		buffer;			/* InvalidBuffer: not known */
 	XLogRecPtr	lsn;			/* of the page, if no transaction was changing
 								 * the row; else 0 */
@@ -114,6 +115,7 @@ typedef struct StoredUsage
 
 extern Oid	store_table(const char *name, bool missing_ok);
 extern void store_forget_file(void);
+extern void store_prefetch(const StoredPlace *place);
 extern StoredKey *store_find(Oid table, const char *key_id,
 							 const StoredPlace *place);
 extern void store_abridge(const StoredKey *key, StoredBrief *brief);

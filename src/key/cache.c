@@ -149,6 +149,7 @@ cache_recall(CacheLook *look)
 	if (look->kept != NULL)
 		return;
 	usage_recall(&look->target, &look->brief);
+	store_prefetch(&look->brief.place);
 }
 
 /* Last step: return the key, or NULL; brief, if that holds and will do. */
