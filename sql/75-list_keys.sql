@@ -84,7 +84,8 @@ BEGIN
   END IF;
 
   IF after IS NOT NULL THEN
-    -- It gives a position, nothing more: what can be seen is decided afresh.
+    -- A cursor gives only a position. Policies decide anew which rows the caller
+    -- sees.
     BEGIN
       position := regexp_match(convert_from(decode(after, 'hex'), 'UTF8'),
         '^([a-z_]+)([+-])([0-9A-Za-z]{12})(?:=(.*))?$');
@@ -107,15 +108,16 @@ BEGIN
     IF start_value IS NULL THEN
       conditions := conditions || format(' AND %s IS NULL AND k.key_id %s $5', expression, beyond);
     ELSE
-      -- Where all keys are compared with it, it is parsed once and not for each.
+      -- If every key is compared with the cursor's value, the sub-select parses it
+      -- once, not once per key.
       conditions := conditions || format(' AND ((%s, k.key_id) %s (%s, $5)%s)', expression, beyond,
         format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN '$4::%s' ELSE '(SELECT $4::%s)' END, type),
         CASE WHEN nullable THEN format(' OR %s IS NULL', expression) ELSE '' END);
     END IF;
   END IF;
 
-  -- Where an index has the order, a page is read off the view; else the sort is
-  -- kept narrow, and its page joined to the view.
+  -- If an index has the order, read the page from the view. Otherwise sort
+  -- narrow rows, then join the page to the view.
   page := format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN $q$
       (SELECT k.*, %1$s AS sort_value FROM rk_apikeys.keys k
         WHERE true %3$s
