@@ -241,11 +241,14 @@ take_messages(void)
 	messages_done = taken;
 }
 
-/* Twice as many places as keys, because sets do not fill evenly. */
+/*
+ * Make the table, with more places than keys, because sets do not fill evenly:
+ * cache_size <= places <= 2 * cache_size, but at least one set.
+ */
 static void
 make_sets(void)
 {
-	uint32		many = pg_nextpower2_32(Max(settings_cache_size * 2 / SET_SIZE, 1));
+	uint32		many = pg_prevpower2_32(Max(settings_cache_size * 2 / SET_SIZE, 1));
 
 	if (context == NULL)
 		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache",
