@@ -27,8 +27,8 @@
  *   or dropped the table itself.
  *
  * Buffers: a pin by ReadRecentBuffer() does not raise the buffer's usage count,
- * so the busiest pages of the server would be the first to be evicted.  So one
- * pin of a place in PLAIN_PIN_EVERY is a plain ReadBuffer().
+ * so the busiest pages of the server would be the first to be evicted.  So about
+ * one pin of a place in PLAIN_PIN_EVERY, at random, is a plain ReadBuffer().
  *
  * Locking: AccessShareLock on table and index, released at once, so an idle
  * transaction that has verified a key blocks nobody.  A brief key takes only a
@@ -50,6 +50,7 @@
 #include "catalog/pg_am_d.h"
 #include "catalog/pg_collation_d.h"
 #include "catalog/pg_type_d.h"
+#include "common/pg_prng.h"
 #include "executor/tuptable.h"
 #include "storage/bufmgr.h"
 #include "utils/builtins.h"
@@ -64,7 +65,7 @@
 #define SCHEMA_NAME "rk_apikeys"
 #define IMPORTED_INDEX "api_keys_imported_digest"
 
-/* Every how many pins of a place one is a plain ReadBuffer(). */
+/* Every how many pins of a place, on average, one is a plain ReadBuffer(). */
 #define PLAIN_PIN_EVERY 64
 
 /* The part of a row that is fetched ahead: its first lines of the cache. */
@@ -88,8 +89,8 @@
 static RelFileLocator file;
 static Oid	file_table = InvalidOid;
 
-/* Pins of places so far. */
-static uint32 pins = 0;
+/* Pins of places until a plain one is due. */
+static uint32 pins_left = PLAIN_PIN_EVERY;
 
 /* The columns that a StoredKey's pointers point to; the metadata is last. */
 static const struct
@@ -123,7 +124,6 @@ typedef void (*RowReader) (HeapTuple row, TupleDesc desc, void *arg);
 
 static bool read_row(Search *search, RowReader reader, void *arg);
 static Buffer pin_place(Relation rel, const StoredPlace *place);
-static bool plain_pin_is_due(void);
 static bool read_at_place(Relation rel, Snapshot snapshot, Search *search,
 						  RowReader reader, void *arg);
 static bool read_by_index(Relation rel, Snapshot snapshot, Search *search,
@@ -237,11 +237,11 @@ store_brief_holds(Oid table, const StoredBrief *brief)
 	bool		same;
 
 	if (XLogRecPtrIsInvalid(place->lsn) || !OidIsValid(table) || file_table != table ||
-		place->buffer < 1 || place->buffer > NBuffers || plain_pin_is_due() ||
+		place->buffer < 1 || place->buffer > NBuffers || pins_left == 0 ||
 		TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
 		!ReadRecentBuffer(file, MAIN_FORKNUM, place->block, place->buffer))
 		return false;
-	pins++;
+	pins_left--;
 	same = BufferGetLSNAtomic(place->buffer) == place->lsn;
 	ReleaseBuffer(place->buffer);
 	return same && GetCurrentTimestamp() < brief->good_until;
@@ -353,22 +353,15 @@ pin_place(Relation rel, const StoredPlace *place)
 		rel->rd_rel->relam != HEAP_TABLE_AM_OID ||
 		!ReadRecentBuffer(rel->rd_locator, MAIN_FORKNUM, place->block, place->buffer))
 		return InvalidBuffer;
-	if (plain_pin_is_due())
+	if (pins_left > 0)
 	{
-		/* The block exists, because its table's lock is held. */
-		pins++;
-		ReleaseBuffer(place->buffer);
-		return ReadBuffer(rel, place->block);
+		pins_left--;
+		return place->buffer;
 	}
-	pins++;
-	return place->buffer;
-}
-
-/* Return whether the next pin of a place is to be a plain one. */
-static bool
-plain_pin_is_due(void)
-{
-	return pins % PLAIN_PIN_EVERY == PLAIN_PIN_EVERY - 1;
+	pins_left = pg_prng_uint32(&pg_global_prng_state) % (2 * PLAIN_PIN_EVERY);
+	/* The block exists, because the lock of its table is held. */
+	ReleaseBuffer(place->buffer);
+	return ReadBuffer(rel, place->block);
 }
 
 /* Do the same for a row of api_keys, if the row is at its place. */

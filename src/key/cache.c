@@ -20,9 +20,9 @@
  * key out.  With cache_size 0 each verify reads the row.
  *
  * The cache is a table of sets.  A key has its place in one of the four of its
- * set, and a look at a set is a look at one line of the processor's cache.  A
- * hit moves the key to the front.  A new key takes the last place, so a scan of
- * many keys does not drive out the keys that are used again and again.
+ * set, and a look at a set is a look at one line of the processor's cache.  The
+ * key that was used last stands in front.  A new key replaces the key that was
+ * not used for the longest time.
  *
  * Memory: rows live in a context that a flush resets.  A set that is older than
  * the last flush is empty.  A result is valid until the next call of a function
@@ -90,6 +90,7 @@ static void drop_sets(void);
 static uint32 hash_native(const char *key_id);
 static uint32 hash_imported(DigestKind kind, const uint8 *digest);
 static StoredKey *use_row(CacheSet *set, int i);
+static void move_to_front(CacheSet *set, int i);
 static bool same_place(const StoredPlace *a, const StoredPlace *b);
 static const StoredKey *keep(uint32 hash, StoredKey *row,
 							 uint64 messages_before);
@@ -300,10 +301,17 @@ hash_imported(DigestKind kind, const uint8 *digest)
 static StoredKey *
 use_row(CacheSet *set, int i)
 {
+	stats_count(STATS_CACHE_HITS);
+	move_to_front(set, i);
+	return set->rows[0];
+}
+
+static void
+move_to_front(CacheSet *set, int i)
+{
 	StoredKey  *row = set->rows[i];
 	uint32		hash = set->hashes[i];
 
-	stats_count(STATS_CACHE_HITS);
 	for (; i > 0; i--)
 	{
 		set->rows[i] = set->rows[i - 1];
@@ -311,7 +319,6 @@ use_row(CacheSet *set, int i)
 	}
 	set->rows[0] = row;
 	set->hashes[0] = hash;
-	return row;
 }
 
 /* Return whether two places are the same; false if they are not known. */
@@ -351,5 +358,6 @@ keep(uint32 hash, StoredKey *row, uint64 messages_before)
 		pfree(set->rows[--i]);
 	set->rows[i] = copy;
 	set->hashes[i] = hash;
+	move_to_front(set, i);
 	return row;
 }
