@@ -42,6 +42,12 @@ $(OBJS): $(wildcard src/*.h src/*/*.h) rk_apikeys.control
 $(SCRIPT): $(sort $(wildcard sql/*.sql)) rk_apikeys.control
 	cat $(sort $(wildcard sql/*.sql)) > $@
 
+# The TAP tests against the installed extension, by PGXS alone, as a user who may run a server: all, or those of PROVE_TESTS.
+.PHONY: check-tap
+check-tap: PROVE_TESTS = $(sort $(wildcard test/t/*.pl))
+check-tap:
+	$(prove_installcheck)
+
 # The archive for PGXN: what the last commit holds, under its own version; the same bytes wherever it is made.
 DIST = $(EXTENSION)-$(shell sed -n '1,/"version"/s/^  "version": "\(.*\)",/\1/p' META.json)
 
