@@ -22,6 +22,7 @@
 #
 #   PG_CONFIG     the pg_config of the server to use     (default /usr/lib/postgresql/$PG_MAJOR/bin/pg_config)
 #   PG_MAJOR      the major to use and install           (default 15)
+#   RK_LOCALE     the locale of the clusters of tests    (default C.UTF-8; C or a UTF-8 locale of glibc, such as tr_TR.UTF-8)
 #   RK_KEEP=1     keeps the temporary folder and says where it is
 #   TMPDIR        where it is made                       (default /tmp; must allow to run programs)
 
@@ -29,6 +30,7 @@ RK_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 RK_NAME=script/$(basename "$0")
 RK_TMP='' RK_SRC='' RK_JOB=''
 PG_MAJOR=${PG_MAJOR:-15}
+export RK_LOCALE=${RK_LOCALE:-C.UTF-8}
 
 # Ends the script with one line on stderr.
 rk_die() {
@@ -56,6 +58,7 @@ rk_missing() {
   [ -e /usr/include/gssapi/gssapi.h ] || ! grep -qs 'libpq/libpq-be\.h' "$RK_ROOT"/src/*.[ch] || echo libkrb5-dev
   command -v prove >/dev/null && perl -MTest::More -e1 2>/dev/null || echo perl
   perl -MIPC::Run -e1 2>/dev/null || echo libipc-run-perl
+  rk_has_locale || [ -e /usr/share/i18n/locales ] || echo locales
   for tool in ${RK_TOOLS-}; do command -v "${tool%:*}" >/dev/null || echo "${tool#*:}"; done
 }
 
@@ -188,6 +191,20 @@ rk_copy_source() {
   cd "$RK_TMP"
 }
 
+# Whether this machine has $RK_LOCALE; `locale` complains if it has not.
+rk_has_locale() {
+  [ -z "$(LC_ALL=$RK_LOCALE locale charmap 2>&1 >/dev/null)" ]
+}
+
+# Makes $RK_LOCALE for this run alone, where this machine does not have it.
+rk_make_locale() {
+  ! rk_has_locale || return 0
+  mkdir "$RK_TMP/locale"
+  localedef -i "${RK_LOCALE%%.*}" -f UTF-8 "$RK_TMP/locale/$RK_LOCALE" 2>"$RK_TMP/log/localedef" ||
+    rk_die "cannot make the locale $RK_LOCALE: $(tail -n1 "$RK_TMP/log/localedef")"
+  export LOCPATH=$RK_TMP/locale
+}
+
 # Makes the server tree that `make install` may write to; $PG_CONFIG names its pg_config afterwards.
 rk_private_tree() {
   local root=$RK_TMP/root bin lib share include
@@ -225,6 +242,7 @@ rk_open() {
     ! id postgres >/dev/null 2>&1 || RK_USER=postgres
     RK_AS=(setpriv "--reuid=$RK_USER" "--regid=$(id -g "$RK_USER")" --clear-groups "${RK_AS[@]}")
   fi
+  rk_make_locale
   rk_private_tree
   rk_copy_source "$RK_SRC"
   chown -R "$RK_USER:" "$RK_TMP"
@@ -286,7 +304,8 @@ rk_cluster() {
   local name=$1 conf=${2-}
   rk_stop
   [ -d "$RK_TMP/template" ] ||
-    rk_run initdb -D "$RK_TMP/template" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$RK_TMP/log/initdb.log" 2>&1 ||
+    rk_run initdb -D "$RK_TMP/template" -U postgres -A trust -E UTF8 "--locale=$RK_LOCALE" --lc-messages=C --no-sync \
+      >"$RK_TMP/log/initdb.log" 2>&1 ||
     rk_die "initdb failed: $(tail -n1 "$RK_TMP/log/initdb.log")"
   RK_DATA=$RK_TMP/data-$name RK_LOG=$RK_TMP/log/$name.log
   rk_run cp -R "$RK_TMP/template" "$RK_DATA"
