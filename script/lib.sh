@@ -85,6 +85,15 @@ rk_copy_source() {
   chown -R "$RK_USER:" "$1"
 }
 
+# Makes $RK_LOCALE for this run alone, where this machine does not have it.
+rk_make_locale() {
+  ! rk_has_locale || return 0
+  mkdir "$RK_TMP/locale"
+  localedef -i "${RK_LOCALE%%.*}" -f UTF-8 "$RK_TMP/locale/$RK_LOCALE" 2>"$RK_TMP/log/localedef" ||
+    rk_die "cannot make the locale $RK_LOCALE: $(tail -n1 "$RK_TMP/log/localedef")"
+  export LOCPATH=$RK_TMP/locale
+}
+
 # Makes the server tree that `make install` may write to; $PG_CONFIG names its pg_config afterwards.
 rk_private_tree() {
   local root=$RK_TMP/root bin lib share include
@@ -122,6 +131,7 @@ rk_open() {
     ! id postgres >/dev/null 2>&1 || RK_USER=postgres
     RK_AS=(setpriv "--reuid=$RK_USER" "--regid=$(id -g "$RK_USER")" --clear-groups "${RK_AS[@]}")
   fi
+  rk_make_locale
   rk_private_tree
   rk_copy_source "$RK_SRC"
   cd "$RK_TMP" || exit
@@ -186,7 +196,8 @@ rk_cluster() {
   local name=$1 conf=${2-}
   rk_stop
   [ -d "$RK_TMP/template" ] ||
-    rk_run initdb -D "$RK_TMP/template" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$RK_TMP/log/initdb.log" 2>&1 ||
+    rk_run initdb -D "$RK_TMP/template" -U postgres -A trust -E UTF8 "--locale=$RK_LOCALE" --lc-messages=C --no-sync \
+      >"$RK_TMP/log/initdb.log" 2>&1 ||
     rk_die "initdb failed: $(tail -n1 "$RK_TMP/log/initdb.log")"
   RK_DATA=$RK_TMP/data-$name RK_LOG=$RK_TMP/log/$name.log
   rk_run cp -R "$RK_TMP/template" "$RK_DATA"

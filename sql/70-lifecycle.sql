@@ -35,8 +35,8 @@ BEGIN
             HINT = 'Give an interval from 0 (the old key ends at once) up.';
   END IF;
 
-  -- One statement: of two rotations at once the second waits, finds
-  -- grace_until set, and comes out with no row.
+  -- One statement, so that of two concurrent rotations the second waits, sees
+  -- grace_until set, and gets no row.
   WITH old AS (
     UPDATE rk_apikeys.api_keys k
       SET grace_until = least(now() + rotate_key.grace, k.expires_at)

@@ -69,11 +69,12 @@ BEGIN
     usage_join := 'LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
             LEFT JOIN rk_apikeys._live_usage() l ON l.key_id = k.key_id';
   END IF;
+  -- Key ids and environments are ASCII. A Turkish locale would fold "I" otherwise.
   IF search <> '' THEN
     conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0
       OR strpos(lower(k.description), lower($1)) > 0
-      OR strpos(lower(k.key_id), lower($1)) > 0
-      OR strpos(k.environment, lower($1)) > 0)$c$;
+      OR strpos(lower(k.key_id), lower($1 COLLATE "C")) > 0
+      OR strpos(k.environment, lower($1 COLLATE "C")) > 0)$c$;
   END IF;
   IF status IS NOT NULL THEN
     conditions := conditions ||
@@ -84,7 +85,8 @@ BEGIN
   END IF;
 
   IF after IS NOT NULL THEN
-    -- It gives a position, nothing more: what can be seen is decided afresh.
+    -- A cursor gives only a position. Policies decide anew which rows the caller
+    -- sees.
     BEGIN
       position := regexp_match(convert_from(decode(after, 'hex'), 'UTF8'),
         '^([a-z_]+)([+-])([0-9A-Za-z]{12})(?:=(.*))?$');
@@ -107,15 +109,16 @@ BEGIN
     IF start_value IS NULL THEN
       conditions := conditions || format(' AND %s IS NULL AND k.key_id %s $5', expression, beyond);
     ELSE
-      -- Where all keys are compared with it, it is parsed once and not for each.
+      -- If every key is compared with the cursor's value, the sub-select parses it
+      -- once, not once per key.
       conditions := conditions || format(' AND ((%s, k.key_id) %s (%s, $5)%s)', expression, beyond,
         format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN '$4::%s' ELSE '(SELECT $4::%s)' END, type),
         CASE WHEN nullable THEN format(' OR %s IS NULL', expression) ELSE '' END);
     END IF;
   END IF;
 
-  -- Where an index has the order, a page is read off the view; else the sort is
-  -- kept narrow, and its page joined to the view.
+  -- If an index has the order, read the page from the view. Otherwise sort
+  -- narrow rows, then join the page to the view.
   page := format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN $q$
       (SELECT k.*, %1$s AS sort_value FROM rk_apikeys.keys k
         WHERE true %3$s

@@ -57,7 +57,7 @@ void
 settings_init(void)
 {
 	DefineCustomIntVariable("rk_apikeys.cache_size",
-							"The keys that a session keeps in memory; 0 for none.",
+							"About how many keys a session keeps in memory; 0 for none.",
 							NULL,
 							&settings_cache_size, 1024, 0, 1000000,
 							PGC_USERSET, 0,

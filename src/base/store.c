@@ -2,30 +2,37 @@
  * store.c
  *		The stored keys, read by index under a fresh snapshot.
  *
- * No SPI and no executor: a row is fetched through the table's own index.  The
- * snapshot is the latest, not the transaction's, so that a REPEATABLE READ
- * transaction sees a revocation too.  No privilege or policy stands between:
- * the right to verify is EXECUTE on the functions that come here.
+ * A read uses no SPI and no executor: it fetches a row through the table's own
+ * index.  The snapshot is the latest, not the transaction's, so a REPEATABLE
+ * READ transaction sees a revocation too.  No privilege or policy applies: the
+ * right to verify is EXECUTE on the functions that call these.
  *
- * Whoever has read a row before may remember its place, the buffer and the line
- * pointer, and save the descent of the index.  A place proves nothing, and may
- * be old: it counts only if that buffer holds that block of that table now, and
- * a row with the key id is visible there, which then is the only one.
+ * Place: a caller that has read a row before may remember its place, that is
+ * its buffer, block and line pointer.  A read at the place saves the descent of
+ * the index.  A place may be out of date.  It counts only if that buffer holds
+ * that block of the table now, and a row with the key id is visible there.  Then
+ * it is the only such row.
  *
- * A brief key goes further: it is a copy of a row that was committed, and that
- * nobody had begun to change, with the LSN of its page.  Whatever changes or
- * deletes a row writes WAL and so moves the LSN of the page before it commits:
- * as long as the page is in that buffer, with that LSN, the copy is the row.
- * This holds on a standby, and whoever commits.  What it does not hold for: a
- * table without WAL, and wal_level minimal, where a new file may get its changes
- * without; then no brief keys are made.  A file that is the table's no longer,
- * whose buffers may outlive the lock: it is forgotten with the next message.  A
- * TRUNCATE or DROP by the own transaction: one that has written anything takes
- * no brief keys.
+ * Brief key: a copy of a committed row that no transaction had begun to change,
+ * with the LSN of its page.  A change or deletion of a row writes WAL, and so
+ * moves the LSN of the page, before it commits.  So the copy equals the row as
+ * long as that buffer holds that page with that LSN.  This is also true on a
+ * standby, and for whatever writes to the table.  It is not true, and no brief
+ * key is used,
+ * - for a table without WAL;
+ * - with wal_level minimal, where a new file may be changed without WAL;
+ * - for a file that is no longer the table's, because its buffers may outlive
+ *   the lock: the file is forgotten with the next message of the table;
+ * - in a transaction that has written something, because it may have truncated
+ *   or dropped the table itself.
  *
- * Locking: AccessShareLock on table and index, given back at once, so that an
- * idle transaction that has verified a key is in nobody's way.  For a brief key
- * a pin on the buffer alone.
+ * Buffers: a pin by ReadRecentBuffer() does not raise the buffer's usage count,
+ * so the busiest pages of the server would be the first to be evicted.  So about
+ * one pin of a place in PLAIN_PIN_EVERY, at random, is a plain ReadBuffer().
+ *
+ * Locking: AccessShareLock on table and index, released at once, so an idle
+ * transaction that has verified a key blocks nobody.  A brief key takes only a
+ * pin on one buffer.
  *
  * Memory: results live in the current context.
  */
@@ -43,8 +50,8 @@
 #include "catalog/pg_am_d.h"
 #include "catalog/pg_collation_d.h"
 #include "catalog/pg_type_d.h"
+#include "common/pg_prng.h"
 #include "executor/tuptable.h"
-#include "storage/buf_internals.h"
 #include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -58,11 +65,14 @@
 #define SCHEMA_NAME "rk_apikeys"
 #define IMPORTED_INDEX "api_keys_imported_digest"
 
-/* Of a row, what is fetched ahead: its first lines of the processor's cache. */
+/* Every how many pins of a place, on average, one is a plain ReadBuffer(). */
+#define PLAIN_PIN_EVERY 64
+
+/* The part of a row that is fetched ahead: its first lines of the cache. */
 #define CACHE_LINE 64
 #define ROW_LINES 5
 
-/* Times that a row is looked for while others may be changing it. */
+/* Tries to find a row while others may be changing it. */
 #define UNSEEN_TRIES 3
 
 /* Columns of rk_apikeys.key_usage that are read here. */
@@ -72,14 +82,17 @@
 #define USAGE_DENIED_COUNT 6
 
 /*
- * The file of api_keys, when it was last read, and that table.  A table that gets
- * another file tells so before it gives its lock back: until then no row changes,
- * and from then on store_forget_file() is called.
+ * The file of api_keys when it was last read, and the table's OID.  When a table
+ * gets another file, PostgreSQL sends a message before it releases the lock.
+ * Until then no row changes, and after it store_forget_file() is called.
  */
 static RelFileLocator file;
 static Oid	file_table = InvalidOid;
 
-/* The pointers of a StoredKey, and what they point to; the metadata is last. */
+/* Pins of places until a plain one is due. */
+static uint32 pins_left = PLAIN_PIN_EVERY;
+
+/* The columns that a StoredKey's pointers point to; the metadata is last. */
 static const struct
 {
 	int			column;
@@ -110,6 +123,7 @@ typedef struct Search
 typedef void (*RowReader) (HeapTuple row, TupleDesc desc, void *arg);
 
 static bool read_row(Search *search, RowReader reader, void *arg);
+static Buffer pin_place(Relation rel, const StoredPlace *place);
 static bool read_at_place(Relation rel, Snapshot snapshot, Search *search,
 						  RowReader reader, void *arg);
 static bool read_by_index(Relation rel, Snapshot snapshot, Search *search,
@@ -121,9 +135,9 @@ static void parse_usage(HeapTuple row, TupleDesc desc, void *arg);
 static void parse_nothing(HeapTuple row, TupleDesc desc, void *arg);
 
 /*
- * The OID of one of the extension's tables.  Nobody but the extension's owner
- * can put a table into its schema, so the name is enough.  Raises 42P01, or
- * returns InvalidOid, if it is gone.
+ * Return the OID of one of the extension's tables.  Only the extension's owner
+ * can put a table into its schema, so the name is enough.  If the table is
+ * missing, raise 42P01, or, with missing_ok, return InvalidOid.
  */
 Oid
 store_table(const char *name, bool missing_ok)
@@ -142,10 +156,10 @@ store_table(const char *name, bool missing_ok)
 }
 
 /*
- * The key with that id (TOKEN_KEY_ID_LEN bytes, not terminated), or NULL if
- * there is none.  The table is api_keys, whose OID the caller keeps for as long
- * as no message says that it may be another; none is there if it is gone.  The
- * row is looked for at that place first.
+ * Return the key with that id (TOKEN_KEY_ID_LEN bytes, not terminated), or NULL.
+ * The table is api_keys.  The caller keeps its OID until a message says that the
+ * OID may have changed; InvalidOid has no keys.  The row is looked for at that
+ * place first.
  */
 StoredKey *
 store_find(Oid table, const char *key_id, const StoredPlace *place)
@@ -167,7 +181,7 @@ store_find(Oid table, const char *key_id, const StoredPlace *place)
 	return key;
 }
 
-/* A message of the table was taken: it may have another file now. */
+/* Forget the table's file: after a message the table may have another. */
 void
 store_forget_file(void)
 {
@@ -175,8 +189,8 @@ store_forget_file(void)
 }
 
 /*
- * Have what a row at that place takes to be read fetched into the processor's
- * cache: a while later it is read faster.
+ * Have the processor fetch the lines of memory that a read at that place will
+ * touch, while the caller does other work.
  */
 void
 store_prefetch(const StoredPlace *place)
@@ -186,7 +200,6 @@ store_prefetch(const StoredPlace *place)
 	if (place->buffer < 1 || place->buffer > NBuffers)
 		return;
 	page = BufferGetBlock(place->buffer);
-	__builtin_prefetch(GetBufferDescriptor(place->buffer - 1));
 	__builtin_prefetch(page);
 	__builtin_prefetch(page + offsetof(PageHeaderData, pd_linp) +
 					   place->offset * sizeof(ItemIdData));
@@ -195,8 +208,8 @@ store_prefetch(const StoredPlace *place)
 }
 
 /*
- * Abridge a key that was just read.  Where a brief key would not do, the place
- * alone is noted.
+ * Make a brief key of a key that was just read.  If a brief key cannot stand for
+ * the row, note the place alone.
  */
 void
 store_abridge(const StoredKey *key, StoredBrief *brief)
@@ -212,7 +225,11 @@ store_abridge(const StoredKey *key, StoredBrief *brief)
 	memcpy(brief->digest, key->digest, DIGEST_SHA256_LEN);
 }
 
-/* Whether a brief key is what its row is now, and good. */
+/*
+ * Return whether a brief key holds: it equals its row now, and is good.  Return
+ * false too when a plain pin of its place is due, so that the caller reads the
+ * row.
+ */
 bool
 store_brief_holds(Oid table, const StoredBrief *brief)
 {
@@ -220,16 +237,17 @@ store_brief_holds(Oid table, const StoredBrief *brief)
 	bool		same;
 
 	if (XLogRecPtrIsInvalid(place->lsn) || !OidIsValid(table) || file_table != table ||
-		place->buffer < 1 || place->buffer > NBuffers ||
+		place->buffer < 1 || place->buffer > NBuffers || pins_left == 0 ||
 		TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
 		!ReadRecentBuffer(file, MAIN_FORKNUM, place->block, place->buffer))
 		return false;
+	pins_left--;
 	same = BufferGetLSNAtomic(place->buffer) == place->lsn;
 	ReleaseBuffer(place->buffer);
 	return same && GetCurrentTimestamp() < brief->good_until;
 }
 
-/* Make a key of a brief one. */
+/* Make a key of a brief key. */
 void
 store_expand(const StoredBrief *brief, const char *key_id, StoredKey *key)
 {
@@ -245,7 +263,7 @@ store_expand(const StoredBrief *brief, const char *key_id, StoredKey *key)
 	key->place.buffer = InvalidBuffer;
 }
 
-/* The imported key with that digest, or NULL if there is none. */
+/* Return the imported key with that digest, or NULL. */
 StoredKey *
 store_find_imported(Oid table, DigestKind kind, const uint8 *digest, int len)
 {
@@ -263,7 +281,7 @@ store_find_imported(Oid table, DigestKind kind, const uint8 *digest, int len)
 	return key != NULL && key->digest_kind == kind ? key : NULL;
 }
 
-/* Whether there is any imported key. */
+/* Return whether any imported key exists. */
 bool
 store_has_imported(Oid table)
 {
@@ -272,7 +290,7 @@ store_has_imported(Oid table)
 	return read_row(&search, parse_nothing, NULL);
 }
 
-/* Whether the key has a row in key_usage, and what it says. */
+/* Return whether the key has a row in key_usage, and set *usage to it. */
 bool
 store_find_usage(const char *key_id, StoredUsage *usage)
 {
@@ -288,8 +306,8 @@ store_find_usage(const char *key_id, StoredUsage *usage)
 }
 
 /*
- * Find a row and hand it to the reader.  Returns whether there is one; false
- * too if the extension is gone.
+ * Find a row and hand it to the reader.  Return whether there is one; false too
+ * if the extension was dropped.
  */
 static bool
 read_row(Search *search, RowReader reader, void *arg)
@@ -305,9 +323,10 @@ read_row(Search *search, RowReader reader, void *arg)
 	if (IsInParallelMode())
 	{
 		/*
-		 * No snapshot can be taken here, and the one at hand may be old: each
-		 * version is judged by itself.  One that commits meanwhile may have been
-		 * passed when it was not there yet, and the one before it after it was.
+		 * No snapshot can be taken here, and the existing one may be old, so
+		 * each version is judged by itself.  A concurrent UPDATE can make the
+		 * scan miss both versions: it passes the new version before the commit
+		 * and reads the old version after it.
 		 */
 		for (int tries = 0; tries < UNSEEN_TRIES && !found; tries++)
 			found = read_by_index(rel, SnapshotSelf, search, reader, arg);
@@ -323,27 +342,48 @@ read_row(Search *search, RowReader reader, void *arg)
 	return found;
 }
 
-/* The same, of a row of api_keys, if it is where it is said to be. */
+/*
+ * Pin the buffer of a place.  Return InvalidBuffer if the buffer does not hold
+ * the place's block of the table.
+ */
+static Buffer
+pin_place(Relation rel, const StoredPlace *place)
+{
+	if (place->buffer < 1 || place->buffer > NBuffers ||
+		rel->rd_rel->relam != HEAP_TABLE_AM_OID ||
+		!ReadRecentBuffer(rel->rd_locator, MAIN_FORKNUM, place->block, place->buffer))
+		return InvalidBuffer;
+	if (pins_left > 0)
+	{
+		pins_left--;
+		return place->buffer;
+	}
+	pins_left = pg_prng_uint32(&pg_global_prng_state) % (2 * PLAIN_PIN_EVERY);
+	/* The block exists, because the lock of its table is held. */
+	ReleaseBuffer(place->buffer);
+	return ReadBuffer(rel, place->block);
+}
+
+/* Do the same for a row of api_keys, if the row is at its place. */
 static bool
 read_at_place(Relation rel, Snapshot snapshot, Search *search,
 			  RowReader reader, void *arg)
 {
 	StoredPlace *place = &search->place;
-	Buffer		buffer = place->buffer;
+	Buffer		buffer = pin_place(rel, place);
 	ItemPointerData tid;
 	HeapTupleData row;
 	bool		found;
 
 	place->lsn = InvalidXLogRecPtr;
-	if (buffer < 1 || buffer > NBuffers ||
-		rel->rd_rel->relam != HEAP_TABLE_AM_OID ||
-		!ReadRecentBuffer(rel->rd_locator, MAIN_FORKNUM, place->block, buffer))
+	if (!BufferIsValid(buffer))
 		return false;
+	place->buffer = buffer;
 	ItemPointerSet(&tid, place->block, place->offset);
 	LockBuffer(buffer, BUFFER_LOCK_SHARE);
 	found = heap_hot_search_buffer(&tid, rel, buffer, snapshot, &row, NULL,
 								   true);
-	/* Settled: visible, and nobody has begun to change it. */
+	/* The row is visible, and no transaction has begun to change it. */
 	if (found && XLogIsNeeded() && RelationNeedsWAL(rel) &&
 		((row.t_data->t_infomask & HEAP_XMAX_INVALID) != 0 ||
 		 HEAP_XMAX_IS_LOCKED_ONLY(row.t_data->t_infomask)))
@@ -368,7 +408,7 @@ read_at_place(Relation rel, Snapshot snapshot, Search *search,
 	return found;
 }
 
-/* The same, of a row of any table; notes its place. */
+/* Do the same for a row of any table, and note its place. */
 static bool
 read_by_index(Relation rel, Snapshot snapshot, Search *search,
 			  RowReader reader, void *arg)
@@ -388,7 +428,7 @@ read_by_index(Relation rel, Snapshot snapshot, Search *search,
 	index_rescan(scan, &scankey, nkeys, NULL, 0);
 	while (!found && (tid = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
 	{
-		/* index_fetch_heap moves it on to the version that is visible. */
+		/* index_fetch_heap() changes the TID to that of the visible version. */
 		ItemPointerData root = *tid;
 
 		if (index_fetch_heap(scan, slot))
@@ -415,8 +455,8 @@ read_by_index(Relation rel, Snapshot snapshot, Search *search,
 }
 
 /*
- * The index of that name (NULL: of the primary key).  Looked up each time,
- * under the table's lock: REINDEX CONCURRENTLY changes it.
+ * Return the index of that name (NULL: of the primary key).  It is looked up
+ * each time, under the table's lock, because REINDEX CONCURRENTLY changes it.
  */
 static Oid
 find_index(Relation rel, const char *name)
@@ -440,7 +480,7 @@ find_index(Relation rel, const char *name)
 	return index;
 }
 
-/* A timestamp column, with NULL as the end of time. */
+/* Return a timestamp column, with NULL as the end of time. */
 static TimestampTz
 timestamp_or_end(Datum value, bool isnull)
 {
@@ -482,7 +522,7 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 			 desc->natts, KEY_COLUMNS);
 	if (desc->natts > KEY_COLUMNS)
 	{
-		/* Columns that somebody, or a later version, has added. */
+		/* Columns added by others, or by a later version. */
 		wide_values = palloc(desc->natts * sizeof(Datum));
 		wide_nulls = palloc(desc->natts * sizeof(bool));
 	}
@@ -536,7 +576,7 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	*(StoredKey **) arg = key;
 }
 
-/* A copy of a key in that context, in one piece as all of them are. */
+/* Return a copy of a key in that context, in one piece like every key. */
 StoredKey *
 store_copy(const StoredKey *key, MemoryContext context)
 {
@@ -553,7 +593,7 @@ store_copy(const StoredKey *key, MemoryContext context)
 	return copy;
 }
 
-/* One of the pointers of a key that point to what follows it. */
+/* Return the i-th pointer of a key to the data behind it. */
 static char **
 pointer_of(StoredKey *key, int i)
 {
@@ -576,7 +616,7 @@ parse_usage(HeapTuple row, TupleDesc desc, void *arg)
 	usage->denied_count = isnull ? 0 : DatumGetInt64(value);
 }
 
-/* RowReader: that there is a row is all that was asked. */
+/* RowReader: only the existence of the row matters. */
 static void
 parse_nothing(HeapTuple row, TupleDesc desc, void *arg)
 {

@@ -53,24 +53,25 @@ typedef enum DigestKind
 	DIGEST_KIND_SHA512
 } DigestKind;
 
-/* Where a row of api_keys was read: the root of its chain of versions. */
+/* Where a row of api_keys was read: the root of its HOT chain. */
 typedef struct StoredPlace
 {
 	BlockNumber block;
 	OffsetNumber offset;
-	uint16		start;			/* of the version, in the page; to prefetch */
+	uint16		start;			/* of the version in the page; to prefetch */
 	Buffer		buffer;			/* InvalidBuffer: not known */
-	XLogRecPtr	lsn;			/* of the page, if nobody was changing the row */
+	XLogRecPtr	lsn;			/* of the page, if no transaction was changing
+								 * the row; else 0 */
 } StoredPlace;
 
-/* One row of api_keys, parsed: what a verify needs of it. */
+/* One row of api_keys, parsed: the part that a verify needs. */
 typedef struct StoredKey
 {
 	char		key_id[TOKEN_KEY_ID_LEN + 1];
 	DigestKind	digest_kind;
 	int			digest_len;
 	uint8		digest[DIGEST_SHA512_LEN];
-	int			pepper_id;		/* what the digest was made with; 0: none */
+	int			pepper_id;		/* of the digest's pepper; 0: none */
 	bool		revoked;
 	bool		enabled;
 	TransactionId xmin;			/* who wrote the row */
@@ -86,20 +87,20 @@ typedef struct StoredKey
 	ArrayType  *scopes;
 	ArrayType  *allowed_cidrs;	/* NULL: any address */
 	struct varlena *metadata;	/* jsonb */
-	/* what the pointers point to follows, the metadata last */
+	/* the data of the pointers follows, the metadata last */
 	Size		size;			/* bytes of all this */
 	Size		metadata_size;	/* bytes of them that the metadata takes */
 } StoredKey;
 
 /*
- * What a verify that asks for nothing else needs of a native key that is good,
- * from any address and without a rate limit.  As good as its row, as long as the
- * page is as it was.
+ * A brief key: the part of a row that verify() needs, of a native key that is
+ * good from any address and without a rate limit.  It equals its row as long as
+ * the page has the LSN of the place.
  */
 typedef struct StoredBrief
 {
 	StoredPlace place;			/* lsn 0: the place alone is known */
-	TimestampTz good_until;		/* then it expires, or its grace is over */
+	TimestampTz good_until;		/* its expiry, or the end of its grace */
 	int			pepper_id;
 	uint8		digest[DIGEST_SHA256_LEN];
 } StoredBrief;

@@ -1,32 +1,33 @@
 /*
  * cache.c
- *		Keys that have been read before: by this backend, or by any.
+ *		Keys that were read before: by this backend, or by any.
  *
- * A verify that starts after a change was committed sees it: a trigger on
- * api_keys sends a relcache invalidation with each change, COMMIT puts it into
- * the shared queue before it returns to its client, and every look here takes
- * what is in the queue first.
+ * A verify that starts after a change was committed sees the change.  A trigger
+ * on api_keys sends a relcache invalidation with each change, COMMIT puts the
+ * message into the shared queue before it returns to its client, and every look
+ * here first takes the messages from the queue.
  *
- * The callback may run at any time a relation is opened, so it only counts.
- * Flushing is done by the next look.  A row is kept only if no message was
- * taken since before its snapshot: else the message may have been about this
- * very row, and the snapshot too old to see it.  A row that the current
- * transaction wrote is never kept, since it may be rolled back.
+ * The callback may run whenever a relation is opened, so it only counts.  The
+ * next look flushes.  A row is kept only if no message was taken since before
+ * its snapshot.  Otherwise the message may have been about this row, and the
+ * snapshot too old to see the change.  A row that the current transaction wrote
+ * is never kept, because it may be rolled back.
  *
- * What this backend has not kept, shared memory may have in brief, from the
- * last time that any backend read the row: store.c says when that is as good.
- * With cache_size 0 each verify reads the row.
+ * For keys that this backend has not kept, shared memory may have a brief key,
+ * which the last read of the row by any backend left.  store.c says when a brief
+ * key holds.  Now and then store.c lets a brief key not hold.  So a key that is
+ * used often is soon read and kept, and a key that is used once drives no other
+ * key out.  With cache_size 0 each verify reads the row.
  *
- * A table of sets: a key has its place in one of the four of its set, the one
- * used last in front, and a look at a set is a look at one line of the
- * processor's cache.  So that keys which come once do not drive out those that
- * come often, a row takes another's place only when it is read for the second
- * time within a while.
+ * The cache is a table of sets.  A key has its place in one of the four of its
+ * set, and a look at a set is a look at one line of the processor's cache.  The
+ * key that was used last stands in front.  A new key replaces the key that was
+ * not used for the longest time.
  *
- * Memory: rows live in a context that a flush resets; a set that is older than
- * the last flush is empty.  What is returned is good until the next call of a
- * function here.  A row that does not fit ENTRY_MAX_SIZE, or
- * metadata that does not fit METADATA_MAX_SIZE, is read each time.
+ * Memory: rows live in a context that a flush resets.  A set that is older than
+ * the last flush is empty.  A result is valid until the next call of a function
+ * here.  A row larger than ENTRY_MAX_SIZE, or with metadata larger than
+ * METADATA_MAX_SIZE, is read each time.
  */
 #include "postgres.h"
 
@@ -47,15 +48,14 @@
 #define METADATA_MAX_SIZE 1024
 
 #define SET_SIZE 4
-#define READ_ONCE_SIZE 3
 
 /* 64 bytes. */
 typedef struct CacheSet
 {
 	StoredKey  *rows[SET_SIZE]; /* the one used last first; NULLs at the end */
 	uint32		hashes[SET_SIZE];	/* of the rows' key ids or digests */
-	uint32		read_once[READ_ONCE_SIZE];	/* hashes of keys without a place */
-	uint32		flush;			/* the flush after which all this was put here */
+	uint32		flush;			/* the flush after which the set was filled */
+	uint32		unused[3];
 } CacheSet;
 
 StaticAssertDecl(sizeof(CacheSet) == 64 || sizeof(void *) < 8,
@@ -69,18 +69,17 @@ static uint32 set_mask = 0;
 static MemoryContext context = NULL;
 static uint32 flushes = 0;
 
-/* The rows that are kept, and the cache_size that the table was made for. */
-static int	count = 0;
+/* The cache_size that the table was made for. */
 static int	made_for = 0;
 
-/* Messages taken that may concern us, and how many of them are dealt with. */
+/* Messages taken that may concern us, and how many of them are handled. */
 static uint64 messages = 1;
 static uint64 messages_done = 0;
 
 /* The table that messages are about; looked up by a flush. */
 static Oid	table = InvalidOid;
 
-/* Whether there are imported keys: known since a message count, or not. */
+/* Whether there are imported keys, as of a count of messages. */
 static uint64 has_imported_since = 0;
 static bool has_imported = false;
 
@@ -91,7 +90,7 @@ static void drop_sets(void);
 static uint32 hash_native(const char *key_id);
 static uint32 hash_imported(DigestKind kind, const uint8 *digest);
 static StoredKey *use_row(CacheSet *set, int i);
-static bool was_read_before(uint32 hash);
+static void move_to_front(CacheSet *set, int i);
 static bool same_place(const StoredPlace *a, const StoredPlace *b);
 static const StoredKey *keep(uint32 hash, StoredKey *row,
 							 uint64 messages_before);
@@ -109,7 +108,7 @@ cache_init(void)
 	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
 }
 
-/* The key with that id (TOKEN_KEY_ID_LEN bytes), or NULL if there is none. */
+/* Return the key with that id (TOKEN_KEY_ID_LEN bytes), or NULL. */
 const StoredKey *
 cache_find(const char *key_id)
 {
@@ -120,7 +119,7 @@ cache_find(const char *key_id)
 	return cache_get(&look, false);
 }
 
-/* Whether this backend has kept it. */
+/* First step: set look->kept if this backend has kept the key. */
 void
 cache_look(CacheLook *look, const char *key_id)
 {
@@ -144,7 +143,7 @@ cache_look(CacheLook *look, const char *key_id)
 	}
 }
 
-/* If it has not: what shared memory has of it. */
+/* Second step: otherwise get what shared memory has of the key. */
 void
 cache_recall(CacheLook *look)
 {
@@ -154,7 +153,7 @@ cache_recall(CacheLook *look)
 	store_prefetch(&look->brief.place);
 }
 
-/* The key, or NULL if there is none; in brief, if that is good and will do. */
+/* Last step: return the key, or NULL; brief, if that holds and will do. */
 const StoredKey *
 cache_get(CacheLook *look, bool brief_will_do)
 {
@@ -165,21 +164,20 @@ cache_get(CacheLook *look, bool brief_will_do)
 	if (look->kept != NULL)
 		return look->kept;
 	if (brief_will_do && settings_cache_size > 0 &&
-		store_brief_holds(table, &look->brief) &&
-		!was_read_before(hash_native(look->key_id)))
+		store_brief_holds(table, &look->brief))
 	{
 		stats_count(STATS_CACHE_HITS);
 		store_expand(&look->brief, look->key_id, &recalled);
 		return &recalled;
 	}
 	row = store_find(table, look->key_id, &look->brief.place);
-	/* Nothing new of it is to be noted. */
+	/* The entry has this place already. */
 	if (row != NULL && same_place(&row->place, &look->brief.place))
 		row->place.buffer = InvalidBuffer;
 	return keep(hash_native(look->key_id), row, before);
 }
 
-/* The imported key with that digest, or NULL if there is none. */
+/* Return the imported key with that digest, or NULL. */
 const StoredKey *
 cache_find_imported(DigestKind kind, const uint8 *digest, int len)
 {
@@ -200,7 +198,7 @@ cache_find_imported(DigestKind kind, const uint8 *digest, int len)
 	return keep(hash, store_find_imported(table, kind, digest, len), before);
 }
 
-/* Whether there is any imported key, so that a shapeless token is looked up. */
+/* Return whether any imported key exists, so that any string may be a token. */
 bool
 cache_has_imported(void)
 {
@@ -212,7 +210,7 @@ cache_has_imported(void)
 		return has_imported;
 	before = messages;
 	found = store_has_imported(table);
-	/* One of this transaction's may be rolled back: it only costs a look. */
+	/* If a key of this transaction is rolled back, that costs a look only. */
 	if (before == messages)
 	{
 		has_imported = found;
@@ -221,7 +219,7 @@ cache_has_imported(void)
 	return found;
 }
 
-/* Take what is in the queue, and flush if it concerned us. */
+/* Take the messages from the queue, and flush if one may concern us. */
 static void
 take_messages(void)
 {
@@ -237,19 +235,21 @@ take_messages(void)
 	taken = messages;
 	if (context != NULL)
 		MemoryContextReset(context);
-	count = 0;
 	flushes++;
 	store_forget_file();
 	table = store_table("api_keys", true);
-	/* Not before: that may raise, and then all this is still to be done. */
+	/* Last, because store_table() may raise, and the flush is then to be redone. */
 	messages_done = taken;
 }
 
-/* Twice as many places as rows: keys are not spread over the sets evenly. */
+/*
+ * Make the table, with more places than keys, because sets do not fill evenly:
+ * cache_size <= places <= 2 * cache_size, but at least one set.
+ */
 static void
 make_sets(void)
 {
-	uint32		many = pg_nextpower2_32(Max(settings_cache_size * 2 / SET_SIZE, 1));
+	uint32		many = pg_prevpower2_32(Max(settings_cache_size * 2 / SET_SIZE, 1));
 
 	if (context == NULL)
 		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache",
@@ -261,7 +261,7 @@ make_sets(void)
 	set_mask = many - 1;
 }
 
-/* For a table of another size. */
+/* Drop the table, to make one of another size. */
 static void
 drop_sets(void)
 {
@@ -271,7 +271,7 @@ drop_sets(void)
 	made_for = settings_cache_size;
 }
 
-/* The set of a key; empty, if a flush has come over it. */
+/* Return the set of a key, emptied if there was a flush since. */
 static CacheSet *
 find_set(uint32 hash)
 {
@@ -297,14 +297,21 @@ hash_imported(DigestKind kind, const uint8 *digest)
 	return hash_bytes_uint32(kind) ^ hash_bytes(digest, DIGEST_SHA256_LEN);
 }
 
-/* The row there, which is now the one used last. */
+/* Return the row there, and move it to the front. */
 static StoredKey *
 use_row(CacheSet *set, int i)
+{
+	stats_count(STATS_CACHE_HITS);
+	move_to_front(set, i);
+	return set->rows[0];
+}
+
+static void
+move_to_front(CacheSet *set, int i)
 {
 	StoredKey  *row = set->rows[i];
 	uint32		hash = set->hashes[i];
 
-	stats_count(STATS_CACHE_HITS);
 	for (; i > 0; i--)
 	{
 		set->rows[i] = set->rows[i - 1];
@@ -312,41 +319,23 @@ use_row(CacheSet *set, int i)
 	}
 	set->rows[0] = row;
 	set->hashes[0] = hash;
-	return row;
 }
 
-/*
- * Whether a key without a place was asked for not long ago.  If not, notes that
- * it is now.
- */
-static bool
-was_read_before(uint32 hash)
-{
-	uint32	   *read_once;
-
-	if (sets == NULL)
-		make_sets();
-	read_once = &find_set(hash)->read_once[(hash >> 24) % READ_ONCE_SIZE];
-	if (*read_once == hash)
-		return true;
-	*read_once = hash;
-	return false;
-}
-
-/* Whether two places that are known are the same. */
+/* Return whether two places are the same; false if they are not known. */
 static bool
 same_place(const StoredPlace *a, const StoredPlace *b)
 {
 	return a->buffer != InvalidBuffer && a->buffer == b->buffer &&
 		a->block == b->block && a->offset == b->offset &&
-		a->start == b->start && a->lsn == b->lsn;
+		a->lsn == b->lsn;
 }
 
-/* Keep a row that was just read, if that is right.  Returns the row. */
+/* Keep a row that was just read, if it may be kept.  Return the row. */
 static const StoredKey *
 keep(uint32 hash, StoredKey *row, uint64 messages_before)
 {
 	CacheSet   *set;
+	StoredKey  *copy;
 	int			i = 0;
 
 	stats_count(STATS_CACHE_MISSES);
@@ -363,18 +352,12 @@ keep(uint32 hash, StoredKey *row, uint64 messages_before)
 	set = find_set(hash);
 	while (i < SET_SIZE && set->rows[i] != NULL)
 		i++;
-	if (i == SET_SIZE || count >= made_for)
-	{
-		/* If there is none in this set, none goes. */
-		if (i == 0 || !was_read_before(hash))
-			return row;
-		i--;
-		pfree(set->rows[i]);
-		count--;
-	}
-	set->rows[i] = store_copy(row, context);
-	set->rows[i]->place.buffer = InvalidBuffer;
+	copy = store_copy(row, context);
+	copy->place.buffer = InvalidBuffer;
+	if (i == SET_SIZE)
+		pfree(set->rows[--i]);
+	set->rows[i] = copy;
 	set->hashes[i] = hash;
-	count++;
+	move_to_front(set, i);
 	return row;
 }

@@ -537,10 +537,8 @@ ROLLBACK;
 SET ROLE rk_test_attacker;
 COPY rk_apikeys.keys TO STDOUT; -- fails: a view
 COPY (SELECT name, secret FROM rk_apikeys.keys ORDER BY name) TO STDOUT;
-COPY rk_apikeys.keys (name) FROM STDIN; -- fails: a view
-\.
-COPY rk_apikeys.api_keys (name) FROM STDIN; -- fails: row-level security
-\.
+\copy rk_apikeys.keys (name) FROM /dev/null -- fails: a view
+\copy rk_apikeys.api_keys (name) FROM /dev/null -- fails: row-level security
 COPY rk_apikeys.api_keys (name) TO PROGRAM 'cat'; -- fails: not granted
 INSERT INTO rk_apikeys.keys (name) VALUES ('conflict') ON CONFLICT (key_id) DO UPDATE SET name = 'sentinel' RETURNING name;
 INSERT INTO rk_apikeys.keys (name) VALUES ('conflict') ON CONFLICT (key_id) DO UPDATE SET tenant = 'rk_test_other'; -- fails: not granted

@@ -20,7 +20,10 @@ SELECT name FROM rk_apikeys.list_keys('HUB', sort_by => 'name');
 SELECT name FROM rk_apikeys.list_keys('stag');
 SELECT name FROM rk_apikeys.list_keys('%');
 SELECT name FROM rk_apikeys.list_keys('_');
-SELECT name FROM rk_apikeys.list_keys('émi');
+-- The database's locale says what any case is: C folds ASCII alone, and Turkish has an i of its own. A name as it is written is always found.
+SELECT search, EXISTS (SELECT FROM rk_apikeys.list_keys(search)) = (lower(search) = lower(part)) AS as_the_locale_folds
+  FROM (VALUES ('émi', 'Émi'), ('ÉMI', 'Émi'), ('FORM INTAKE', 'Form intake'), ('Émi', 'Émi'), ('ZETA', 'zeta')) v(search, part);
+SELECT name FROM rk_apikeys.list_keys('Émi');
 SELECT name FROM rk_apikeys.list_keys('nothing of it');
 SELECT name FROM rk_apikeys.keys k, LATERAL (SELECT count(*) FROM rk_apikeys.list_keys(lower(k.key_id))) x WHERE count = 1 AND name = 'zeta';
 SELECT count(*) FROM rk_apikeys.list_keys('');
@@ -31,8 +34,28 @@ SELECT count(*) FROM rk_apikeys.list_keys(environment => 'dev');
 SELECT count(*) FROM rk_apikeys.list_keys(environment => 'none');
 SELECT name FROM rk_apikeys.list_keys('hub', 'active', 'stage');
 
--- Sort: every column, NULLs last both ways.
-SELECT ARRAY(SELECT name FROM rk_apikeys.list_keys(sort_by => 'name')) AS by_name;
+-- A key id and an environment are ASCII: they are found in any case in every locale.
+BEGIN;
+CREATE FUNCTION pg_temp.with_an_i() RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+  id text := '';
+BEGIN
+  WHILE id !~ 'I' LOOP
+    id := (SELECT key_id FROM rk_apikeys.create_key('x', environment => 'pilot'));
+  END LOOP;
+  RETURN id;
+END $$;
+SELECT pg_temp.with_an_i() AS id \gset
+SELECT array_agg(k.name) AS found FROM unnest(ARRAY[:'id', lower(:'id' COLLATE "C"), upper(:'id' COLLATE "C")]) s, rk_apikeys.list_keys(s) k
+  WHERE k.key_id = :'id';
+SELECT bool_and(k.environment = 'pilot') AS of_that, count(DISTINCT s) AS found FROM unnest(ARRAY['pilot', 'PILOT', 'Pilot']) s, rk_apikeys.list_keys(s) k;
+ROLLBACK;
+
+-- Sort: every column, NULLs last both ways; texts by the database's collation.
+SELECT by_name = ARRAY(SELECT name FROM rk_apikeys.keys ORDER BY name) AS by_name,
+    ARRAY(SELECT name FROM rk_apikeys.list_keys(sort_by => 'name', descending => true)) = ARRAY(SELECT name FROM rk_apikeys.keys ORDER BY name DESC) AS down,
+    ARRAY(SELECT n FROM unnest(by_name) n ORDER BY n COLLATE "C") AS names
+  FROM (SELECT ARRAY(SELECT name FROM rk_apikeys.list_keys(sort_by => 'name'))) x(by_name);
 SELECT ARRAY(SELECT environment FROM rk_apikeys.list_keys(sort_by => 'environment')) AS by_environment;
 SELECT (ARRAY(SELECT name FROM rk_apikeys.list_keys(sort_by => 'expires_at')))[1:3] AS by_expiry;
 SELECT (ARRAY(SELECT name FROM rk_apikeys.list_keys(sort_by => 'expires_at', descending => true)))[1:3] AS by_expiry_down;

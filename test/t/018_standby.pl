@@ -13,7 +13,7 @@ foreach my $preloaded (0, 1)
 {
 	my $with = $preloaded ? 'preloaded' : 'not preloaded';
 	my $primary = PostgreSQL::Test::Cluster->new("primary$preloaded");
-	$primary->init(allows_streaming => 1, extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8' ]);
+	$primary->init(allows_streaming => 1, extra => INITDB);
 	$primary->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '100ms'\n" . ($preloaded ? PRELOAD : ''));
 	$primary->start;
 	# PostgreSQL 17 gives a library shared memory without preload.

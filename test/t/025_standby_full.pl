@@ -9,7 +9,7 @@ use PostgreSQL::Test::Cluster;
 use Test::More;
 
 my $primary = PostgreSQL::Test::Cluster->new('primary');
-$primary->init(allows_streaming => 1, extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8' ]);
+$primary->init(allows_streaming => 1, extra => INITDB);
 $primary->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '100ms'\nrk_apikeys.max_tracked_keys = 16\n" . PRELOAD);
 $primary->start;
 rk_extend($primary);

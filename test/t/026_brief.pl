@@ -14,7 +14,7 @@ use PostgreSQL::Test::Cluster;
 use Test::More;
 
 my $node = PostgreSQL::Test::Cluster->new('brief');
-$node->init(allows_streaming => 1, extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8' ]);
+$node->init(allows_streaming => 1, extra => INITDB);
 $node->append_conf('postgresql.conf', join "\n", PRELOAD, "rk_apikeys.usage_flush_interval = '1h'", 'max_prepared_transactions = 2',
 	'autovacuum = off', 'shared_buffers = 16MB');
 $node->start;

@@ -19,7 +19,7 @@ my $password = 'correct-horse-battery';
 my $dir = PostgreSQL::Test::Utils::tempdir;
 
 my $primary = PostgreSQL::Test::Cluster->new('primary');
-$primary->init(allows_streaming => 1, extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8' ]);
+$primary->init(allows_streaming => 1, extra => INITDB);
 $primary->append_conf('postgresql.conf', join "\n", PRELOAD, "rk_apikeys.usage_flush_interval = '100ms'", 'log_statement = all',
 	'log_connections = on', 'restart_after_crash = on');
 $primary->start;

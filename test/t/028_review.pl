@@ -72,7 +72,7 @@ sub release
 }
 
 my $node = PostgreSQL::Test::Cluster->new('review');
-$node->init(allows_streaming => 1, extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8' ]);
+$node->init(allows_streaming => 1, extra => INITDB);
 $node->append_conf('postgresql.conf', join "\n", PRELOAD, INTERVAL . " = '1h'", 'autovacuum = off', 'shared_buffers = 32MB');
 $node->start;
 rk_extend($node);
@@ -190,7 +190,7 @@ $node->stop;
 # wal_level minimal: a transaction that gives the table a new file writes its changes to it without WAL, so the LSN of a page tells nothing
 # of them. A copy of the page may get into the buffer that the page of the old file was in.
 $node = PostgreSQL::Test::Cluster->new('minimal');
-$node->init(extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8' ]);
+$node->init(extra => INITDB);
 $node->append_conf('postgresql.conf', join "\n", PRELOAD, INTERVAL . " = '1h'", 'rk_apikeys.max_tracked_keys = 4096', 'autovacuum = off',
 	'wal_level = minimal', 'max_wal_senders = 0', 'wal_skip_threshold = 0', 'shared_buffers = 2MB', 'allow_in_place_tablespaces = on');
 $node->start;

@@ -11,7 +11,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = PostgreSQL::Test::Cluster->new('first');
-$node->init(allows_streaming => 1, has_archiving => 1, extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8' ]);
+$node->init(allows_streaming => 1, has_archiving => 1, extra => INITDB);
 $node->append_conf('postgresql.conf', join "\n", PRELOAD, "rk_apikeys.usage_flush_interval = '1h'");
 $node->start;
 rk_extend($node);

@@ -28,7 +28,7 @@ sub cluster
 {
 	my ($name, @params) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name, @params);
-	$node->init(extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8', $node->pg_version >= 18 ? '--no-data-checksums' : () ]);
+	$node->init(extra => [ @{ INITDB() }, $node->pg_version >= 18 ? '--no-data-checksums' : () ]);
 	$node->append_conf('postgresql.conf', PRELOAD . "\nrk_apikeys.usage_flush_interval = '1h'");
 	return $node;
 }

@@ -12,13 +12,14 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(PRELOAD rk_node rk_initdb rk_extend kill_server client sql_as session create_key code use_count stat_of token_of verdicts
+our @EXPORT = qw(PRELOAD INITDB rk_node rk_initdb rk_extend kill_server client sql_as session create_key code use_count stat_of token_of verdicts
   expected_verdicts keys_of_every_state contents catalog same_catalog install_version files_holding logged);
 
 # What makes a server load the library at its start.
 use constant PRELOAD => "shared_preload_libraries = 'rk_apikeys'";
 
-# The superuser is postgres, whoever runs the tests.
+# What initdb is told: the locale is RK_LOCALE's; messages are English in every one. The superuser is postgres, whoever runs the tests.
+use constant INITDB => [ '-U', 'postgres', '-E', 'UTF8', '--locale=' . ($ENV{RK_LOCALE} // 'C.UTF-8'), '--lc-messages=C' ];
 $ENV{PGUSER} = 'postgres';
 
 # The login roles and the one group role of each. acme and globex are tenants: a session's tenant is its role's name.
@@ -33,7 +34,7 @@ sub rk_initdb
 {
 	my ($name, @conf) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
-	$node->init(extra => [ '-U', 'postgres', '-E', 'UTF8', '--locale=C.UTF-8' ]);
+	$node->init(extra => INITDB);
 	# The default, which PostgreSQL's own tests turn off: below it no brief keys are made
 	$node->append_conf('postgresql.conf', join "\n", 'wal_level = replica', @conf);
 	$node->start;
