@@ -1,9 +1,10 @@
 /*
  * foreign.c
- *		A module of somebody else, in which functions have the names of ours.
+ *		A module of somebody else, whose functions and variables have our names.
  *
  * test/t/036_foreign_symbols.pl adds a file with those functions and variables.
- * Each function calls foreign_called(), which logs the name and returns 0.
+ * Each function returns what foreign_called() returns.  Each byte of a variable
+ * is FOREIGN_BYTE.
  */
 #include "postgres.h"
 
@@ -16,6 +17,7 @@ PG_MODULE_MAGIC;
 
 extern long foreign_called(const char *name);
 
+/* Log that one of the functions was called, and return 0: no, none, false. */
 long
 foreign_called(const char *name)
 {
@@ -40,4 +42,22 @@ foreign_answers(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(address != NULL && dladdr(address, &found) != 0 &&
 				   dladdr((void *) foreign_called, &own) != 0 &&
 				   found.dli_fbase == own.dli_fbase);
+}
+
+/*
+ * foreign_touched(symbol text, size integer) -> boolean
+ *
+ * Return whether a variable of this library has another value than at first.
+ */
+PG_FUNCTION_INFO_V1(foreign_touched);
+Datum
+foreign_touched(PG_FUNCTION_ARGS)
+{
+	const char *bytes = dlsym(RTLD_DEFAULT,
+							  text_to_cstring(PG_GETARG_TEXT_PP(0)));
+
+	for (int i = 0; i < PG_GETARG_INT32(1); i++)
+		if (bytes[i] != FOREIGN_BYTE)
+			PG_RETURN_BOOL(true);
+	PG_RETURN_BOOL(false);
 }

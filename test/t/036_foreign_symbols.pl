@@ -33,7 +33,8 @@ foreach my $preloaded (1, 0)
 		"rk_apikeys.usage_flush_interval = '100ms'");
 
 	# The library is there, and what looks for such a symbol finds it there
-	$node->safe_psql('postgres', "CREATE FUNCTION foreign_answers(text) RETURNS boolean LANGUAGE C STRICT AS '$foreign'");
+	$node->safe_psql('postgres', "CREATE FUNCTION foreign_answers(text) RETURNS boolean LANGUAGE C STRICT AS '$foreign';
+		CREATE FUNCTION foreign_touched(text, integer) RETURNS boolean LANGUAGE C STRICT AS '$foreign'");
 	my $list = join ', ', map { "('$_')" } @names;
 	is($node->safe_psql('postgres', "SELECT name FROM (VALUES $list) v(name) WHERE NOT foreign_answers(name)"), '',
 		"$with: each symbol is global, and found in the foreign library");
@@ -96,6 +97,9 @@ foreach my $preloaded (1, 0)
 		"$with: list_keys lists");
 
 	is_deeply([ called($node) ], [], "$with: after all that none of the foreign functions was called");
+	my $variables = join ', ', map { "('$_', $symbol{$_}[1])" } grep { $symbol{$_}[0] ne 'T' } @names;
+	is($node->safe_psql('postgres', "LOAD 'rk_apikeys'; SELECT name FROM (VALUES $variables) v(name, size) WHERE foreign_touched(name, size)"), '',
+		"$with: and none of its variables was written");
 	$node->stop;
 	is_deeply([ logged($node, qr/PANIC|TRAP|terminated by signal/) ], [], "$with: nothing crashed");
 }
@@ -112,15 +116,16 @@ sub called
 sub foreign_library
 {
 	my $dir = PostgreSQL::Test::Utils::tempdir;
-	my ($include) = map { my $value = `pg_config $_`; chomp $value; $value } '--includedir-server';
+	my $include = `pg_config --includedir-server`;
+	chomp $include;
 	my $source = "extern long foreign_called(const char *name);\n";
 	foreach my $name (@names)
 	{
 		my ($kind, $size) = @{ $symbol{$name} };
-		$source .= $kind eq 'T' ? "long $name(void); long $name(void) { return foreign_called(\"$name\"); }\n" : "char $name\[$size] = {0};\n";
+		$source .= $kind eq 'T' ? "long $name(void); long $name(void) { return foreign_called(\"$name\"); }\n" : "char $name\[$size] = {[0 ... $size - 1] = FOREIGN_BYTE};\n";
 	}
 	append_to_file("$dir/symbols.c", $source);
-	my @command = ('gcc', '-O2', '-Wall', '-Werror', '-fPIC', '-shared', '-fvisibility=default', '-D_GNU_SOURCE', '-isystem', $include, '-o',
+	my @command = ('gcc', '-O2', '-Wall', '-Werror', '-fPIC', '-shared', '-fvisibility=default', '-D_GNU_SOURCE', '-DFOREIGN_BYTE=0x5a', '-isystem', $include, '-o',
 		"$dir/foreign.so", "$FindBin::Bin/../clients/foreign.c", "$dir/symbols.c", '-ldl');
 	system(@command) == 0 or die "could not compile: @command";
 	return "$dir/foreign.so";
