@@ -11,8 +11,8 @@
  * created_at, which for a new key is the transaction's time.
  *
  * With rk_apikeys.notify each event is also a notification.  PostgreSQL sends
- * the notification at COMMIT, and drops it if its savepoint is rolled back.  Any
- * role can listen to any channel, so a notification has neither tenant nor
+ * the notification at COMMIT, and drops it if its savepoint is rolled back.
+ * Any role can listen to any channel, so a notification has neither tenant nor
  * settings.  Any role can also fill the queue, which all databases share: the
  * role listens and stays in a transaction.  With a full queue every COMMIT
  * fails that notifies, also the COMMIT of a revocation.  So nothing is sent

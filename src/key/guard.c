@@ -78,7 +78,7 @@ set_value(KeyTuple *key, int column, Datum value)
 	ISNULL(key, column) = false;
 }
 
-/* Return the name of the role that logged in, to which changes are attributed. */
+/* Return the name of the role that logged in, as created_by and updated_by. */
 static Datum
 session_user_name(void)
 {
@@ -86,9 +86,9 @@ session_user_name(void)
 }
 
 /*
- * Return the trigger data of a call.  Raise 39P01 unless the call comes from the
- * trigger of that name on api_keys.  A role that can execute a trigger function
- * could attach the function to a table of its own.
+ * Return the trigger data of a call.  Raise 39P01 unless the call comes from
+ * the trigger of that name on api_keys.  A role that can execute a trigger
+ * function could attach the function to a table of its own.
  */
 TriggerData *
 guard_trigger(FunctionCallInfo fcinfo, const char *name)
@@ -376,8 +376,8 @@ make_token(KeyTuple *key)
 }
 
 /*
- * Set the key id and the prefix of a key that was issued elsewhere.  Raise 22023
- * if the key has no digest_kind.
+ * Set the key id and the prefix of a key that was issued elsewhere.  Raise
+ * 22023 if the key has no digest_kind.
  */
 static void
 make_imported(KeyTuple *key)
@@ -402,9 +402,9 @@ same_text(Datum a, text *b)
 }
 
 /*
- * Check a key that a principal makes or changes.  Raise 42501 unless the key has
- * the principal's tenant and environment, and only scopes that the principal's
- * scopes grant.
+ * Check a key that a principal makes or changes.  Raise 42501 unless the key
+ * has the principal's tenant and environment, and only scopes that the
+ * principal's scopes grant.
  */
 static void
 check_principal(KeyTuple *key)
@@ -476,10 +476,12 @@ check_replaces(KeyTuple *key)
 }
 
 /*
- * Check the changes of a caller other than the owner.  Raise 42501 for a column
- * that never changes, 55000 for a change that a revocation or a rotation rules
- * out, and 22023 for a revoked_at other than now().  A flush, with borrowed
+ * Check the changes of a caller other than the owner.  A flush, with borrowed
  * rights, may store a digest that was signed with a newer pepper.
+ *
+ * Raise 42501 for a column that such a caller may not change.  Raise 55000 for a
+ * change that undoes a revocation or prolongs a grace period.  Raise 22023 for
+ * a revoked_at other than now().
  */
 static void
 check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
