@@ -130,14 +130,14 @@ rk_apikeys_import_key(PG_FUNCTION_ARGS)
 	if (expected == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("digest_kind cannot be \"%s\"",
+				 errmsg("invalid digest_kind: \"%s\"",
 						shown_text(PG_GETARG_TEXT_PP(2))),
 				 errhint("Use sha256 or sha512.")));
 	len = VARSIZE_ANY_EXHDR(PG_GETARG_BYTEA_PP(1));
 	if (len != expected)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a %s digest has %d bytes, not %d", kind, expected, len),
+				 errmsg("a %s digest must have %d bytes, not %d", kind, expected, len),
 				 errhint("Give the digest of the full token, as bytea.")));
 
 	for (int i = 0; i < IMPORT_ARGS; i++)
@@ -150,7 +150,7 @@ rk_apikeys_import_key(PG_FUNCTION_ARGS)
 	if (query.processed == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNIQUE_VIOLATION),
-				 errmsg("an API key with that digest was imported already")));
+				 errmsg("an imported API key with this digest already exists")));
 	PG_RETURN_TEXT_P(query.first);
 }
 

@@ -130,7 +130,7 @@ audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 
 	SPI_connect();
 	if (SPI_register_trigger_data(trigger) < 0)
-		elog(ERROR, "could not see the changed rows");
+		elog(ERROR, "could not register the changed rows");
 	caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
 						insert_events, unconstify(char *, query));
 	SPI_finish();
@@ -176,9 +176,9 @@ notify_has_room(void)
 		return true;
 	ereport(WARNING,
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-			 errmsg("changes of API keys are not notified: the notification queue is %.0f%% full",
+			 errmsg("skipping notifications of API key changes: the notification queue is %.0f%% full",
 					usage * 100),
-			 errhint("End the transaction of the session that listens and does not read.")));
+			 errhint("End the open transaction of the session that listens.")));
 	return false;
 }
 

@@ -191,7 +191,7 @@ check_environment(text *value)
 	if (!token_name_ok(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value)))
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
-				 errmsg("environment of an API key cannot be \"%s\"",
+				 errmsg("invalid environment of an API key: \"%s\"",
 						shown_text(value)),
 				 errhint("Use a lower-case letter, then up to 15 lower-case letters and digits, such as \"prod\".")));
 }
@@ -214,8 +214,8 @@ check_scopes(ArrayType *scopes)
 	if (ARR_NDIM(scopes) > 1 || count > SCOPES_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
-				 errmsg("scopes of an API key are too many: %d", count),
-				 errhint("Use one list of at most %d scopes.", SCOPES_MAX)));
+				 errmsg("invalid array of scopes of an API key: %d elements", count),
+				 errhint("Use a one-dimensional array of at most %d scopes.", SCOPES_MAX)));
 	for (i = 0; i < count; i++)
 	{
 		text	   *scope = nulls[i] ? NULL : DatumGetTextPP(elements[i]);
@@ -226,7 +226,7 @@ check_scopes(ArrayType *scopes)
 					(errcode(ERRCODE_CHECK_VIOLATION),
 					 scope == NULL ?
 					 errmsg("scope of an API key cannot be null") :
-					 errmsg("scope of an API key cannot be \"%s\"", shown_text(scope)),
+					 errmsg("invalid scope of an API key: \"%s\"", shown_text(scope)),
 					 errhint("Use words of a-z, 0-9, \"_\", \"*\", \".\" and \"-\" with \":\" between them, such as \"records:read\", up to %d characters.",
 							 SCOPE_MAX_LEN)));
 		for (j = 0; j < i; j++)
@@ -271,9 +271,9 @@ check_cidrs(ArrayType *cidrs)
 		array_contains_nulls(cidrs))
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
-				 errmsg("allowed_cidrs of an API key has %d entries or a null",
+				 errmsg("invalid allowed_cidrs of an API key: %d elements",
 						count),
-				 errhint("List 1 to %d networks, or use NULL to allow any address.",
+				 errhint("List 1 to %d networks and no null, or use NULL instead of the list to allow any address.",
 						 CIDRS_MAX)));
 }
 
@@ -312,8 +312,8 @@ check_rate(Datum *values, bool *nulls)
 	if (nulls[KEY_RATE_LIMIT - 1] != (window == NULL))
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
-				 errmsg("rate_limit and rate_window of an API key go together"),
-				 errhint("Set both, or neither.")));
+				 errmsg("rate_limit and rate_window of an API key must be set together"),
+				 errhint("Set both, or set both to NULL.")));
 	if (window == NULL)
 		return;
 	if (DatumGetInt32(values[KEY_RATE_LIMIT - 1]) <= 0)
@@ -352,7 +352,7 @@ check_expiry(TimestampTz expires_at, bool endless, TimestampTz created_at)
 	if (!endless && expires_at <= GetCurrentTimestamp())
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("expires_at of an API key lies in the past: %s",
+				 errmsg("expires_at of an API key is in the past: %s",
 						timestamptz_to_str(expires_at)),
 				 errhint("To end a key at once, revoke or disable it.")));
 
@@ -366,7 +366,7 @@ check_expiry(TimestampTz expires_at, bool endless, TimestampTz created_at)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 endless ? errmsg("expires_at of an API key is required") :
-				 errmsg("expires_at of an API key is too far ahead: %s",
+				 errmsg("expires_at of an API key is too far in the future: %s",
 						timestamptz_to_str(expires_at)),
 				 errdetail("rk_apikeys.max_lifetime is %s.",
 						   settings_max_lifetime),

@@ -129,7 +129,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 							   GetUserId()))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("permission denied to give an API key a digest"),
+					 errmsg("permission denied to set the digest of an API key"),
 					 errhint("Use rk_apikeys.import_key().")));
 		if (!ISNULL(key, KEY_KEY_ID) && !ISNULL(key, KEY_CREATED_AT))
 			return PointerGetDatum(trigger->tg_trigtuple);
@@ -141,9 +141,9 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 			if ((columns_flags(column) & COLUMN_MADE) != 0 && !ISNULL(key, column))
 				ereport(ERROR,
 						(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-						 errmsg("column \"%s\" of a new API key cannot be given",
+						 errmsg("column \"%s\" of a new API key cannot be set",
 								column_name(trigger->tg_relation, column)),
-						 errhint("Leave the column out: the insert sets it.")));
+						 errhint("Leave the column out, because the insert sets it.")));
 	}
 
 	memset(all, true, sizeof(all));
@@ -387,7 +387,7 @@ make_imported(KeyTuple *key)
 	if (ISNULL(key, KEY_DIGEST_KIND))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("digest_kind of an imported API key is missing"),
+				 errmsg("digest_kind of an imported API key cannot be null"),
 				 errhint("Use sha256 or sha512.")));
 	token_make_key_id(key_id);
 	set_value(key, KEY_KEY_ID, CStringGetTextDatum(key_id));
@@ -471,7 +471,7 @@ check_replaces(KeyTuple *key)
 	if (!good)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("API key that is to be replaced does not exist, or was not rotated by this transaction"),
+				 errmsg("API key to replace does not exist, or was not rotated by this transaction"),
 				 errhint("Use rk_apikeys.rotate_key().")));
 }
 
@@ -493,7 +493,7 @@ check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
 								   column == KEY_PEPPER_ID)))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("column \"%s\" of an API key never changes",
+					 errmsg("column \"%s\" of an API key cannot be changed",
 							column_name(rel, column))));
 	if (changed[KEY_UPDATED_AT - 1] || changed[KEY_UPDATED_BY - 1])
 		ereport(ERROR,
@@ -505,8 +505,9 @@ check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
 		if (!ISNULL(old, KEY_REVOKED_AT))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("API key \"%s\" is revoked for good",
+					 errmsg("revoked_at of API key \"%s\" cannot be changed",
 							TextDatumGetCString(VALUE(old, KEY_KEY_ID))),
+					 errdetail("A revocation is final."),
 					 errhint("Create a new key.")));
 		if (DatumGetTimestampTz(VALUE(new, KEY_REVOKED_AT)) !=
 			GetCurrentTransactionStartTimestamp())
@@ -519,15 +520,17 @@ check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
 	if (changed[KEY_REVOKED_REASON - 1] && !ISNULL(old, KEY_REVOKED_REASON))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("revoked_reason of API key \"%s\" is final",
-						TextDatumGetCString(VALUE(old, KEY_KEY_ID)))));
+				 errmsg("revoked_reason of API key \"%s\" cannot be changed",
+						TextDatumGetCString(VALUE(old, KEY_KEY_ID))),
+				 errdetail("The reason for a revocation can be set only once.")));
 	if (changed[KEY_GRACE_UNTIL - 1] && !ISNULL(old, KEY_GRACE_UNTIL) &&
 		(ISNULL(new, KEY_GRACE_UNTIL) ||
 		 DatumGetTimestampTz(VALUE(new, KEY_GRACE_UNTIL)) >
 		 DatumGetTimestampTz(VALUE(old, KEY_GRACE_UNTIL))))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("grace_until of API key \"%s\" can only be shortened",
+				 errmsg("grace_until of API key \"%s\" can only be moved to an earlier time",
 						TextDatumGetCString(VALUE(old, KEY_KEY_ID))),
-				 errhint("Its successor is in use already; create or rotate another key.")));
+				 errdetail("The key's successor is in use already."),
+				 errhint("Create or rotate another key.")));
 }

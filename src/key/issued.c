@@ -166,7 +166,7 @@ issued_keep(const char *key_id, const char *token, size_t len)
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("cannot create more than %d keys in one transaction",
 						ISSUED_MAX),
-				 errhint("Commit, and go on in another transaction.")));
+				 errhint("Commit, and continue in another transaction.")));
 
 	issued_table("rk_apikeys issued tokens", sizeof(IssuedKey), &issued_keys);
 	if (issued_blocks == NULL || issued_blocks->used == ISSUED_PER_BLOCK)

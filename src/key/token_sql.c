@@ -74,7 +74,7 @@ name_argument(FunctionCallInfo fcinfo, int n, const char *what, char *setting)
 	if (!token_name_ok(VARDATA_ANY(value), len))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s of a token cannot be \"%s\"", what,
+				 errmsg("invalid %s of a token: \"%s\"", what,
 						shown_text(value)),
 				 errhint("Use a lower-case letter, then up to 15 lower-case letters and digits.")));
 	return text_to_cstring(value);

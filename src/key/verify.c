@@ -401,8 +401,8 @@ judge_key(const StoredKey *key, Request *request, TimestampTz now)
 		if (request->cost > key->rate_limit)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("cost %d is above the rate limit of API key \"%s\", %d",
-							request->cost, key->key_id, key->rate_limit)));
+					 errmsg("cost %d is above the rate limit %d of API key \"%s\"",
+							request->cost, key->rate_limit, key->key_id)));
 		switch (usage_limit(key, request->cost, now, &request->retry_after))
 		{
 			case LIMIT_PASSED:

@@ -87,7 +87,7 @@ pepper_find(int id, const char *key_id)
 			(errcode(ERRCODE_IO_ERROR),
 			 errmsg("API key \"%s\" was signed with pepper %d, which is missing",
 					key_id, id),
-			 errhint("Put it back into the file that rk_apikeys.pepper_file names, and reload the configuration.")));
+			 errhint("Put the pepper back into the file that rk_apikeys.pepper_file names, and reload the configuration.")));
 }
 
 /*
@@ -144,13 +144,13 @@ read_file(char *contents)
 	if (fd < 0)
 		refuse(psprintf("could not open it: %m"));
 	if (fstat(fd, &st) < 0)
-		refuse(psprintf("could not look at it: %m"));
+		refuse(psprintf("could not stat it: %m"));
 	if (!S_ISREG(st.st_mode))
-		refuse("it is no regular file");
+		refuse("it is not a regular file");
 	if (st.st_uid != geteuid())
 		refuse("it is not owned by the server's user");
 	if ((st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
-		refuse("it is open to others than its owner");
+		refuse("it has group or world access");
 	if (st.st_size > FILE_MAX_LEN)
 		refuse("it is too long");
 	while ((got = read(fd, contents + len, FILE_MAX_LEN - len)) > 0)
@@ -177,7 +177,7 @@ parse_file(char *contents)
 		line = end;
 	}
 	if (pepper_count == 0)
-		refuse("it holds no pepper");
+		refuse("it contains no pepper");
 }
 
 /* Add the pepper of a line, if it has one, in the order of ids. */
@@ -206,15 +206,15 @@ parse_line(char *line, int number)
 	if (len < 0)
 		refuse(psprintf("line %d is not id:base64", number));
 	if (len < PEPPER_MIN_LEN || len > PEPPER_MAX_LEN)
-		refuse(psprintf("the pepper in line %d has not %d to %d bytes", number,
+		refuse(psprintf("the pepper in line %d must have %d to %d bytes", number,
 						PEPPER_MIN_LEN, PEPPER_MAX_LEN));
 
 	for (at = 0; at < pepper_count && peppers[at].id < id; at++)
 		;
 	if (at < pepper_count && peppers[at].id == id)
-		refuse(psprintf("pepper %ld is there twice", id));
+		refuse(psprintf("pepper %ld occurs twice", id));
 	if (pepper_count == PEPPERS_MAX)
-		refuse(psprintf("it holds more than %d peppers", PEPPERS_MAX));
+		refuse(psprintf("it contains more than %d peppers", PEPPERS_MAX));
 	memmove(&peppers[at + 1], &peppers[at],
 			(pepper_count - at) * sizeof(Pepper));
 	pepper_count++;
@@ -229,7 +229,7 @@ refuse(const char *reason)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_IO_ERROR),
-			 errmsg("pepper file cannot be used: %s", reason),
+			 errmsg("could not use pepper file: %s", reason),
 			 errdetail_log("The file is \"%s\".", pepper_file),
-			 errhint("See rk_apikeys.pepper_file: lines of id:base64, owned by the server's user, mode 0600.")));
+			 errhint("rk_apikeys.pepper_file must name a file of lines of id:base64 that the server's user owns, with mode 0600.")));
 }
