@@ -4,14 +4,16 @@ EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" rk_apikeys.cont
 SCRIPT = $(EXTENSION)--$(EXTVERSION).sql
 
 MODULE_big = rk_apikeys
-OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*/*.c)))
+# Only these symbols are visible to other libraries.
+SHLIB_EXPORTS = src/exports.txt
 DATA_built = $(SCRIPT)
 # For the use that a standby sends to its primary.
-PG_CPPFLAGS = -I$(libpq_srcdir)
+PG_CPPFLAGS = -I$(libpq_srcdir) -I$(srcdir)/src
 SHLIB_LINK = $(libpq)
 # From each release to the next.
 DATA = $(sort $(wildcard sql/updates/*.sql))
-EXTRA_CLEAN = $(SCRIPT)
+EXTRA_CLEAN = $(SCRIPT) src/exports.list
 # What the library says that it is.
 PG_CPPFLAGS += -DRK_APIKEYS_VERSION='"$(EXTVERSION)"'
 
@@ -34,11 +36,17 @@ ifneq ($(filter 15 16,$(MAJORVERSION)),)
 ISOLATION += first_use delete_vs_verify
 endif
 
-$(OBJS): $(wildcard src/*.h) rk_apikeys.control
+$(OBJS): $(wildcard src/*.h src/*/*.h) rk_apikeys.control
 
 # The parts are joined in the order of their names.
 $(SCRIPT): $(sort $(wildcard sql/*.sql)) rk_apikeys.control
 	cat $(sort $(wildcard sql/*.sql)) > $@
+
+# The TAP tests against the installed extension, by PGXS alone, as a user who may run a server: all, or those of PROVE_TESTS.
+.PHONY: check-tap
+check-tap: PROVE_TESTS = $(sort $(wildcard test/t/*.pl))
+check-tap:
+	$(prove_installcheck)
 
 # The archive for PGXN: what the last commit holds, under its own version; the same bytes wherever it is made.
 DIST = $(EXTENSION)-$(shell sed -n '1,/"version"/s/^  "version": "\(.*\)",/\1/p' META.json)

@@ -1,9 +1,10 @@
 # shellcheck shell=bash
 # script/lib.sh: what script/demo, script/test and script/bench share; sourced, not run.
 #
-# It gives a build of the tree and a throwaway server, and leaves the machine as it was, packages apart.
+# It gives a build of the tree and a throwaway server, and leaves the machine as it was, packages apart: those are script/setup's, which
+# this file sources.
 #
-#   rk_packages [TEST...]   installs what is missing, or ends with one line that says what
+#   rk_packages [NAME...]   script/setup: installs what is missing, or ends with one line that says what
 #   rk_open                 makes the temporary folder: $RK_TMP, the private server tree, the copy of the source in $RK_SRC
 #   rk_build COMPILER DIR   builds a copy of the source under -Wall -Wextra -Werror
 #   rk_install DIR          installs what was built there into the private tree
@@ -22,123 +23,13 @@
 #
 #   PG_CONFIG     the pg_config of the server to use     (default /usr/lib/postgresql/$PG_MAJOR/bin/pg_config)
 #   PG_MAJOR      the major to use and install           (default 15)
-#   RK_LOCALE     the locale of the clusters of tests    (default C.UTF-8; C or a UTF-8 locale of glibc, such as tr_TR.UTF-8)
 #   RK_KEEP=1     keeps the temporary folder and says where it is
 #   TMPDIR        where it is made                       (default /tmp; must allow to run programs)
 
-RK_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-RK_NAME=script/$(basename "$0")
+# shellcheck source=script/setup
+. "$(dirname "${BASH_SOURCE[0]}")/setup"
+
 RK_TMP='' RK_SRC='' RK_JOB=''
-PG_MAJOR=${PG_MAJOR:-15}
-export RK_LOCALE=${RK_LOCALE:-C.UTF-8}
-
-# Ends the script with one line on stderr.
-rk_die() {
-  printf '%s: %s\n' "$RK_NAME" "$*" >&2
-  exit 1
-}
-
-# --- packages -----------------------------------------------------------------------------------------------------------
-
-# The Debian packages that are missing, one a line; nothing when all is there. RK_TOOLS: what a script needs beside, as
-# program:package.
-rk_missing() {
-  local prefix=/usr/lib/postgresql/$PG_MAJOR tool
-  if [ -z "${PG_CONFIG-}" ]; then
-    # Both or none: they come from one source, and a newer half does not fit an older one that is installed.
-    [ -x "$prefix/bin/postgres" ] && [ -e "/usr/share/postgresql/$PG_MAJOR/extension/pgcrypto.control" ] &&
-      [ -e "/usr/include/postgresql/$PG_MAJOR/server/postgres.h" ] && [ -e "$prefix/lib/pgxs/src/makefiles/pgxs.mk" ] ||
-      echo "postgresql-$PG_MAJOR postgresql-server-dev-$PG_MAJOR" | tr ' ' '\n'
-  fi
-  command -v make >/dev/null || echo make
-  command -v gcc >/dev/null || echo gcc
-  [ -e /usr/include/stdio.h ] || echo libc6-dev
-  # libpq/libpq-be.h, which knows the client's address, includes these two; the server's -dev package asks for one of them only
-  [ -e /usr/include/openssl/ssl.h ] || echo libssl-dev
-  [ -e /usr/include/gssapi/gssapi.h ] || ! grep -qs 'libpq/libpq-be\.h' "$RK_ROOT"/src/*.[ch] || echo libkrb5-dev
-  command -v prove >/dev/null && perl -MTest::More -e1 2>/dev/null || echo perl
-  perl -MIPC::Run -e1 2>/dev/null || echo libipc-run-perl
-  rk_has_locale || [ -e /usr/share/i18n/locales ] || echo locales
-  for tool in ${RK_TOOLS-}; do command -v "${tool%:*}" >/dev/null || echo "${tool#*:}"; done
-}
-
-# What single tests of test/t need beyond that, in the same form.
-rk_missing_for() {
-  local test
-  for test; do
-    case $test in
-      005_log_redacted) [ -n "${PG_CONFIG-}" ] || [ -e "/usr/lib/postgresql/$PG_MAJOR/lib/pgaudit.so" ] || echo "postgresql-$PG_MAJOR-pgaudit" ;;
-      # without gdb it leaves out some cases, so that it is none to skip
-      028_review) [ -n "${RK_SKIP-}" ] || command -v gdb >/dev/null || echo gdb ;;
-      041_pgbouncer) [ -x /usr/sbin/pgbouncer ] || echo pgbouncer ;;
-      042_drivers)
-        [ -e /usr/include/postgresql/libpq-fe.h ] || echo libpq-dev
-        command -v node >/dev/null || echo nodejs
-        command -v npm >/dev/null || echo npm
-        /usr/bin/python3 -c 'import psycopg2' 2>/dev/null || echo python3-psycopg2
-        [ -e /usr/share/java/postgresql.jar ] || echo libpostgresql-jdbc-java
-        command -v javac >/dev/null || echo default-jdk-headless
-        ;;
-      060_console)
-        command -v node >/dev/null || echo nodejs
-        command -v npm >/dev/null || echo npm
-        [ -x /usr/bin/chromium ] || echo chromium
-        ;;
-      061_reports)
-        [ -n "${PG_CONFIG-}" ] || [ -e "/usr/lib/postgresql/$PG_MAJOR/lib/pg_cron.so" ] || echo "postgresql-$PG_MAJOR-cron"
-        [ -x /usr/bin/isql ] || echo unixodbc
-        compgen -G '/usr/lib/*/odbc/psqlodbcw.so' >/dev/null || echo odbc-postgresql
-        ;;
-    esac
-  done
-}
-
-# Installs packages, and says in $RK_REASON why not, where apt-get tells. Some packages would start a server of their own: a
-# postgresql-NN makes a cluster, pgbouncer runs. Drop-in files, removed afterwards, tell them not to.
-rk_install_packages() {
-  local sudo=() log dropin=/etc/postgresql-common/createcluster.d/rk_apikeys.conf policy=/usr/sbin/policy-rc.d
-  RK_REASON=''
-  command -v apt-get >/dev/null || { RK_REASON="there is no apt-get"; return; }
-  if [ "$EUID" != 0 ]; then
-    sudo -n true 2>/dev/null || { RK_REASON="neither root nor password-less sudo"; return; }
-    sudo=(sudo -n)
-  fi
-  echo "$RK_NAME: installing $*" >&2
-  log=$(mktemp)
-  "${sudo[@]}" mkdir -p "${dropin%/*}"
-  echo 'create_main_cluster = false' | "${sudo[@]}" tee "$dropin" >/dev/null
-  if [ -e "$policy" ]; then
-    policy=''
-  else
-    printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
-    "${sudo[@]}" chmod 755 "$policy"
-  fi
-  "${sudo[@]}" apt-get -qq update >"$log" 2>&1 || true
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "$@" \
-    >>"$log" 2>&1 </dev/null || true
-  [ -z "$policy" ] || "${sudo[@]}" rm -f "$policy"
-  "${sudo[@]}" rm -f "$dropin"
-  "${sudo[@]}" rmdir --ignore-fail-on-non-empty -p "${dropin%/*}" 2>/dev/null || true
-  RK_REASON=$(grep -m1 '^E: ' "$log" || true)
-  RK_REASON=${RK_REASON:+apt-get: ${RK_REASON#E: }}
-  rm -f "$log"
-  hash -r
-}
-
-# Sees to it that all is there that every script needs. What only the named tests need is installed too, if it can be: a test whose
-# packages are missing fails by itself and says so.
-rk_packages() {
-  local missing
-  mapfile -t missing < <(rk_missing; rk_missing_for "$@")
-  [ ${#missing[@]} -eq 0 ] || rk_install_packages "${missing[@]}"
-  mapfile -t missing < <(rk_missing)
-  [ ${#missing[@]} -eq 0 ] || rk_die "could not install ${missing[*]}${RK_REASON:+ ($RK_REASON)}"
-  PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/$PG_MAJOR/bin/pg_config}
-  [ -x "$PG_CONFIG" ] || PG_CONFIG=$(command -v "$PG_CONFIG") || rk_die "PG_CONFIG does not name a program"
-  [ -e "$("$PG_CONFIG" --pgxs)" ] && [ -e "$("$PG_CONFIG" --includedir-server)/postgres.h" ] ||
-    rk_die "missing: the development files of the server of $PG_CONFIG (pgxs.mk, postgres.h)"
-  PG_MAJOR=$("$PG_CONFIG" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
-}
 
 # --- temporary folder, private server tree, copy of the source ----------------------------------------------------------
 
@@ -176,24 +67,22 @@ rk_end_postmaster() {
   done
 }
 
-# Copies the files that git knows or would add (all, where git is missing), so that nothing is built in the checkout.
-rk_copy_source() {
-  local dir=$1
-  mkdir -p "$dir"
-  cd "$RK_ROOT"
+# Writes an archive of the files that git knows or would add (of all, where git is missing).
+rk_pack() (
+  cd "$RK_ROOT" || exit
   if git -c safe.directory='*' rev-parse --is-inside-work-tree >/dev/null 2>&1; then
     git -c safe.directory='*' ls-files -z --cached --others --exclude-standard |
       while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done | tar --null --files-from=- -cf -
   else
     tar --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' -cf - .
-  fi | tar -C "$dir" --no-same-owner -xf -
-  chown -R "$RK_USER:" "$dir"
-  cd "$RK_TMP"
-}
+  fi
+)
 
-# Whether this machine has $RK_LOCALE; `locale` complains if it has not.
-rk_has_locale() {
-  [ -z "$(LC_ALL=$RK_LOCALE locale charmap 2>&1 >/dev/null)" ]
+# Copies those files, so that nothing is built in the checkout.
+rk_copy_source() {
+  mkdir -p "$1"
+  rk_pack | tar -C "$1" --no-same-owner -xf -
+  chown -R "$RK_USER:" "$1"
 }
 
 # Makes $RK_LOCALE for this run alone, where this machine does not have it.
@@ -245,6 +134,7 @@ rk_open() {
   rk_make_locale
   rk_private_tree
   rk_copy_source "$RK_SRC"
+  cd "$RK_TMP" || exit
   chown -R "$RK_USER:" "$RK_TMP"
   # what the caller has set for another server, or another make, must not reach ours
   for variable in $(compgen -e | grep -E '^(PG[A-Z]+|MAKEFLAGS|MAKELEVEL|LC_.*|LANG|LANGUAGE)$'); do unset "$variable"; done
@@ -288,9 +178,11 @@ rk_older() {
   RK_OLD_BINDIR=''
   for config in /usr/lib/postgresql/*/bin/pg_config; do
     major=${config#/usr/lib/postgresql/} major=${major%%/*}
-    [ -x "${config%/*}/postgres" ] && [ -e "/usr/include/postgresql/$major/server/postgres.h" ] &&
-      [ -e "/usr/share/postgresql/$major/extension/pgcrypto.control" ] || continue
-    [[ $major =~ ^[0-9]+$ ]] && [ "$major" -ge 15 ] && [ "$major" -lt "$PG_MAJOR" ] && [ "$major" -gt "$older" ] && older=$major
+    if [ -x "${config%/*}/postgres" ] && [ -e "/usr/include/postgresql/$major/server/postgres.h" ] &&
+      [ -e "/usr/share/postgresql/$major/extension/pgcrypto.control" ] && [[ $major =~ ^[0-9]+$ ]] && [ "$major" -ge 15 ] &&
+      [ "$major" -lt "$PG_MAJOR" ] && [ "$major" -gt "$older" ]; then
+      older=$major
+    fi
   done
   [ "$older" -gt 0 ] || return 0
   PG_CONFIG=/usr/lib/postgresql/$older/bin/pg_config

@@ -1,4 +1,4 @@
--- The group roles. Roles are cluster-wide: DROP EXTENSION leaves them.
+-- The group roles. DROP EXTENSION leaves them, because roles are cluster-wide.
 DO $$
 DECLARE
   name text;

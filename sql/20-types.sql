@@ -11,11 +11,11 @@ CREATE TYPE rk_apikeys.verdict AS (
   retry_after interval
 );
 COMMENT ON TYPE rk_apikeys.verdict IS
-  'The outcome of a verify. code: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine only valid and code are set.';
+  'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set.';
 
 CREATE TYPE rk_apikeys.new_key AS (key_id text, secret text);
 COMMENT ON TYPE rk_apikeys.new_key IS
-  'What create_key and rotate_key return. secret: the whole token, shown this once.';
+  'The result of create_key and rotate_key. secret is the whole token, shown only this once.';
 
 CREATE TYPE rk_apikeys.listed_key AS (
   key_id text,
@@ -46,5 +46,5 @@ CREATE TYPE rk_apikeys.listed_key AS (
   cursor text
 );
 COMMENT ON TYPE rk_apikeys.listed_key IS
-  'A row of list_keys: the columns of the view keys but secret. cursor: give that of a page''s last row as "after" to get the next page.';
+  'A row of list_keys: the columns of the view keys except secret, and cursor. To get the next page, give the cursor of a page''s last row as "after".';
 

@@ -1,48 +1,49 @@
--- What a session is, and the settings as SQL reads them.
+-- The session's tenant and principal, and the settings that SQL reads.
 
 CREATE FUNCTION rk_apikeys.current_tenant() RETURNS text
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_current_tenant';
 COMMENT ON FUNCTION rk_apikeys.current_tenant() IS
-  'The tenant whose keys this session manages: the principal''s (NULL if it has died since), or else the setting rk_apikeys.tenant, or else the name of the current role. For rk_apikeys'' own tables: policies on other tables must not rest on it.';
+  'The tenant whose keys this session manages: the principal''s tenant, else the setting rk_apikeys.tenant, else the name of the current role. NULL if the principal''s key is no longer good. Only for rk_apikeys'' own tables. Policies on other tables must not rest on it.';
 
--- The principal. They look at the key afresh, and never fall back to a role or
--- a setting: policies on the users' tables rest on them.
+-- The principal. These functions read the key anew at each call. They never fall
+-- back to a role or a setting, because policies on the users' tables rest on
+-- them.
 CREATE FUNCTION rk_apikeys.current_key_id() RETURNS text
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_current_key_id';
 COMMENT ON FUNCTION rk_apikeys.current_key_id() IS
-  'The key that this transaction has authenticated as; NULL without one, or if it has died since.';
+  'The id of the key that this transaction has authenticated as. NULL without such a key, or if the key is no longer good.';
 
 CREATE FUNCTION rk_apikeys.current_key_tenant() RETURNS text
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_current_key_tenant';
 COMMENT ON FUNCTION rk_apikeys.current_key_tenant() IS
-  'The tenant of the key that this transaction has authenticated as; NULL without one, or if it has died since.';
+  'The tenant of the key that this transaction has authenticated as. NULL without such a key, or if the key is no longer good.';
 
 CREATE FUNCTION rk_apikeys.current_scopes() RETURNS text[]
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_current_scopes';
 COMMENT ON FUNCTION rk_apikeys.current_scopes() IS
-  'The scopes of the key that this transaction has authenticated as; NULL without one, or if it has died since.';
+  'The scopes of the key that this transaction has authenticated as. NULL without such a key, or if the key is no longer good.';
 
 CREATE FUNCTION rk_apikeys.has_scope(scope text) RETURNS boolean
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_has_scope';
 COMMENT ON FUNCTION rk_apikeys.has_scope(text) IS
-  'Whether the key that this transaction has authenticated as has the scope, by itself, by a:* or by *; false without one, or if it has died since.';
+  'Whether the key that this transaction has authenticated as has the scope, by its own name, by a:* or by *. False without such a key, or if the key is no longer good.';
 
 CREATE FUNCTION rk_apikeys._may_manage() RETURNS boolean
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_may_manage';
 COMMENT ON FUNCTION rk_apikeys._may_manage() IS
-  'Private: false if a principal is set that lacks the scope apikeys:manage, or has died.';
+  'Private: false if a principal is set that lacks the scope apikeys:manage or is no longer good.';
 
 CREATE FUNCTION rk_apikeys._no_principal() RETURNS boolean
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_no_principal';
 COMMENT ON FUNCTION rk_apikeys._no_principal() IS
-  'Private: false if a principal is set, alive or dead: then no role reaches other tenants.';
+  'Private: false if a principal is set, even one that is no longer good. While it is false, no role reaches other tenants.';
 
 CREATE FUNCTION rk_apikeys._default_environment() RETURNS text
   LANGUAGE C STABLE PARALLEL SAFE
@@ -54,5 +55,5 @@ CREATE FUNCTION rk_apikeys._setting_interval(name text) RETURNS interval
   LANGUAGE C STABLE STRICT PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_setting_interval';
 COMMENT ON FUNCTION rk_apikeys._setting_interval(text) IS
-  'Private: the setting expiring_window, stale_after or max_lifetime; NULL if max_lifetime is 0.';
+  'Private: the value of the setting expiring_window, stale_after or max_lifetime. NULL if max_lifetime is 0.';
 

@@ -1,6 +1,6 @@
--- The keys' settings. Changes rarely; what a use changes is in key_usage.
+-- The keys' settings. Rows change rarely, because a use never changes this table.
 CREATE TABLE rk_apikeys.api_keys (
-  -- The C code knows the columns by this order (src/store.h): add at the end.
+  -- The C code (src/base/store.h) relies on this order: add new columns at the end.
   key_id text COLLATE "C" NOT NULL,
   tenant text NOT NULL DEFAULT rk_apikeys.current_tenant(),
   name text NOT NULL,
@@ -27,7 +27,8 @@ CREATE TABLE rk_apikeys.api_keys (
   digest_kind text NOT NULL,
   pepper_id smallint,
   CONSTRAINT api_keys_pkey PRIMARY KEY (key_id),
-  -- Only what is true of a key for ever: a restored row may have expired.
+  -- Constraints check only rules that always hold, because a restored row may
+  -- have expired.
   CONSTRAINT api_keys_key_id_check CHECK (key_id ~ '^[0-9A-Za-z]{12}$'),
   CONSTRAINT api_keys_tenant_check CHECK (char_length(tenant) BETWEEN 1 AND 200),
   CONSTRAINT api_keys_name_check CHECK (char_length(btrim(name, E' \t\n\r\f\v')) BETWEEN 1 AND 200),
@@ -52,43 +53,43 @@ CREATE TABLE rk_apikeys.api_keys (
     AND digest_kind IN ('native', 'sha256', 'sha512')),
   CONSTRAINT api_keys_pepper_id_check CHECK (pepper_id IS NULL OR (pepper_id > 0 AND digest_kind = 'native'))
 );
--- One page of a tenant's keys, newest first.
+-- For pages of a tenant's keys, ordered by created_at.
 CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);
--- The same, by key id.
+-- For pages of a tenant's keys, ordered by key id.
 CREATE INDEX api_keys_tenant_key ON rk_apikeys.api_keys (tenant, key_id);
--- The name of this index is known to src/store.c.
+-- src/base/store.c finds this index by its name.
 CREATE UNIQUE INDEX api_keys_imported_digest ON rk_apikeys.api_keys (digest)
   WHERE digest_kind <> 'native';
 
-COMMENT ON TABLE rk_apikeys.api_keys IS 'API keys: settings and digests. People use the view keys.';
-COMMENT ON COLUMN rk_apikeys.api_keys.key_id IS 'The public part of the token, 12 base62 digits; safe to log.';
-COMMENT ON COLUMN rk_apikeys.api_keys.tenant IS 'Whoever owns the key.';
-COMMENT ON COLUMN rk_apikeys.api_keys.name IS 'What people call the key: 1 to 200 characters.';
-COMMENT ON COLUMN rk_apikeys.api_keys.description IS 'What it is for: up to 2000 characters.';
-COMMENT ON COLUMN rk_apikeys.api_keys.prefix IS 'The first part of the token, from the setting token_prefix when the key was made.';
-COMMENT ON COLUMN rk_apikeys.api_keys.environment IS 'dev, stage, prod…: the second part of the token.';
-COMMENT ON COLUMN rk_apikeys.api_keys.scopes IS 'What the key may do: names such as records:read, records:* or *.';
-COMMENT ON COLUMN rk_apikeys.api_keys.allowed_cidrs IS 'Networks that the key may be used from; NULL: any.';
-COMMENT ON COLUMN rk_apikeys.api_keys.rate_limit IS 'Uses per rate_window; NULL: no limit.';
-COMMENT ON COLUMN rk_apikeys.api_keys.rate_window IS 'The time that rate_limit counts for.';
-COMMENT ON COLUMN rk_apikeys.api_keys.metadata IS 'Anything of the product''s: a JSON object of up to 8 kB.';
-COMMENT ON COLUMN rk_apikeys.api_keys.enabled IS 'The toggle: a key that is not enabled is refused.';
-COMMENT ON COLUMN rk_apikeys.api_keys.expires_at IS 'The key is good before that moment; NULL: for ever.';
-COMMENT ON COLUMN rk_apikeys.api_keys.replaces IS 'The key that this one was rotated from.';
-COMMENT ON COLUMN rk_apikeys.api_keys.grace_until IS 'Set by a rotation: the key is good before that moment, and before expires_at.';
-COMMENT ON COLUMN rk_apikeys.api_keys.revoked_at IS 'When it was ended for good.';
-COMMENT ON COLUMN rk_apikeys.api_keys.revoked_reason IS 'Why it was ended.';
-COMMENT ON COLUMN rk_apikeys.api_keys.created_at IS 'When it was made.';
-COMMENT ON COLUMN rk_apikeys.api_keys.created_by IS 'The session user who made it.';
-COMMENT ON COLUMN rk_apikeys.api_keys.updated_at IS 'When a setting was last changed; a use does not move it.';
+COMMENT ON TABLE rk_apikeys.api_keys IS 'The API keys: settings and digests. People use the view keys instead.';
+COMMENT ON COLUMN rk_apikeys.api_keys.key_id IS 'The public part of the token: 12 base62 digits, safe to log.';
+COMMENT ON COLUMN rk_apikeys.api_keys.tenant IS 'The owner of the key.';
+COMMENT ON COLUMN rk_apikeys.api_keys.name IS 'A name for people: 1 to 200 characters.';
+COMMENT ON COLUMN rk_apikeys.api_keys.description IS 'The purpose of the key: up to 2000 characters.';
+COMMENT ON COLUMN rk_apikeys.api_keys.prefix IS 'The first part of the token: the setting token_prefix when the key was made.';
+COMMENT ON COLUMN rk_apikeys.api_keys.environment IS 'The second part of the token, such as dev, stage or prod.';
+COMMENT ON COLUMN rk_apikeys.api_keys.scopes IS 'The permissions of the key: names such as records:read, records:* or *.';
+COMMENT ON COLUMN rk_apikeys.api_keys.allowed_cidrs IS 'The networks from which the key may be used. NULL: any network.';
+COMMENT ON COLUMN rk_apikeys.api_keys.rate_limit IS 'The uses that are allowed per rate_window. NULL: no limit.';
+COMMENT ON COLUMN rk_apikeys.api_keys.rate_window IS 'The time to which rate_limit applies.';
+COMMENT ON COLUMN rk_apikeys.api_keys.metadata IS 'Any data of the product: a JSON object of up to 8 kB.';
+COMMENT ON COLUMN rk_apikeys.api_keys.enabled IS 'The toggle: verify refuses a key that is not enabled.';
+COMMENT ON COLUMN rk_apikeys.api_keys.expires_at IS 'The key is good before this time. NULL: for ever.';
+COMMENT ON COLUMN rk_apikeys.api_keys.replaces IS 'The id of the key that this key was rotated from.';
+COMMENT ON COLUMN rk_apikeys.api_keys.grace_until IS 'Set by a rotation: the key is good only before this time, and only before expires_at.';
+COMMENT ON COLUMN rk_apikeys.api_keys.revoked_at IS 'The time when the key was revoked, for good.';
+COMMENT ON COLUMN rk_apikeys.api_keys.revoked_reason IS 'The reason why the key was revoked.';
+COMMENT ON COLUMN rk_apikeys.api_keys.created_at IS 'The time when the key was made.';
+COMMENT ON COLUMN rk_apikeys.api_keys.created_by IS 'The session user who made the key.';
+COMMENT ON COLUMN rk_apikeys.api_keys.updated_at IS 'The time when a setting was last changed. A use does not move it.';
 COMMENT ON COLUMN rk_apikeys.api_keys.updated_by IS 'The session user who last changed a setting.';
 COMMENT ON COLUMN rk_apikeys.api_keys.hint IS 'The last 4 digits of the secret, shown in the masked key.';
-COMMENT ON COLUMN rk_apikeys.api_keys.digest IS 'What is stored of the token; granted to no role.';
-COMMENT ON COLUMN rk_apikeys.api_keys.digest_kind IS 'native, or sha256 or sha512 for an imported key; granted to no role.';
-COMMENT ON COLUMN rk_apikeys.api_keys.pepper_id IS 'The pepper under which the digest was made; granted to no role.';
-COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'One page of a tenant''s keys, newest first.';
-COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'The same, by key id.';
-COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'How verify finds an imported key.';
+COMMENT ON COLUMN rk_apikeys.api_keys.digest IS 'The digest of the token. Granted to no role.';
+COMMENT ON COLUMN rk_apikeys.api_keys.digest_kind IS 'native, or for an imported key sha256 or sha512. Granted to no role.';
+COMMENT ON COLUMN rk_apikeys.api_keys.pepper_id IS 'The pepper with which the digest was made. Granted to no role.';
+COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'For pages of a tenant''s keys, ordered by created_at.';
+COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'For pages of a tenant''s keys, ordered by key id.';
+COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'verify finds an imported key by this index.';
 
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.api_keys', '');
 ALTER TABLE rk_apikeys.api_keys ENABLE ROW LEVEL SECURITY;
@@ -104,5 +105,5 @@ COMMENT ON POLICY own_tenant ON rk_apikeys.api_keys IS 'A manager manages the ke
 CREATE POLICY principal ON rk_apikeys.api_keys AS RESTRICTIVE
   TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
   USING ((SELECT rk_apikeys._may_manage()));
-COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A key sees and changes keys only if it has the scope apikeys:manage.';
+COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A principal sees and changes keys only if it has the scope apikeys:manage.';
 

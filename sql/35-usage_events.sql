@@ -1,6 +1,7 @@
--- What uses change: narrow, so that an update stays on its page.
+-- The data that a use changes. Rows are narrow, so that an update stays on its
+-- page.
 CREATE TABLE rk_apikeys.key_usage (
-  -- The C code knows the columns by this order (src/store.c): add at the end.
+  -- The C code (src/base/store.c) relies on this order: add new columns at the end.
   key_id text COLLATE "C" NOT NULL,
   tenant text NOT NULL,
   last_used_at timestamptz,
@@ -9,20 +10,20 @@ CREATE TABLE rk_apikeys.key_usage (
   denied_count bigint NOT NULL DEFAULT 0,
   CONSTRAINT key_usage_pkey PRIMARY KEY (key_id)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE rk_apikeys.key_usage IS 'When and how often each key was used; written by verify.';
-COMMENT ON COLUMN rk_apikeys.key_usage.key_id IS 'The key.';
+COMMENT ON TABLE rk_apikeys.key_usage IS 'When and how often each key was used. Only the extension writes it.';
+COMMENT ON COLUMN rk_apikeys.key_usage.key_id IS 'The key id.';
 COMMENT ON COLUMN rk_apikeys.key_usage.tenant IS 'The key''s tenant.';
-COMMENT ON COLUMN rk_apikeys.key_usage.last_used_at IS 'The last use; only ever moves forward.';
-COMMENT ON COLUMN rk_apikeys.key_usage.last_used_addr IS 'The last client_addr that verify_key was told.';
-COMMENT ON COLUMN rk_apikeys.key_usage.use_count IS 'Uses recorded: without shared memory, at most one per usage_resolution.';
-COMMENT ON COLUMN rk_apikeys.key_usage.denied_count IS 'Genuine tokens refused; counted only in shared memory.';
+COMMENT ON COLUMN rk_apikeys.key_usage.last_used_at IS 'The time of the last use. It only moves forward.';
+COMMENT ON COLUMN rk_apikeys.key_usage.last_used_addr IS 'The last client_addr that verify_key or authenticate was given with a valid token.';
+COMMENT ON COLUMN rk_apikeys.key_usage.use_count IS 'Recorded uses. Without shared memory, at most one per usage_resolution.';
+COMMENT ON COLUMN rk_apikeys.key_usage.denied_count IS 'How often a genuine token was refused. Counted only in shared memory.';
 
--- For a tenant's lists. Its columns never change, so an update still stays on
--- its page.
+-- For a tenant's lists. The indexed columns never change, so an update still
+-- stays on its page.
 CREATE INDEX key_usage_tenant ON rk_apikeys.key_usage (tenant, key_id);
-COMMENT ON INDEX rk_apikeys.key_usage_tenant IS 'A tenant''s lists, by use.';
+COMMENT ON INDEX rk_apikeys.key_usage_tenant IS 'For lists of a tenant''s keys, ordered by use.';
 
--- For reports. Outlives the key.
+-- For reports. A row outlives its key.
 CREATE TABLE rk_apikeys.key_usage_daily (
   key_id text COLLATE "C" NOT NULL,
   day date NOT NULL,
@@ -33,16 +34,17 @@ CREATE TABLE rk_apikeys.key_usage_daily (
   CONSTRAINT key_usage_daily_pkey PRIMARY KEY (key_id, day)
 ) WITH (fillfactor = 70);
 CREATE INDEX key_usage_daily_tenant ON rk_apikeys.key_usage_daily (tenant, day);
-COMMENT ON INDEX rk_apikeys.key_usage_daily_tenant IS 'A tenant''s days.';
-COMMENT ON TABLE rk_apikeys.key_usage_daily IS 'Uses per key and day; outlives the key.';
-COMMENT ON COLUMN rk_apikeys.key_usage_daily.key_id IS 'The key.';
+COMMENT ON INDEX rk_apikeys.key_usage_daily_tenant IS 'For reports on one tenant, by day.';
+COMMENT ON TABLE rk_apikeys.key_usage_daily IS 'Uses and denials per key and day. A row outlives its key.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.key_id IS 'The key id.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.day IS 'The day, in UTC.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.environment IS 'The key''s environment.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.tenant IS 'The key''s tenant.';
-COMMENT ON COLUMN rk_apikeys.key_usage_daily.uses IS 'Uses recorded, as in key_usage.use_count.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.uses IS 'Recorded uses, as in key_usage.use_count.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.denials IS 'Denials, as in key_usage.denied_count.';
 
--- What other servers have sent: their last batch each, so that none counts twice.
+-- The last batch of usage that each other server has sent, so that no batch
+-- counts twice.
 CREATE TABLE rk_apikeys.usage_senders (
   sender uuid NOT NULL,
   batch bigint NOT NULL,
@@ -52,15 +54,15 @@ CREATE TABLE rk_apikeys.usage_senders (
   left_out text[] NOT NULL,
   CONSTRAINT usage_senders_pkey PRIMARY KEY (sender)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE rk_apikeys.usage_senders IS 'The standbys and subscribers that send usage here, a row for each start of such a server.';
-COMMENT ON COLUMN rk_apikeys.usage_senders.sender IS 'A random number that the server made at its start.';
+COMMENT ON TABLE rk_apikeys.usage_senders IS 'The standbys and subscribers that send usage here: one row for each start of such a server.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.sender IS 'A random number that the sending server made at its start.';
 COMMENT ON COLUMN rk_apikeys.usage_senders.batch IS 'The number of the last batch that was written.';
-COMMENT ON COLUMN rk_apikeys.usage_senders.received_at IS 'When that was.';
-COMMENT ON COLUMN rk_apikeys.usage_senders.client_addr IS 'The server''s address; NULL over a Unix-domain socket.';
-COMMENT ON COLUMN rk_apikeys.usage_senders.application_name IS 'Its application_name.';
-COMMENT ON COLUMN rk_apikeys.usage_senders.left_out IS 'The keys of that batch whose row was locked: they come again.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.received_at IS 'The time when the last batch was written.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.client_addr IS 'The sending server''s address. NULL over a Unix-domain socket.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.application_name IS 'The sending server''s application_name.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.left_out IS 'The keys of the last batch that were not written, because their row was locked. The server sends them again.';
 
--- The audit: append-only, written by triggers. Outlives the key.
+-- The audit: append-only, written by triggers. An event outlives its key.
 CREATE TABLE rk_apikeys.key_events (
   event_id bigint GENERATED ALWAYS AS IDENTITY,
   occurred_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -79,19 +81,19 @@ CREATE TABLE rk_apikeys.key_events (
   CONSTRAINT key_events_key_check CHECK (event = 'purged' OR (key_id IS NOT NULL AND tenant IS NOT NULL))
 );
 CREATE INDEX key_events_key ON rk_apikeys.key_events (tenant, key_id, event_id);
-COMMENT ON TABLE rk_apikeys.key_events IS 'What happened to the keys: append-only, written in the transaction that did it; outlives the key.';
-COMMENT ON COLUMN rk_apikeys.key_events.event_id IS 'Grows with each event.';
-COMMENT ON COLUMN rk_apikeys.key_events.occurred_at IS 'When.';
-COMMENT ON COLUMN rk_apikeys.key_events.tenant IS 'The key''s tenant; NULL for a purge.';
-COMMENT ON COLUMN rk_apikeys.key_events.key_id IS 'The key; NULL for a purge.';
+COMMENT ON TABLE rk_apikeys.key_events IS 'The audit of the keys. Append-only. Each event is written in the transaction of its change, and outlives the key.';
+COMMENT ON COLUMN rk_apikeys.key_events.event_id IS 'A number that grows with each event.';
+COMMENT ON COLUMN rk_apikeys.key_events.occurred_at IS 'The clock time when the event was written.';
+COMMENT ON COLUMN rk_apikeys.key_events.tenant IS 'The key''s tenant. NULL for a purge.';
+COMMENT ON COLUMN rk_apikeys.key_events.key_id IS 'The key id. NULL for a purge.';
 COMMENT ON COLUMN rk_apikeys.key_events.event IS 'created, imported, updated, enabled, disabled, rotated, revoked, deleted or purged.';
 COMMENT ON COLUMN rk_apikeys.key_events.actor IS 'The session user.';
-COMMENT ON COLUMN rk_apikeys.key_events.role IS 'The role that was current.';
-COMMENT ON COLUMN rk_apikeys.key_events.principal IS 'The key that the transaction had authenticated as.';
-COMMENT ON COLUMN rk_apikeys.key_events.client_addr IS 'The database client''s address; NULL over a Unix-domain socket.';
+COMMENT ON COLUMN rk_apikeys.key_events.role IS 'The current role.';
+COMMENT ON COLUMN rk_apikeys.key_events.principal IS 'The id of the key that the transaction had authenticated as.';
+COMMENT ON COLUMN rk_apikeys.key_events.client_addr IS 'The database client''s address. NULL over a Unix-domain socket.';
 COMMENT ON COLUMN rk_apikeys.key_events.application_name IS 'The database client''s application_name.';
-COMMENT ON COLUMN rk_apikeys.key_events.changes IS 'Per changed setting its old and new value; never a digest or secret.';
-COMMENT ON INDEX rk_apikeys.key_events_key IS 'A key''s history.';
+COMMENT ON COLUMN rk_apikeys.key_events.changes IS 'The old and new value of each changed setting. Never a digest or secret.';
+COMMENT ON INDEX rk_apikeys.key_events_key IS 'For the history of one key.';
 COMMENT ON SEQUENCE rk_apikeys.key_events_event_id_seq IS 'Numbers the events.';
 
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage', '');
@@ -111,7 +113,7 @@ COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_usage IS 'A manager reads it
 CREATE POLICY principal ON rk_apikeys.key_usage AS RESTRICTIVE
   TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
   USING ((SELECT rk_apikeys._may_manage()));
-COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A key sees and changes keys only if it has the scope apikeys:manage.';
+COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A principal sees usage only if it has the scope apikeys:manage.';
 
 ALTER TABLE rk_apikeys.key_usage_daily ENABLE ROW LEVEL SECURITY;
 CREATE POLICY all_tenants_read ON rk_apikeys.key_usage_daily FOR SELECT
@@ -124,7 +126,7 @@ COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_usage_daily IS 'A manager re
 CREATE POLICY principal ON rk_apikeys.key_usage_daily AS RESTRICTIVE
   TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
   USING ((SELECT rk_apikeys._may_manage()));
-COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A key sees and changes keys only if it has the scope apikeys:manage.';
+COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A principal sees usage only if it has the scope apikeys:manage.';
 
 ALTER TABLE rk_apikeys.usage_senders ENABLE ROW LEVEL SECURITY;
 CREATE POLICY all_tenants_read ON rk_apikeys.usage_senders FOR SELECT
@@ -143,5 +145,5 @@ COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_events IS 'A manager reads i
 CREATE POLICY principal ON rk_apikeys.key_events AS RESTRICTIVE
   TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
   USING ((SELECT rk_apikeys._may_manage()));
-COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A key sees and changes keys only if it has the scope apikeys:manage.';
+COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A principal sees events only if it has the scope apikeys:manage.';
 

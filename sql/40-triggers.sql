@@ -1,9 +1,10 @@
--- How a key is made, what may change of it, and what is told of it.
+-- The triggers of api_keys. They make a key, refuse changes that are not
+-- allowed, send invalidation messages, and write the events.
 
 CREATE FUNCTION rk_apikeys._keys_make() RETURNS trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_make';
 COMMENT ON FUNCTION rk_apikeys._keys_make() IS
-  'Private: gives a new key its id, token and digest; stores a restored row as it is.';
+  'Private: gives a new key its id, token and digest. Stores a restored row as it is.';
 CREATE TRIGGER api_keys_make BEFORE INSERT ON rk_apikeys.api_keys
   FOR EACH ROW EXECUTE FUNCTION rk_apikeys._keys_make();
 COMMENT ON TRIGGER api_keys_make ON rk_apikeys.api_keys IS 'Gives a new key its id, token and digest.';
@@ -11,36 +12,37 @@ COMMENT ON TRIGGER api_keys_make ON rk_apikeys.api_keys IS 'Gives a new key its 
 CREATE FUNCTION rk_apikeys._keys_guard() RETURNS trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_guard';
 COMMENT ON FUNCTION rk_apikeys._keys_guard() IS
-  'Private: the state machine; moves updated_at when a setting really changes.';
+  'Private: the state machine of a key. Moves updated_at when a setting really changes.';
 CREATE TRIGGER api_keys_guard BEFORE UPDATE ON rk_apikeys.api_keys
   FOR EACH ROW EXECUTE FUNCTION rk_apikeys._keys_guard();
-COMMENT ON TRIGGER api_keys_guard ON rk_apikeys.api_keys IS 'Refuses what may not change.';
+COMMENT ON TRIGGER api_keys_guard ON rk_apikeys.api_keys IS 'Refuses changes that are not allowed.';
 
--- ALWAYS: where replication applies a change, sessions must hear of it too.
+-- ALWAYS, because sessions need the message of a change that replication applies
+-- too.
 CREATE FUNCTION rk_apikeys._keys_settle() RETURNS trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_settle';
 COMMENT ON FUNCTION rk_apikeys._keys_settle() IS
-  'Private: tells every session of a changed key, and deletes the usage of a deleted one.';
+  'Private: sends every session an invalidation message when a key changes. Deletes the usage of a deleted key.';
 CREATE TRIGGER api_keys_settle AFTER UPDATE OR DELETE ON rk_apikeys.api_keys
   FOR EACH ROW EXECUTE FUNCTION rk_apikeys._keys_settle();
 ALTER TABLE rk_apikeys.api_keys ENABLE ALWAYS TRIGGER api_keys_settle;
 COMMENT ON TRIGGER api_keys_settle ON rk_apikeys.api_keys IS
-  'Tells every session of a changed key, and deletes the usage of a deleted one.';
+  'Sends every session an invalidation message when a key changes. Deletes the usage of a deleted key.';
 
 CREATE FUNCTION rk_apikeys._keys_settle_imported() RETURNS trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_settle_imported';
 COMMENT ON FUNCTION rk_apikeys._keys_settle_imported() IS
-  'Private: tells every session that there are imported keys.';
+  'Private: sends every session an invalidation message when an imported key is added.';
 CREATE TRIGGER api_keys_settle_imported AFTER INSERT ON rk_apikeys.api_keys
   FOR EACH ROW WHEN (NEW.digest_kind <> 'native')
   EXECUTE FUNCTION rk_apikeys._keys_settle_imported();
 ALTER TABLE rk_apikeys.api_keys ENABLE ALWAYS TRIGGER api_keys_settle_imported;
 COMMENT ON TRIGGER api_keys_settle_imported ON rk_apikeys.api_keys IS
-  'Tells every session that there are imported keys.';
+  'Sends every session an invalidation message when an imported key is added.';
 
 CREATE FUNCTION rk_apikeys._keys_audit_insert() RETURNS trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_audit_insert';
-COMMENT ON FUNCTION rk_apikeys._keys_audit_insert() IS 'Private: the events created and imported.';
+COMMENT ON FUNCTION rk_apikeys._keys_audit_insert() IS 'Private: writes the events created and imported.';
 CREATE TRIGGER api_keys_audit_insert AFTER INSERT ON rk_apikeys.api_keys
   REFERENCING NEW TABLE AS new_keys
   FOR EACH STATEMENT EXECUTE FUNCTION rk_apikeys._keys_audit_insert();
@@ -49,7 +51,7 @@ COMMENT ON TRIGGER api_keys_audit_insert ON rk_apikeys.api_keys IS 'Writes the e
 CREATE FUNCTION rk_apikeys._keys_audit_update() RETURNS trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_audit_update';
 COMMENT ON FUNCTION rk_apikeys._keys_audit_update() IS
-  'Private: the events updated, enabled, disabled, rotated and revoked.';
+  'Private: writes the events updated, enabled, disabled, rotated and revoked.';
 CREATE TRIGGER api_keys_audit_update AFTER UPDATE ON rk_apikeys.api_keys
   REFERENCING OLD TABLE AS old_keys NEW TABLE AS new_keys
   FOR EACH STATEMENT EXECUTE FUNCTION rk_apikeys._keys_audit_update();
@@ -57,7 +59,7 @@ COMMENT ON TRIGGER api_keys_audit_update ON rk_apikeys.api_keys IS 'Writes the e
 
 CREATE FUNCTION rk_apikeys._keys_audit_delete() RETURNS trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_audit_delete';
-COMMENT ON FUNCTION rk_apikeys._keys_audit_delete() IS 'Private: the event deleted.';
+COMMENT ON FUNCTION rk_apikeys._keys_audit_delete() IS 'Private: writes the event deleted.';
 CREATE TRIGGER api_keys_audit_delete AFTER DELETE ON rk_apikeys.api_keys
   REFERENCING OLD TABLE AS old_keys
   FOR EACH STATEMENT EXECUTE FUNCTION rk_apikeys._keys_audit_delete();

@@ -1,10 +1,11 @@
--- What people and reports read. security_invoker: the tables' policies hold.
+-- Views for people and reports. With security_invoker, the policies of the
+-- tables apply to the caller.
 
 CREATE FUNCTION rk_apikeys.reveal(key_id text) RETURNS text
   LANGUAGE C STABLE PARALLEL RESTRICTED
   AS 'MODULE_PATHNAME', 'rk_apikeys_reveal';
 COMMENT ON FUNCTION rk_apikeys.reveal(text) IS
-  'The token of a key that this transaction has made, to the role that made it; else NULL.';
+  'Returns the token of a key that this transaction has made, to the role that made it. Otherwise returns NULL.';
 
 CREATE FUNCTION rk_apikeys._status(revoked_at timestamptz, enabled boolean,
     expires_at timestamptz, grace_until timestamptz) RETURNS text
@@ -17,27 +18,28 @@ CREATE FUNCTION rk_apikeys._status(revoked_at timestamptz, enabled boolean,
     WHEN grace_until IS NOT NULL THEN 'grace'
     ELSE 'active' END;
 COMMENT ON FUNCTION rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz) IS
-  'Private: the status of a key, in the order in which verify looks; as of the statement''s start.';
+  'Private: the status of a key at the start of the statement, in the order in which verify checks.';
 
--- STABLE, so that the views stay simple to the planner, though memory moves on.
+-- STABLE although shared memory changes meanwhile, because the planner could not
+-- simplify the views with VOLATILE functions in them.
 CREATE FUNCTION rk_apikeys._live_last_used_at(key_id text) RETURNS timestamptz
   LANGUAGE C STABLE STRICT PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_live_last_used_at';
 COMMENT ON FUNCTION rk_apikeys._live_last_used_at(text) IS
-  'Private: the last use that shared memory knows of, for a key of the caller''s tenant; else NULL.';
+  'Private: the last use of a key that shared memory knows. NULL if there is none, or if the caller may not see it.';
 
 CREATE FUNCTION rk_apikeys._live_use_count(key_id text) RETURNS bigint
   LANGUAGE C STABLE STRICT PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_live_use_count';
 COMMENT ON FUNCTION rk_apikeys._live_use_count(text) IS
-  'Private: the uses that shared memory knows of, for a key of the caller''s tenant; else NULL.';
+  'Private: the uses of a key that shared memory knows. NULL if there are none, or if the caller may not see them.';
 
 CREATE FUNCTION rk_apikeys._live_usage(OUT key_id text, OUT last_used_at timestamptz, OUT use_count bigint)
   RETURNS SETOF record
   LANGUAGE C STABLE PARALLEL SAFE ROWS 1000
   AS 'MODULE_PATHNAME', 'rk_apikeys_live_usage';
 COMMENT ON FUNCTION rk_apikeys._live_usage() IS
-  'Private: the same of all keys of the caller''s tenant, but for those of which the tables tell as much.';
+  'Private: the last use and the uses that shared memory knows, for all keys whose usage the caller may see. It can skip a key if the tables have the same values.';
 
 CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
   SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
@@ -55,17 +57,18 @@ CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
     k.created_at, k.created_by, k.updated_at, k.updated_by,
     rk_apikeys.reveal(k.key_id) AS secret
   FROM rk_apikeys.api_keys k;
--- For UPDATE … SET column = DEFAULT; an INSERT takes the table's.
+-- For UPDATE ... SET column = DEFAULT. For other columns, an INSERT takes the
+-- defaults of the table.
 ALTER VIEW rk_apikeys.keys ALTER description SET DEFAULT '', ALTER scopes SET DEFAULT '{}',
   ALTER metadata SET DEFAULT '{}', ALTER enabled SET DEFAULT true;
 COMMENT ON VIEW rk_apikeys.keys IS
-  'The keys, masked: INSERT, UPDATE and DELETE here. secret holds a new key''s token until the transaction ends, and is NULL ever after.';
-COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, but for the last 4 digits.';
-COMMENT ON COLUMN rk_apikeys.keys.status IS 'active, grace (rotated, still accepted), rotated, disabled, expired or revoked.';
-COMMENT ON COLUMN rk_apikeys.keys.expires_in IS 'Time left before expires_at; 0 once it has passed; NULL: for ever.';
-COMMENT ON COLUMN rk_apikeys.keys.last_used_at IS 'The last use that was recorded; NULL: never.';
-COMMENT ON COLUMN rk_apikeys.keys.use_count IS 'Uses recorded.';
-COMMENT ON COLUMN rk_apikeys.keys.secret IS 'The whole token of a key that this transaction has made; else NULL.';
+  'The keys, masked. INSERT, UPDATE and DELETE work on this view. secret holds a new key''s token until the transaction ends, and is NULL ever after.';
+COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits.';
+COMMENT ON COLUMN rk_apikeys.keys.status IS 'active, grace (rotated, but still accepted), rotated, disabled, expired or revoked.';
+COMMENT ON COLUMN rk_apikeys.keys.expires_in IS 'The time left before expires_at. 0 once expires_at has passed. NULL: for ever.';
+COMMENT ON COLUMN rk_apikeys.keys.last_used_at IS 'The last recorded use. NULL: never.';
+COMMENT ON COLUMN rk_apikeys.keys.use_count IS 'Recorded uses.';
+COMMENT ON COLUMN rk_apikeys.keys.secret IS 'The whole token of a key that this transaction has made. Otherwise NULL.';
 
 CREATE VIEW rk_apikeys.active_keys WITH (security_invoker = true) AS
   SELECT key_id, tenant, name, description, environment, masked_key, status, scopes,
@@ -81,7 +84,7 @@ CREATE VIEW rk_apikeys.expiring_keys WITH (security_invoker = true) AS
   WHERE status IN ('active', 'grace')
     AND expires_at <= statement_timestamp() + rk_apikeys._setting_interval('expiring_window');
 COMMENT ON VIEW rk_apikeys.expiring_keys IS
-  'The accepted keys that expire within the setting rk_apikeys.expiring_window.';
+  'The accepted keys that expire within the time of the setting rk_apikeys.expiring_window.';
 
 CREATE VIEW rk_apikeys.stale_keys WITH (security_invoker = true) AS
   SELECT key_id, tenant, name, description, environment, masked_key, status,
@@ -92,13 +95,13 @@ CREATE VIEW rk_apikeys.stale_keys WITH (security_invoker = true) AS
     AND coalesce(last_used_at, created_at)
       < statement_timestamp() - rk_apikeys._setting_interval('stale_after');
 COMMENT ON VIEW rk_apikeys.stale_keys IS
-  'The active keys that nobody has used for the setting rk_apikeys.stale_after, counted from creation if never used.';
+  'The active keys that nobody has used for the time of the setting rk_apikeys.stale_after. For a key that was never used, the time counts from its creation.';
 
 CREATE VIEW rk_apikeys.key_activity WITH (security_invoker = true) AS
   SELECT d.day, d.key_id, d.tenant, k.name, d.environment, d.uses, d.denials
   FROM rk_apikeys.key_usage_daily d LEFT JOIN rk_apikeys.api_keys k USING (key_id);
 COMMENT ON VIEW rk_apikeys.key_activity IS
-  'Uses and denials per key and day (UTC); name is NULL for a key that was deleted.';
+  'Uses and denials per key and day (UTC). name is NULL for a deleted key.';
 
 CREATE FUNCTION rk_apikeys._stats(OUT preloaded boolean,
     OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT disabled bigint,
@@ -109,7 +112,7 @@ CREATE FUNCTION rk_apikeys._stats(OUT preloaded boolean,
     OUT pending_keys bigint, OUT last_flush_at timestamptz, OUT flush_lag_ms bigint) RETURNS record
   LANGUAGE C VOLATILE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_stats';
-COMMENT ON FUNCTION rk_apikeys._stats() IS 'Private: the row of the view stats.';
+COMMENT ON FUNCTION rk_apikeys._stats() IS 'Private: returns the row of the view stats.';
 
 CREATE VIEW rk_apikeys.stats WITH (security_invoker = true) AS
   SELECT preloaded, verified, malformed, unknown, revoked, disabled, expired, rotated, address_denied,
@@ -118,5 +121,5 @@ CREATE VIEW rk_apikeys.stats WITH (security_invoker = true) AS
     flushes, flushed_keys, last_flush_at, flush_lag_ms
   FROM rk_apikeys._stats();
 COMMENT ON VIEW rk_apikeys.stats IS
-  'One row: counters of this server since its start, over all databases; all but preloaded are NULL without shared memory.';
+  'One row: counters of this server since its start, over all databases. Without shared memory, all columns except preloaded are NULL.';
 

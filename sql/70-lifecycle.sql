@@ -1,5 +1,5 @@
--- A key's life as calls. The same can be done by INSERT, UPDATE and DELETE on
--- the view keys; privileges and policies decide in either way.
+-- The lifecycle of a key as function calls. INSERT, UPDATE and DELETE on the view
+-- keys do the same. Privileges and policies decide in both cases.
 
 CREATE FUNCTION rk_apikeys.create_key(name text, description text DEFAULT '',
     expires_at timestamptz DEFAULT NULL, environment text DEFAULT NULL,
@@ -17,7 +17,7 @@ BEGIN ATOMIC
     RETURNING keys.key_id, keys.secret;
 END;
 COMMENT ON FUNCTION rk_apikeys.create_key(text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text) IS
-  'Makes a key and returns its id and, this once, its whole token. The same as INSERT INTO rk_apikeys.keys. Errors: 23514 for what has a wrong shape, 22023 for an expiry in the past or beyond max_lifetime, 42501 for another tenant.';
+  'Makes a key. Returns its id and, only this once, its whole token. The same as INSERT INTO rk_apikeys.keys. Errors: 23514 for a value of wrong shape, 22023 for an expires_at in the past or beyond max_lifetime, 42501 for another tenant.';
 
 CREATE FUNCTION rk_apikeys.rotate_key(key_id text, grace interval DEFAULT '24 hours',
     expires_at timestamptz DEFAULT NULL) RETURNS rk_apikeys.new_key
@@ -35,8 +35,8 @@ BEGIN
             HINT = 'Give an interval from 0 (the old key ends at once) up.';
   END IF;
 
-  -- One statement: of two rotations at once the second waits, finds
-  -- grace_until set, and comes out with no row.
+  -- One statement, so that of two concurrent rotations the second waits, sees
+  -- grace_until set, and gets no row.
   WITH old AS (
     UPDATE rk_apikeys.api_keys k
       SET grace_until = least(now() + rotate_key.grace, k.expires_at)
@@ -73,7 +73,7 @@ BEGIN
             ELSE 'Create a new key.' END;
 END $$;
 COMMENT ON FUNCTION rk_apikeys.rotate_key(text, interval, timestamptz) IS
-  'Makes a successor with the same settings and returns its id and token; the old key is accepted for the time of grace (0: not any more), never longer than it would have been. expires_at is the successor''s; NULL: as the old key''s, within max_lifetime. Errors: 42704 no such key, 55000 the key is revoked, expired or rotated already, 22023 negative grace.';
+  'Makes a successor with the same settings. Returns the successor''s id and token. The old key stays good for the time of grace (0: it ends at once), but never beyond its own expires_at. expires_at: the successor''s expiry; NULL: the old key''s, within max_lifetime. Errors: 42704 no such key, 55000 the key is revoked, expired or already rotated, 22023 negative grace.';
 
 CREATE FUNCTION rk_apikeys.revoke_key(key_id text, reason text DEFAULT NULL) RETURNS boolean
   LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -93,9 +93,9 @@ BEGIN
   RETURN false;
 END $$;
 COMMENT ON FUNCTION rk_apikeys.revoke_key(text, text) IS
-  'Ends a key for good. True if this call did it, false if it was revoked before. Errors: 42704 no such key.';
+  'Ends a key for good. True if this call revoked the key, false if it was revoked before. Errors: 42704 no such key.';
 
--- A key id in the wrong place may be a token: the message shows it masked.
+-- The caller may have given a token as key id, so the message shows it masked.
 CREATE FUNCTION rk_apikeys._no_such_key(key_id text) RETURNS void
   LANGUAGE plpgsql VOLATILE PARALLEL SAFE
   SET search_path = pg_catalog, pg_temp
@@ -106,7 +106,7 @@ BEGIN
           HINT = 'The key id is the third part of the token; see the view rk_apikeys.keys.';
 END $$;
 COMMENT ON FUNCTION rk_apikeys._no_such_key(text) IS
-  'Private: raises 42704, the same for another tenant''s key as for none.';
+  'Private: raises 42704. The error is the same for another tenant''s key as for a key that does not exist.';
 
 CREATE FUNCTION rk_apikeys.import_key(name text, digest bytea, digest_kind text,
     hint text DEFAULT NULL, description text DEFAULT '', expires_at timestamptz DEFAULT NULL,
@@ -116,25 +116,25 @@ CREATE FUNCTION rk_apikeys.import_key(name text, digest bytea, digest_kind text,
   LANGUAGE C VOLATILE PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_import_key';
 COMMENT ON FUNCTION rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text) IS
-  'Adds a key that was issued elsewhere and returns its key id. digest: of the full token, of 16 to 512 bytes; digest_kind: sha256 or sha512; hint: up to 4 last characters of the token, to show. Errors: 22023 for a digest that does not fit its kind, else as create_key.';
+  'Adds a key that was issued elsewhere. Returns its key id. digest: of the full token, which has 16 to 512 bytes. digest_kind: sha256 or sha512. hint: up to 4 last characters of the token, to show. Errors: 22023 for a digest that does not fit its kind, else as create_key.';
 
 CREATE FUNCTION rk_apikeys.purge_keys(older_than interval) RETURNS bigint
   LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_purge_keys';
 COMMENT ON FUNCTION rk_apikeys.purge_keys(interval) IS
-  'Deletes the keys that have been revoked, expired or rotated for longer than that; returns how many. Errors: 22023 if negative.';
+  'Deletes the keys that have been revoked, expired or rotated for longer than older_than. Returns the number of deleted keys. Errors: 22023 if negative.';
 
 CREATE FUNCTION rk_apikeys.purge_events(older_than interval) RETURNS bigint
   LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_purge_events';
 COMMENT ON FUNCTION rk_apikeys.purge_events(interval) IS
-  'Deletes the events older than that, leaving one event purged; returns how many. Errors: 22023 if negative.';
+  'Deletes the events that are older than older_than, and leaves one event purged. Returns the number of deleted events. Errors: 22023 if negative.';
 
 CREATE FUNCTION rk_apikeys.flush_usage() RETURNS bigint
   LANGUAGE C VOLATILE PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_flush_usage';
 COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
-  'Writes what shared memory holds of this database''s keys to key_usage and key_usage_daily now; returns how many keys. 0 without shared memory, or if another flush is under way. Commit soon: other flushes wait their turn until then.';
+  'Writes the usage of this database''s keys from shared memory to key_usage and key_usage_daily now. Returns the number of keys. Returns 0 without shared memory, or while another flush is running. Commit soon, because other flushes wait until then.';
 
 CREATE FUNCTION rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text[], environments text[],
     last_used_at timestamptz[], addrs inet[], uses bigint[], denials bigint[],
@@ -143,10 +143,10 @@ CREATE FUNCTION rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text
   LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE ROWS 1000
   AS 'MODULE_PATHNAME', 'rk_apikeys_receive_usage';
 COMMENT ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[], bigint[], bigint[]) IS
-  'Writes a batch of usage that a standby or subscriber has counted; the server itself calls it, as the role of its rk_apikeys.primary_conninfo. Per key that was written, its place in the batch and its counts now; NULLs if there is no such key. A batch that comes again counts once. Errors: 22023 for what is no batch, 55P03 while another flush is under way.';
+  'Writes a batch of usage that a standby or subscriber has counted. The sending server calls it, as the role of its rk_apikeys.primary_conninfo. Returns for each written key its position in the batch and its counts now, or NULLs if the key does not exist. A batch that is sent again counts once. Errors: 22023 for an invalid batch, 55P03 while another flush is running.';
 
--- The names of pgcrypto's functions are resolved here, once, with its schema on
--- the path.
+-- PostgreSQL resolves the names of pgcrypto's functions here, once, with the
+-- schema of pgcrypto on search_path.
 SELECT set_config('search_path', format('pg_catalog, %s, pg_temp', extnamespace::regnamespace), true)
   FROM pg_extension WHERE extname = 'pgcrypto';
 CREATE FUNCTION rk_apikeys.seal(secret text, pgp_public_key text) RETURNS text
@@ -156,5 +156,5 @@ BEGIN ATOMIC
 END;
 SET LOCAL search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION rk_apikeys.seal(text, text) IS
-  'The secret as an OpenPGP message (RFC 4880, armoured) that only the owner of the armoured public key can read. Errors: those of pgcrypto for what is no key.';
+  'Returns the secret as an OpenPGP message (RFC 4880, armoured). Only the owner of the armoured public key can read the message. Errors: those of pgcrypto for an invalid key.';
 

@@ -3,7 +3,7 @@ CREATE FUNCTION rk_apikeys._page(query text, search text, status text, environme
   LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 25
   AS 'MODULE_PATHNAME', 'rk_apikeys_page';
 COMMENT ON FUNCTION rk_apikeys._page(text, text, text, text, text, text, text, boolean) IS
-  'Private: runs the query that list_keys has written, with the caller''s rights, by a plan that is kept.';
+  'Private: runs the query that list_keys has built, with the caller''s rights, and keeps its plan.';
 
 CREATE FUNCTION rk_apikeys.list_keys(search text DEFAULT NULL, status text DEFAULT NULL,
     environment text DEFAULT NULL, sort_by text DEFAULT 'created_at',
@@ -69,7 +69,7 @@ BEGIN
     usage_join := 'LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
             LEFT JOIN rk_apikeys._live_usage() l ON l.key_id = k.key_id';
   END IF;
-  -- A key id and an environment are ASCII, which Turkish would fold otherwise.
+  -- Key ids and environments are ASCII. A Turkish locale would fold "I" otherwise.
   IF search <> '' THEN
     conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0
       OR strpos(lower(k.description), lower($1)) > 0
@@ -85,7 +85,8 @@ BEGIN
   END IF;
 
   IF after IS NOT NULL THEN
-    -- It gives a position, nothing more: what can be seen is decided afresh.
+    -- A cursor gives only a position. Policies decide anew which rows the caller
+    -- sees.
     BEGIN
       position := regexp_match(convert_from(decode(after, 'hex'), 'UTF8'),
         '^([a-z_]+)([+-])([0-9A-Za-z]{12})(?:=(.*))?$');
@@ -108,15 +109,16 @@ BEGIN
     IF start_value IS NULL THEN
       conditions := conditions || format(' AND %s IS NULL AND k.key_id %s $5', expression, beyond);
     ELSE
-      -- Where all keys are compared with it, it is parsed once and not for each.
+      -- If every key is compared with the cursor's value, the sub-select parses it
+      -- once, not once per key.
       conditions := conditions || format(' AND ((%s, k.key_id) %s (%s, $5)%s)', expression, beyond,
         format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN '$4::%s' ELSE '(SELECT $4::%s)' END, type),
         CASE WHEN nullable THEN format(' OR %s IS NULL', expression) ELSE '' END);
     END IF;
   END IF;
 
-  -- Where an index has the order, a page is read off the view; else the sort is
-  -- kept narrow, and its page joined to the view.
+  -- If an index has the order, read the page from the view. Otherwise sort
+  -- narrow rows, then join the page to the view.
   page := format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN $q$
       (SELECT k.*, %1$s AS sort_value FROM rk_apikeys.keys k
         WHERE true %3$s
@@ -144,5 +146,5 @@ BEGIN
     search, status, environment, start_value, start_key, sort_by, descending);
 END $$;
 COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS
-  'A page of the keys that the caller can see, without secrets. search: in name, description, key id and environment, any case, taken literally; sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status, NULLs last, ties by key_id; page_size: 1 to 1000; after: the cursor of the last row of the page before. Errors: 22023.';
+  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
 

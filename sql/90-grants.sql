@@ -4,7 +4,7 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA rk_apikeys FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA rk_apikeys FROM PUBLIC;
 GRANT USAGE ON SCHEMA rk_apikeys TO PUBLIC;
 
--- Any role: tokens as text, and what a session is.
+-- Any role: tokens as text, and the session's tenant and principal.
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.generate_token(text, text), rk_apikeys.is_well_formed(text), rk_apikeys.mask(text),
   rk_apikeys.hash_token(text), rk_apikeys.digest_equal(bytea, bytea),
@@ -13,14 +13,14 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys.current_scopes(), rk_apikeys.has_scope(text)
   TO PUBLIC;
 
--- A backend: verify, and end a leaked token.
+-- A backend: verify tokens, and revoke a leaked token.
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.verify(text), rk_apikeys.verify_key(text, text, inet, integer),
   rk_apikeys.authenticate(text, text, inet),
   rk_apikeys.revoke_token(text, text)
   TO rk_apikeys_verifier, rk_apikeys_admin;
 
--- Whoever reads: masked keys, usage, events.
+-- Roles that read: masked keys, usage, events.
 GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_keys,
   rk_apikeys.stale_keys, rk_apikeys.key_activity,
   rk_apikeys.key_usage, rk_apikeys.key_usage_daily, rk_apikeys.key_events
@@ -37,7 +37,7 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._page(text, text, text, text, text, text, text, boolean)
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 
--- Whoever manages: policies decide on which keys.
+-- Roles that manage keys. Policies decide which keys.
 GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
     metadata, enabled, expires_at, replaces),
   UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
@@ -56,11 +56,12 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._default_environment(), rk_apikeys._no_such_key(text)
   TO rk_apikeys_manager, rk_apikeys_admin;
 
--- Counters of the whole server tell of every tenant.
+-- Roles of all tenants only, because counters of the whole server cover every
+-- tenant.
 GRANT SELECT ON rk_apikeys.stats, rk_apikeys.usage_senders TO rk_apikeys_auditor, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION rk_apikeys._stats() TO rk_apikeys_auditor, rk_apikeys_admin;
 
--- The administrator alone: these write with the owner's rights.
+-- Administrators only, because these functions write with the owner's rights.
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer,
     interval, jsonb, text),
@@ -69,7 +70,7 @@ GRANT EXECUTE ON FUNCTION
     bigint[], bigint[])
   TO rk_apikeys_admin;
 
--- Nobody: the triggers' functions.
+-- Nobody: the functions of the triggers.
 REVOKE ALL ON FUNCTION
   rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
   rk_apikeys._keys_settle_imported(), rk_apikeys._keys_audit_insert(),

@@ -119,12 +119,11 @@ BEGIN
     usage_join := 'LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
             LEFT JOIN rk_apikeys._live_usage() l ON l.key_id = k.key_id';
   END IF;
-  -- A key id and an environment are ASCII, which Turkish would fold otherwise.
   IF search <> '' THEN
     conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0
       OR strpos(lower(k.description), lower($1)) > 0
-      OR strpos(lower(k.key_id), lower($1 COLLATE "C")) > 0
-      OR strpos(k.environment, lower($1 COLLATE "C")) > 0)$c$;
+      OR strpos(lower(k.key_id), lower($1)) > 0
+      OR strpos(k.environment, lower($1)) > 0)$c$;
   END IF;
   IF status IS NOT NULL THEN
     conditions := conditions ||

@@ -7,7 +7,7 @@
  * Prints TAP.  It includes the source that it tests, and is compiled with the
  * server's headers.
  */
-#include "../../src/limiter.c"
+#include "../../src/base/limiter.c"
 
 #include <stdio.h>
 #include <stdlib.h>

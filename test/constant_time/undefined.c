@@ -13,8 +13,8 @@
 
 #include <valgrind/memcheck.h>
 
-#include "digest.h"
-#include "token.h"
+#include "token/digest.h"
+#include "token/token.h"
 
 /* Kept by the compiler from knowing what is compared with what. */
 static int	(*volatile plain_memcmp) (const void *, const void *, size_t) = memcmp;

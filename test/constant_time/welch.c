@@ -12,7 +12,7 @@
 #include <math.h>
 #include <time.h>
 
-#include "digest.h"
+#include "token/digest.h"
 
 #define LEN DIGEST_SHA512_LEN
 #define CALLS 8					/* per sample */

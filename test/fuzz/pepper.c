@@ -5,7 +5,7 @@
  */
 #include "server.h"
 
-#include "../../src/pepper.c"
+#include "../../src/token/pepper.c"
 
 int
 LLVMFuzzerTestOneInput(const uint8 *data, size_t size)

@@ -1,6 +1,6 @@
 /*
  * redact.c
- *		Fuzzes src/redact.c: what becomes of a message on its way to the log, of
+ *		Fuzzes src/server/redact.c: what becomes of a message on its way to the log, of
  *		its statement and of the backend's activity.  Its functions are static,
  *		so the file is included.
  *
@@ -13,7 +13,7 @@
 static bool no_memory;
 
 #define malloc(size) (no_memory ? NULL : malloc(size))
-#include "../../src/redact.c"
+#include "../../src/server/redact.c"
 #undef malloc
 
 /* What the first byte says. */
@@ -22,7 +22,7 @@ static bool no_memory;
 #define HIDDEN 0x04
 
 /* The server's, and the extension's setting. */
-bool		rk_apikeys_redact_logs;
+bool		settings_redact_logs;
 const char *debug_query_string;
 char	   *application_name;
 PgBackendStatus *MyBEEntry;
@@ -124,7 +124,7 @@ LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 		return 0;
 	server_seed(size);
 	split(expanded, texts_expand(data + 1, size - 1, expanded), texts);
-	rk_apikeys_redact_logs = !(*data & REDACT_OFF);
+	settings_redact_logs = !(*data & REDACT_OFF);
 	no_memory = *data & NO_MEMORY;
 	hidden = edata.hide_stmt = *data & HIDDEN;
 	edata.message = texts[MESSAGE].now;
@@ -157,7 +157,7 @@ LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 		if (texts[i].now == NULL)
 			continue;
 		/* others still read the statement as it came */
-		if (!rk_apikeys_redact_logs || i == STATEMENT ||
+		if (!settings_redact_logs || i == STATEMENT ||
 			(i == ACTIVITY && MyBEEntry == NULL))
 			check_unchanged(texts[i].now, &texts[i]);
 		else
@@ -167,7 +167,7 @@ LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 			check_wiped(&texts[i]);
 		}
 	}
-	if (rk_apikeys_redact_logs && suspected && !hidden)
+	if (settings_redact_logs && suspected && !hidden)
 	{
 		HOLDS(edata.hide_stmt == no_memory);
 		HOLDS((debug_query_string == texts[STATEMENT].now) == no_memory);

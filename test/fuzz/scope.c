@@ -1,6 +1,6 @@
 /*
  * scope.c
- *		Fuzzes verify_scope_granted() of src/verify.c: lines, the first of them
+ *		Fuzzes grant_scope() of src/base/grant.c: lines, the first of them
  *		the scope that is wanted, the others those that the key has.
  */
 #include "server.h"
@@ -9,8 +9,7 @@
 #include "utils/array.h"
 
 #include "compat.h"
-#include "store.h"
-#include "verify.h"
+#include "base/grant.h"
 
 #define SCOPES_MAX 64
 
@@ -88,7 +87,7 @@ LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 			grants(VARDATA_ANY(elements[i]), VARSIZE_ANY_EXHDR(elements[i]),
 				   VARDATA_ANY(wanted), VARSIZE_ANY_EXHDR(wanted)))
 			expected = true;
-	HOLDS(verify_scope_granted((ArrayType *) elements, wanted) == expected);
+	HOLDS(grant_scope((ArrayType *) elements, wanted) == expected);
 	free(wanted);
 	for (int i = 0; i < count; i++)
 		free(DatumGetPointer(elements[i]));

@@ -8,7 +8,7 @@
 #include "server.h"
 
 #include "texts.h"
-#include "token.h"
+#include "token/token.h"
 
 static const char *const names[] = {"rk", "a", "prod", "z9", "abcdefghijklmnop", "stage"};
 

@@ -1,11 +1,11 @@
 /*
  * token.c
- *		Fuzzes src/token.c: parse, make, mask, find, redact.
+ *		Fuzzes src/token/token.c: parse, make, mask, find, redact.
  */
 #include "server.h"
 
 #include "texts.h"
-#include "token.h"
+#include "token/token.h"
 
 /* What a masked token shows of the secret: four digits. */
 static void

@@ -3,7 +3,7 @@
 #   core_search.pl CORE MAPS SECRET TOKEN ROLE_OID
 #
 # Prints `KIND COUNT` for each kind of memory: own (the library's data), stack, shared, other (other libraries' data), heap, server
-# (the server's own static data), and for issued: the records of src/issued.c (role, length, token), in any memory. A piece of
+# (the server's own static data), and for issued: the records of src/key/issued.c (role, length, token), in any memory. A piece of
 # 16 digits counts, and touching pieces count once. MAPS is the process's /proc/PID/maps.
 use strict;
 use warnings;

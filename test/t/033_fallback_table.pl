@@ -114,7 +114,7 @@ SKIP:
 	my $pid = $session->query_safe('SELECT pg_backend_pid()');
 	code($session, $used) foreach 1 .. 3;
 	$session->quit;
-	is(scalar(logged($node, qr/\[$pid\] .*could not have shared memory for the use of API keys: .*Permission denied/)), 1,
+	is(scalar(logged($node, qr/\[$pid\] .*could not get shared memory for the use of API keys: .*Permission denied/)), 1,
 		'a session tells once that it does without shared memory');
 }
 chmod 0700, $folder;

@@ -1,4 +1,4 @@
-# test/t/050_upgrade.pl: an update from the first release ends where a fresh install does, while sessions verify; library and SQL of
+# test/t/050_upgrade.pl: an update from each release ends where a fresh install does, while sessions verify. The library and the SQL of
 # different releases work together, or refuse to.
 use strict;
 use warnings;
@@ -11,7 +11,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-install_version('rk_apikeys--0.1.sql', slurp_file("$FindBin::Bin/../upgrade/rk_apikeys--0.1.sql"));
+my @releases = map { m{rk_apikeys--([\d.]+)\.sql$} } sort glob "$FindBin::Bin/../upgrade/rk_apikeys--*.sql";
+install_version("rk_apikeys--$_.sql", slurp_file("$FindBin::Bin/../upgrade/rk_apikeys--$_.sql")) foreach @releases;
 
 my $node = rk_initdb('upgrade', PRELOAD, "rk_apikeys.usage_flush_interval = '100ms'");
 $node->safe_psql('postgres', "CREATE DATABASE $_") foreach 'fresh', 'updated';
@@ -27,6 +28,14 @@ cmp_ok(scalar @$fresh, '>', 1000, 'the catalog tells much of an extension');
 isnt(join("\n", @$first), join("\n", @$fresh), 'and that the first release is another');
 $node->safe_psql('updated', 'ALTER EXTENSION rk_apikeys UPDATE');
 same_catalog($fresh, catalog($node, 'updated'), 'an updated extension is the same as a fresh one');
+foreach my $release (@releases)
+{
+	$node->safe_psql('postgres', 'CREATE DATABASE since');
+	$node->safe_psql('since', "CREATE EXTENSION rk_apikeys VERSION '$release' CASCADE");
+	$node->safe_psql('since', 'ALTER EXTENSION rk_apikeys UPDATE');
+	same_catalog($fresh, catalog($node, 'since'), "an extension that is updated from $release, too");
+	$node->safe_psql('postgres', 'DROP DATABASE since');
+}
 # Each kind of change shows
 foreach my $change (
 	q{COMMENT ON COLUMN rk_apikeys.api_keys.name IS 'x'},
@@ -48,11 +57,15 @@ foreach my $change (
 	isnt(join("\n", @{ catalog($node, 'changed') }), join("\n", @$fresh), "the comparison sees: $change");
 }
 
-# The library with the SQL of the first release, before and after the update
-$node->safe_psql('postgres', 'DROP EXTENSION rk_apikeys');
-$node->safe_psql('postgres', q{CREATE EXTENSION rk_apikeys VERSION '0.1'});
-my $token = keys_of_every_state($node);
-is_deeply(verdicts($node, $token), expected_verdicts(), 'every verdict with the SQL of 0.1');
+# The library with the SQL of earlier releases, the first one before and after the update
+my $token;
+foreach my $release (reverse @releases)
+{
+	$node->safe_psql('postgres', 'DROP EXTENSION rk_apikeys');
+	$node->safe_psql('postgres', "CREATE EXTENSION rk_apikeys VERSION '$release'");
+	$token = keys_of_every_state($node);
+	is_deeply(verdicts($node, $token), expected_verdicts(), "every verdict with the SQL of $release");
+}
 is($node->safe_psql('postgres', "SELECT rk_apikeys.verify('$token->{active}')"), 't', 'verify too');
 is(sql_as($node, 'acme', q{SELECT use_count FROM rk_apikeys.keys WHERE name = 'active'}), '2', 'use is counted');
 is(sql_as($node, 'acme', q{SELECT count(*), count(secret) FROM rk_apikeys.keys}), '10|0', 'the views');

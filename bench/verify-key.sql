@@ -1,0 +1,2 @@
+-- What a backend calls: the verdict with every column.
+SELECT * FROM rk_apikeys.verify_key(:token, 'records:read');

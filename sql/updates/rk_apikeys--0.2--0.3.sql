@@ -1,0 +1,370 @@
+\echo Use "ALTER EXTENSION rk_apikeys UPDATE TO '0.3'" to load this file. \quit
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+CREATE OR REPLACE FUNCTION rk_apikeys.rotate_key(key_id text, grace interval DEFAULT '24 hours',
+    expires_at timestamptz DEFAULT NULL) RETURNS rk_apikeys.new_key
+  LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+  SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+  made rk_apikeys.new_key;
+  seen record;
+BEGIN
+  IF grace IS NULL OR grace < '0' THEN
+    RAISE EXCEPTION 'grace cannot be %', coalesce(grace::text, 'null')
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Give an interval from 0 (the old key ends at once) up.';
+  END IF;
+
+  -- One statement, so that of two concurrent rotations the second waits, sees
+  -- grace_until set, and gets no row.
+  WITH old AS (
+    UPDATE rk_apikeys.api_keys k
+      SET grace_until = least(now() + rotate_key.grace, k.expires_at)
+      WHERE k.key_id = rotate_key.key_id
+        AND k.revoked_at IS NULL AND k.grace_until IS NULL
+        AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+      RETURNING k.key_id, k.tenant, k.name, k.description, k.environment, k.scopes, k.allowed_cidrs,
+        k.rate_limit, k.rate_window, k.metadata, k.enabled, k.expires_at
+  )
+  INSERT INTO rk_apikeys.keys AS new (replaces, tenant, name, description, environment, scopes,
+      allowed_cidrs, rate_limit, rate_window, metadata, enabled, expires_at)
+    SELECT o.key_id, o.tenant, o.name, o.description, o.environment, o.scopes, o.allowed_cidrs,
+        o.rate_limit, o.rate_window, o.metadata, o.enabled,
+        coalesce(rotate_key.expires_at,
+          least(o.expires_at, now() + rk_apikeys._setting_interval('max_lifetime')))
+      FROM old o
+    RETURNING new.key_id, new.secret INTO made;
+  IF FOUND THEN
+    RETURN made;
+  END IF;
+
+  SELECT k.revoked_at, k.grace_until INTO seen
+    FROM rk_apikeys.api_keys k WHERE k.key_id = rotate_key.key_id;
+  IF NOT FOUND THEN
+    PERFORM rk_apikeys._no_such_key(rotate_key.key_id);
+  END IF;
+  RAISE EXCEPTION 'API key "%" cannot be rotated: it %', rotate_key.key_id,
+      CASE WHEN seen.revoked_at IS NOT NULL THEN 'is revoked'
+           WHEN seen.grace_until IS NOT NULL THEN 'was rotated already'
+           ELSE 'has expired' END
+    USING ERRCODE = 'object_not_in_prerequisite_state',
+          HINT = CASE WHEN seen.revoked_at IS NULL AND seen.grace_until IS NOT NULL
+            THEN 'Rotate its successor, which is the key that replaces it.'
+            ELSE 'Create a new key.' END;
+END $$;
+
+CREATE OR REPLACE FUNCTION rk_apikeys.list_keys(search text DEFAULT NULL, status text DEFAULT NULL,
+    environment text DEFAULT NULL, sort_by text DEFAULT 'created_at',
+    descending boolean DEFAULT false, page_size integer DEFAULT 25,
+    after text DEFAULT NULL) RETURNS SETOF rk_apikeys.listed_key
+  LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+  SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  -- The expression to sort by, its type, and whether it can be NULL.
+  expression text;
+  type text := 'timestamptz';
+  nullable boolean := false;
+  usage_join text := '';
+  direction text := CASE WHEN descending THEN 'DESC' ELSE 'ASC' END;
+  beyond text := CASE WHEN descending THEN '<' ELSE '>' END;
+  conditions text := '';
+  page text;
+  position text[];
+  start_value text;
+  start_key text;
+BEGIN
+  IF sort_by IN ('name', 'environment') THEN
+    expression := 'k.' || sort_by;
+    type := 'text';
+  ELSIF sort_by = 'key_id' THEN
+    expression := 'k.key_id';
+    type := 'text COLLATE "C"';
+  ELSIF sort_by IN ('created_at', 'updated_at') THEN
+    expression := 'k.' || sort_by;
+  ELSIF sort_by = 'expires_at' THEN
+    expression := 'k.expires_at';
+    nullable := true;
+  ELSIF sort_by = 'last_used_at' THEN
+    expression := 'greatest(u.last_used_at, l.last_used_at)';
+    nullable := true;
+  ELSIF sort_by = 'use_count' THEN
+    expression := 'greatest(u.use_count, l.use_count, 0)';
+    type := 'bigint';
+  ELSIF sort_by = 'status' THEN
+    expression := 'rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until)';
+    type := 'text';
+  ELSE
+    RAISE EXCEPTION 'cannot sort by "%"', coalesce(left(rk_apikeys.redact(sort_by), 80), 'null')
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Use name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status.';
+  END IF;
+  IF descending IS NULL THEN
+    RAISE EXCEPTION 'descending cannot be null'
+      USING ERRCODE = 'invalid_parameter_value', HINT = 'Use true or false.';
+  END IF;
+  IF page_size IS NULL OR page_size NOT BETWEEN 1 AND 1000 THEN
+    RAISE EXCEPTION 'page_size cannot be %', coalesce(page_size::text, 'null')
+      USING ERRCODE = 'invalid_parameter_value', HINT = 'Use 1 to 1000.';
+  END IF;
+  IF status NOT IN ('active', 'grace', 'rotated', 'disabled', 'expired', 'revoked') THEN
+    RAISE EXCEPTION 'there is no status "%"', left(rk_apikeys.redact(status), 80)
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Use active, grace, rotated, disabled, expired or revoked.';
+  END IF;
+
+  IF expression LIKE '%u.%' THEN
+    usage_join := 'LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
+            LEFT JOIN rk_apikeys._live_usage() l ON l.key_id = k.key_id';
+  END IF;
+  -- Key ids and environments are ASCII. A Turkish locale would fold "I" otherwise.
+  IF search <> '' THEN
+    conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0
+      OR strpos(lower(k.description), lower($1)) > 0
+      OR strpos(lower(k.key_id), lower($1 COLLATE "C")) > 0
+      OR strpos(k.environment, lower($1 COLLATE "C")) > 0)$c$;
+  END IF;
+  IF status IS NOT NULL THEN
+    conditions := conditions ||
+      ' AND rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) = $2';
+  END IF;
+  IF environment IS NOT NULL THEN
+    conditions := conditions || ' AND k.environment = $3';
+  END IF;
+
+  IF after IS NOT NULL THEN
+    -- A cursor gives only a position. Policies decide anew which rows the caller
+    -- sees.
+    BEGIN
+      position := regexp_match(convert_from(decode(after, 'hex'), 'UTF8'),
+        '^([a-z_]+)([+-])([0-9A-Za-z]{12})(?:=(.*))?$');
+      start_key := position[3];
+      start_value := position[4];
+      IF start_value IS NOT NULL AND type NOT LIKE 'text%' THEN
+        EXECUTE 'SELECT $1::' || type USING start_value;
+      END IF;
+    EXCEPTION WHEN data_exception OR character_not_in_repertoire OR syntax_error THEN
+      position := NULL;
+    END;
+    IF position[1] IS DISTINCT FROM sort_by
+       OR position[2] IS DISTINCT FROM (CASE WHEN descending THEN '-' ELSE '+' END)
+       OR (start_value IS NULL AND NOT nullable) THEN
+      RAISE EXCEPTION 'cursor is not one of this list'
+        USING ERRCODE = 'invalid_parameter_value',
+              DETAIL = 'A cursor goes on only with the sort_by and descending that it came from.',
+              HINT = 'Take the cursor of the last row of a page, or start without one.';
+    END IF;
+    IF start_value IS NULL THEN
+      conditions := conditions || format(' AND %s IS NULL AND k.key_id %s $5', expression, beyond);
+    ELSE
+      -- If every key is compared with the cursor's value, the sub-select parses it
+      -- once, not once per key.
+      conditions := conditions || format(' AND ((%s, k.key_id) %s (%s, $5)%s)', expression, beyond,
+        format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN '$4::%s' ELSE '(SELECT $4::%s)' END, type),
+        CASE WHEN nullable THEN format(' OR %s IS NULL', expression) ELSE '' END);
+    END IF;
+  END IF;
+
+  -- If an index has the order, read the page from the view. Otherwise sort
+  -- narrow rows, then join the page to the view.
+  page := format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN $q$
+      (SELECT k.*, %1$s AS sort_value FROM rk_apikeys.keys k
+        WHERE true %3$s
+        ORDER BY %1$s %4$s, k.key_id %4$s LIMIT %6$s)$q$
+    ELSE $q$
+      (SELECT v.*, p.sort_value
+        FROM (SELECT k.key_id, %1$s AS sort_value
+            FROM rk_apikeys.api_keys k %2$s
+            WHERE true %3$s
+            ORDER BY %1$s %4$s %5$s, k.key_id %4$s LIMIT %6$s) p
+          JOIN rk_apikeys.keys v ON v.key_id = p.key_id)$q$ END,
+    expression, usage_join, conditions, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END, page_size);
+  RETURN QUERY SELECT * FROM rk_apikeys._page(format($q$
+    SELECT v.key_id, v.tenant, v.name, v.description, v.environment, v.masked_key, v.status, v.enabled,
+        v.scopes, v.allowed_cidrs, v.rate_limit, v.rate_window, v.metadata, v.expires_at, v.expires_in,
+        greatest(u.last_used_at, rk_apikeys._live_last_used_at(v.key_id)),
+        greatest(u.use_count, rk_apikeys._live_use_count(v.key_id), 0),
+        v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
+        v.created_at, v.created_by, v.updated_at, v.updated_by,
+        encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || v.key_id
+          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'UTF8'), 'hex')
+      FROM %s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
+      ORDER BY v.sort_value %s %s, v.key_id %2$s$q$,
+      page, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END),
+    search, status, environment, start_value, start_key, sort_by, descending);
+END $$;
+
+-- The words of 0.3.
+COMMENT ON TYPE rk_apikeys.verdict IS
+  'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set.';
+COMMENT ON TYPE rk_apikeys.new_key IS
+  'The result of create_key and rotate_key. secret is the whole token, shown only this once.';
+COMMENT ON TYPE rk_apikeys.listed_key IS
+  'A row of list_keys: the columns of the view keys except secret, and cursor. To get the next page, give the cursor of a page''s last row as "after".';
+COMMENT ON FUNCTION rk_apikeys.current_tenant() IS
+  'The tenant whose keys this session manages: the principal''s tenant, else the setting rk_apikeys.tenant, else the name of the current role. NULL if the principal''s key is no longer good. Only for rk_apikeys'' own tables. Policies on other tables must not rest on it.';
+COMMENT ON FUNCTION rk_apikeys.current_key_id() IS
+  'The id of the key that this transaction has authenticated as. NULL without such a key, or if the key is no longer good.';
+COMMENT ON FUNCTION rk_apikeys.current_key_tenant() IS
+  'The tenant of the key that this transaction has authenticated as. NULL without such a key, or if the key is no longer good.';
+COMMENT ON FUNCTION rk_apikeys.current_scopes() IS
+  'The scopes of the key that this transaction has authenticated as. NULL without such a key, or if the key is no longer good.';
+COMMENT ON FUNCTION rk_apikeys.has_scope(text) IS
+  'Whether the key that this transaction has authenticated as has the scope, by its own name, by a:* or by *. False without such a key, or if the key is no longer good.';
+COMMENT ON FUNCTION rk_apikeys._may_manage() IS
+  'Private: false if a principal is set that lacks the scope apikeys:manage or is no longer good.';
+COMMENT ON FUNCTION rk_apikeys._no_principal() IS
+  'Private: false if a principal is set, even one that is no longer good. While it is false, no role reaches other tenants.';
+COMMENT ON FUNCTION rk_apikeys._setting_interval(text) IS
+  'Private: the value of the setting expiring_window, stale_after or max_lifetime. NULL if max_lifetime is 0.';
+COMMENT ON TABLE rk_apikeys.api_keys IS 'The API keys: settings and digests. People use the view keys instead.';
+COMMENT ON COLUMN rk_apikeys.api_keys.key_id IS 'The public part of the token: 12 base62 digits, safe to log.';
+COMMENT ON COLUMN rk_apikeys.api_keys.tenant IS 'The owner of the key.';
+COMMENT ON COLUMN rk_apikeys.api_keys.name IS 'A name for people: 1 to 200 characters.';
+COMMENT ON COLUMN rk_apikeys.api_keys.description IS 'The purpose of the key: up to 2000 characters.';
+COMMENT ON COLUMN rk_apikeys.api_keys.prefix IS 'The first part of the token: the setting token_prefix when the key was made.';
+COMMENT ON COLUMN rk_apikeys.api_keys.environment IS 'The second part of the token, such as dev, stage or prod.';
+COMMENT ON COLUMN rk_apikeys.api_keys.scopes IS 'The permissions of the key: names such as records:read, records:* or *.';
+COMMENT ON COLUMN rk_apikeys.api_keys.allowed_cidrs IS 'The networks from which the key may be used. NULL: any network.';
+COMMENT ON COLUMN rk_apikeys.api_keys.rate_limit IS 'The uses that are allowed per rate_window. NULL: no limit.';
+COMMENT ON COLUMN rk_apikeys.api_keys.rate_window IS 'The time to which rate_limit applies.';
+COMMENT ON COLUMN rk_apikeys.api_keys.metadata IS 'Any data of the product: a JSON object of up to 8 kB.';
+COMMENT ON COLUMN rk_apikeys.api_keys.enabled IS 'The toggle: verify refuses a key that is not enabled.';
+COMMENT ON COLUMN rk_apikeys.api_keys.expires_at IS 'The key is good before this time. NULL: for ever.';
+COMMENT ON COLUMN rk_apikeys.api_keys.replaces IS 'The id of the key that this key was rotated from.';
+COMMENT ON COLUMN rk_apikeys.api_keys.grace_until IS 'Set by a rotation: the key is good only before this time, and only before expires_at.';
+COMMENT ON COLUMN rk_apikeys.api_keys.revoked_at IS 'The time when the key was revoked, for good.';
+COMMENT ON COLUMN rk_apikeys.api_keys.revoked_reason IS 'The reason why the key was revoked.';
+COMMENT ON COLUMN rk_apikeys.api_keys.created_at IS 'The time when the key was made.';
+COMMENT ON COLUMN rk_apikeys.api_keys.created_by IS 'The session user who made the key.';
+COMMENT ON COLUMN rk_apikeys.api_keys.updated_at IS 'The time when a setting was last changed. A use does not move it.';
+COMMENT ON COLUMN rk_apikeys.api_keys.digest IS 'The digest of the token. Granted to no role.';
+COMMENT ON COLUMN rk_apikeys.api_keys.digest_kind IS 'native, or for an imported key sha256 or sha512. Granted to no role.';
+COMMENT ON COLUMN rk_apikeys.api_keys.pepper_id IS 'The pepper with which the digest was made. Granted to no role.';
+COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'For pages of a tenant''s keys, ordered by created_at.';
+COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'For pages of a tenant''s keys, ordered by key id.';
+COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'verify finds an imported key by this index.';
+COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A principal sees and changes keys only if it has the scope apikeys:manage.';
+COMMENT ON TABLE rk_apikeys.key_usage IS 'When and how often each key was used. Only the extension writes it.';
+COMMENT ON COLUMN rk_apikeys.key_usage.key_id IS 'The key id.';
+COMMENT ON COLUMN rk_apikeys.key_usage.last_used_at IS 'The time of the last use. It only moves forward.';
+COMMENT ON COLUMN rk_apikeys.key_usage.last_used_addr IS 'The last client_addr that verify_key or authenticate was given with a valid token.';
+COMMENT ON COLUMN rk_apikeys.key_usage.use_count IS 'Recorded uses. Without shared memory, at most one per usage_resolution.';
+COMMENT ON COLUMN rk_apikeys.key_usage.denied_count IS 'How often a genuine token was refused. Counted only in shared memory.';
+COMMENT ON INDEX rk_apikeys.key_usage_tenant IS 'For lists of a tenant''s keys, ordered by use.';
+COMMENT ON INDEX rk_apikeys.key_usage_daily_tenant IS 'For reports on one tenant, by day.';
+COMMENT ON TABLE rk_apikeys.key_usage_daily IS 'Uses and denials per key and day. A row outlives its key.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.key_id IS 'The key id.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.uses IS 'Recorded uses, as in key_usage.use_count.';
+COMMENT ON TABLE rk_apikeys.usage_senders IS 'The standbys and subscribers that send usage here: one row for each start of such a server.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.sender IS 'A random number that the sending server made at its start.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.received_at IS 'The time when the last batch was written.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.client_addr IS 'The sending server''s address. NULL over a Unix-domain socket.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.application_name IS 'The sending server''s application_name.';
+COMMENT ON COLUMN rk_apikeys.usage_senders.left_out IS 'The keys of the last batch that were not written, because their row was locked. The server sends them again.';
+COMMENT ON TABLE rk_apikeys.key_events IS 'The audit of the keys. Append-only. Each event is written in the transaction of its change, and outlives the key.';
+COMMENT ON COLUMN rk_apikeys.key_events.event_id IS 'A number that grows with each event.';
+COMMENT ON COLUMN rk_apikeys.key_events.occurred_at IS 'The clock time when the event was written.';
+COMMENT ON COLUMN rk_apikeys.key_events.tenant IS 'The key''s tenant. NULL for a purge.';
+COMMENT ON COLUMN rk_apikeys.key_events.key_id IS 'The key id. NULL for a purge.';
+COMMENT ON COLUMN rk_apikeys.key_events.role IS 'The current role.';
+COMMENT ON COLUMN rk_apikeys.key_events.principal IS 'The id of the key that the transaction had authenticated as.';
+COMMENT ON COLUMN rk_apikeys.key_events.client_addr IS 'The database client''s address. NULL over a Unix-domain socket.';
+COMMENT ON COLUMN rk_apikeys.key_events.changes IS 'The old and new value of each changed setting. Never a digest or secret.';
+COMMENT ON INDEX rk_apikeys.key_events_key IS 'For the history of one key.';
+COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A principal sees usage only if it has the scope apikeys:manage.';
+COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A principal sees usage only if it has the scope apikeys:manage.';
+COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A principal sees events only if it has the scope apikeys:manage.';
+COMMENT ON FUNCTION rk_apikeys._keys_make() IS
+  'Private: gives a new key its id, token and digest. Stores a restored row as it is.';
+COMMENT ON FUNCTION rk_apikeys._keys_guard() IS
+  'Private: the state machine of a key. Moves updated_at when a setting really changes.';
+COMMENT ON TRIGGER api_keys_guard ON rk_apikeys.api_keys IS 'Refuses changes that are not allowed.';
+COMMENT ON FUNCTION rk_apikeys._keys_settle() IS
+  'Private: sends every session an invalidation message when a key changes. Deletes the usage of a deleted key.';
+COMMENT ON TRIGGER api_keys_settle ON rk_apikeys.api_keys IS
+  'Sends every session an invalidation message when a key changes. Deletes the usage of a deleted key.';
+COMMENT ON FUNCTION rk_apikeys._keys_settle_imported() IS
+  'Private: sends every session an invalidation message when an imported key is added.';
+COMMENT ON TRIGGER api_keys_settle_imported ON rk_apikeys.api_keys IS
+  'Sends every session an invalidation message when an imported key is added.';
+COMMENT ON FUNCTION rk_apikeys._keys_audit_insert() IS 'Private: writes the events created and imported.';
+COMMENT ON FUNCTION rk_apikeys._keys_audit_update() IS
+  'Private: writes the events updated, enabled, disabled, rotated and revoked.';
+COMMENT ON FUNCTION rk_apikeys._keys_audit_delete() IS 'Private: writes the event deleted.';
+COMMENT ON FUNCTION rk_apikeys.generate_token(text, text) IS
+  'Returns a new token that belongs to no key. A NULL takes the setting default_environment or token_prefix. Errors: 22023 for a bad environment or prefix.';
+COMMENT ON FUNCTION rk_apikeys.is_well_formed(text) IS
+  'Whether a string has a token''s shape and correct check digits (CRC-32, IEEE 802.3). It does not check whether the key exists.';
+COMMENT ON FUNCTION rk_apikeys.mask(text) IS
+  'Returns the token with its secret hidden, except the last 4 digits. Returns ******** for a string that is no token.';
+COMMENT ON FUNCTION rk_apikeys.hash_token(text) IS
+  'Returns the SHA-256 (FIPS 180-4) of a token: 32 bytes, as import_key takes it.';
+COMMENT ON FUNCTION rk_apikeys.digest_equal(bytea, bytea) IS
+  'Whether two digests are equal. The time of the comparison reveals only their lengths.';
+COMMENT ON FUNCTION rk_apikeys.find_tokens(text) IS
+  'Returns the tokens in a text whose check digits are correct: the masked form, the key id, and the start in characters from 1.';
+COMMENT ON FUNCTION rk_apikeys.redact(text) IS
+  'Returns the text with every string masked that looks like a token. It also masks tokens that were cut or mistyped.';
+COMMENT ON FUNCTION rk_apikeys.reveal(text) IS
+  'Returns the token of a key that this transaction has made, to the role that made it. Otherwise returns NULL.';
+COMMENT ON FUNCTION rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz) IS
+  'Private: the status of a key at the start of the statement, in the order in which verify checks.';
+COMMENT ON FUNCTION rk_apikeys._live_last_used_at(text) IS
+  'Private: the last use of a key that shared memory knows. NULL if there is none, or if the caller may not see it.';
+COMMENT ON FUNCTION rk_apikeys._live_use_count(text) IS
+  'Private: the uses of a key that shared memory knows. NULL if there are none, or if the caller may not see them.';
+COMMENT ON FUNCTION rk_apikeys._live_usage() IS
+  'Private: the last use and the uses that shared memory knows, for all keys whose usage the caller may see. It can skip a key if the tables have the same values.';
+COMMENT ON VIEW rk_apikeys.keys IS
+  'The keys, masked. INSERT, UPDATE and DELETE work on this view. secret holds a new key''s token until the transaction ends, and is NULL ever after.';
+COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits.';
+COMMENT ON COLUMN rk_apikeys.keys.status IS 'active, grace (rotated, but still accepted), rotated, disabled, expired or revoked.';
+COMMENT ON COLUMN rk_apikeys.keys.expires_in IS 'The time left before expires_at. 0 once expires_at has passed. NULL: for ever.';
+COMMENT ON COLUMN rk_apikeys.keys.last_used_at IS 'The last recorded use. NULL: never.';
+COMMENT ON COLUMN rk_apikeys.keys.use_count IS 'Recorded uses.';
+COMMENT ON COLUMN rk_apikeys.keys.secret IS 'The whole token of a key that this transaction has made. Otherwise NULL.';
+COMMENT ON VIEW rk_apikeys.expiring_keys IS
+  'The accepted keys that expire within the time of the setting rk_apikeys.expiring_window.';
+COMMENT ON VIEW rk_apikeys.stale_keys IS
+  'The active keys that nobody has used for the time of the setting rk_apikeys.stale_after. For a key that was never used, the time counts from its creation.';
+COMMENT ON VIEW rk_apikeys.key_activity IS
+  'Uses and denials per key and day (UTC). name is NULL for a deleted key.';
+COMMENT ON FUNCTION rk_apikeys._stats() IS 'Private: returns the row of the view stats.';
+COMMENT ON VIEW rk_apikeys.stats IS
+  'One row: counters of this server since its start, over all databases. Without shared memory, all columns except preloaded are NULL.';
+COMMENT ON FUNCTION rk_apikeys.verify(text) IS
+  'Whether the token is good now. Never raises an error for a bad token. NULL returns false.';
+COMMENT ON FUNCTION rk_apikeys.verify_key(text, text, inet, integer) IS
+  'Returns the verdict on a token. scope: the scope that the request needs. client_addr: the address of the API''s client. cost: the uses that the request costs. Never raises an error for a bad token. Errors: 22023 for a cost below 1, or above the key''s rate_limit.';
+COMMENT ON FUNCTION rk_apikeys.authenticate(text, text, inet) IS
+  'Verifies a token and makes its key the principal until the transaction ends. Call it as the first statement of a transaction. Errors: 28000 unless valid. The message ends with the code. With rate_limited, the number in the hint is the milliseconds until a call may succeed.';
+COMMENT ON FUNCTION rk_apikeys.revoke_token(text, text) IS
+  'Revokes the key of a token: whoever holds the token may do so. True if the token is genuine: its key is then revoked, by this call or before. False otherwise.';
+COMMENT ON FUNCTION rk_apikeys.create_key(text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text) IS
+  'Makes a key. Returns its id and, only this once, its whole token. The same as INSERT INTO rk_apikeys.keys. Errors: 23514 for a value of wrong shape, 22023 for an expires_at in the past or beyond max_lifetime, 42501 for another tenant.';
+COMMENT ON FUNCTION rk_apikeys.rotate_key(text, interval, timestamptz) IS
+  'Makes a successor with the same settings. Returns the successor''s id and token. The old key stays good for the time of grace (0: it ends at once), but never beyond its own expires_at. expires_at: the successor''s expiry; NULL: the old key''s, within max_lifetime. Errors: 42704 no such key, 55000 the key is revoked, expired or already rotated, 22023 negative grace.';
+COMMENT ON FUNCTION rk_apikeys.revoke_key(text, text) IS
+  'Ends a key for good. True if this call revoked the key, false if it was revoked before. Errors: 42704 no such key.';
+COMMENT ON FUNCTION rk_apikeys._no_such_key(text) IS
+  'Private: raises 42704. The error is the same for another tenant''s key as for a key that does not exist.';
+COMMENT ON FUNCTION rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text) IS
+  'Adds a key that was issued elsewhere. Returns its key id. digest: of the full token, which has 16 to 512 bytes. digest_kind: sha256 or sha512. hint: up to 4 last characters of the token, to show. Errors: 22023 for a digest that does not fit its kind, else as create_key.';
+COMMENT ON FUNCTION rk_apikeys.purge_keys(interval) IS
+  'Deletes the keys that have been revoked, expired or rotated for longer than older_than. Returns the number of deleted keys. Errors: 22023 if negative.';
+COMMENT ON FUNCTION rk_apikeys.purge_events(interval) IS
+  'Deletes the events that are older than older_than, and leaves one event purged. Returns the number of deleted events. Errors: 22023 if negative.';
+COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
+  'Writes the usage of this database''s keys from shared memory to key_usage and key_usage_daily now. Returns the number of keys. Returns 0 without shared memory, or while another flush is running. Commit soon, because other flushes wait until then.';
+COMMENT ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[], bigint[], bigint[]) IS
+  'Writes a batch of usage that a standby or subscriber has counted. The sending server calls it, as the role of its rk_apikeys.primary_conninfo. Returns for each written key its position in the batch and its counts now, or NULLs if the key does not exist. A batch that is sent again counts once. Errors: 22023 for an invalid batch, 55P03 while another flush is running.';
+COMMENT ON FUNCTION rk_apikeys.seal(text, text) IS
+  'Returns the secret as an OpenPGP message (RFC 4880, armoured). Only the owner of the armoured public key can read the message. Errors: those of pgcrypto for an invalid key.';
+COMMENT ON FUNCTION rk_apikeys._page(text, text, text, text, text, text, text, boolean) IS
+  'Private: runs the query that list_keys has built, with the caller''s rights, and keeps its plan.';
+COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS
+  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';

@@ -1,0 +1,129 @@
+/*
+ * grant.c
+ *		What a key's row grants: its state, its scopes, its addresses.
+ *
+ * Each function answers from a StoredKey that the caller has at hand and reads
+ * nothing else.
+ */
+#include "postgres.h"
+
+#include <sys/socket.h>
+
+#include "catalog/pg_type_d.h"
+#include "utils/builtins.h"
+#include "utils/inet.h"
+
+#include "base/grant.h"
+#include "compat.h"
+
+static inet *unmapped(inet *address);
+
+/*
+ * Return the verdict on a key by itself at that moment: VERDICT_VALID, or the
+ * reason why the key is not good.
+ */
+Verdict
+grant_state(const StoredKey *key, TimestampTz now)
+{
+	if (key->revoked)
+		return VERDICT_REVOKED;
+	if (!key->enabled)
+		return VERDICT_DISABLED;
+	if (now >= key->expires_at)
+		return VERDICT_EXPIRED;
+	if (now >= key->grace_until)
+		return VERDICT_ROTATED;
+	return VERDICT_VALID;
+}
+
+/*
+ * Return whether one of the scopes grants the wanted one.  A scope grants
+ * itself, "*" grants all, and "a:*" grants all that begins with "a:".
+ */
+bool
+grant_scope(ArrayType *scopes, text *wanted)
+{
+	const char *want = VARDATA_ANY(wanted);
+	int			want_len = VARSIZE_ANY_EXHDR(wanted);
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+	int			i;
+
+	deconstruct_array(scopes, TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &count);
+	for (i = 0; i < count; i++)
+	{
+		const char *have;
+		int			have_len;
+
+		if (nulls[i])
+			continue;
+		have = VARDATA_ANY(DatumGetPointer(elements[i]));
+		have_len = VARSIZE_ANY_EXHDR(DatumGetPointer(elements[i]));
+		if (have_len == want_len && memcmp(have, want, want_len) == 0)
+			return true;
+		if (have_len == 1 && have[0] == '*')
+			return true;
+		if (have_len >= 2 && have[have_len - 2] == ':' &&
+			have[have_len - 1] == '*' && want_len >= have_len &&
+			memcmp(have, want, have_len - 1) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Return whether the address lies in one of the networks; false for NULL, an
+ * address that the caller did not give.
+ */
+bool
+grant_address(ArrayType *cidrs, inet *address)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+	int			i;
+
+	if (address == NULL)
+		return false;
+	address = unmapped(address);
+	/* A client is a host: ignore a netmask behind its address. */
+	ip_bits(address) = ip_maxbits(address);
+	deconstruct_array(cidrs, CIDROID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &count);
+	for (i = 0; i < count; i++)
+		if (!nulls[i] &&
+			DatumGetBool(DirectFunctionCall2(network_subeq,
+											 InetPGetDatum(address),
+											 InetPGetDatum(unmapped(DatumGetInetPP(elements[i]))))))
+			return true;
+	return false;
+}
+
+/*
+ * Return a copy of the address or network, as IPv4 if the address is an
+ * IPv4-mapped IPv6 one (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2).
+ */
+static inet *
+unmapped(inet *address)
+{
+	static const unsigned char mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+	inet	   *result = palloc0(sizeof(inet));
+
+	if (ip_family(address) == PGSQL_AF_INET6 && ip_bits(address) >= 96 &&
+		memcmp(ip_addr(address), mapped, sizeof(mapped)) == 0)
+	{
+		ip_family(result) = PGSQL_AF_INET;
+		ip_bits(result) = ip_bits(address) - 96;
+		memcpy(ip_addr(result), ip_addr(address) + 12, 4);
+	}
+	else
+	{
+		ip_family(result) = ip_family(address);
+		ip_bits(result) = ip_bits(address);
+		memcpy(ip_addr(result), ip_addr(address), ip_addrsize(address));
+	}
+	SET_INET_VARSIZE(result);
+	return result;
+}

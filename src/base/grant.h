@@ -1,0 +1,16 @@
+/*
+ * grant.h
+ *		What a key's row grants: its state, its scopes, its addresses.
+ */
+#ifndef GRANT_H
+#define GRANT_H
+
+#include "base/store.h"
+#include "base/verdict.h"
+#include "utils/inet.h"
+
+extern Verdict grant_state(const StoredKey *key, TimestampTz now);
+extern bool grant_scope(ArrayType *scopes, text *wanted);
+extern bool grant_address(ArrayType *cidrs, inet *address);
+
+#endif

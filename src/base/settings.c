@@ -1,0 +1,268 @@
+/*
+ * settings.c
+ *		Every setting: its definition, variable and check hook.
+ *
+ * The settings are defined when the library is loaded: at server start if the
+ * library is preloaded, otherwise when a session first calls one of its
+ * functions.  SQL of the extension therefore never reads a setting by
+ * current_setting(), which would fail in a session that has not loaded the
+ * library yet.  SQL calls a C function of the library instead.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/guc.h"
+
+#include "base/principal.h"
+#include "base/settings.h"
+#include "compat.h"
+#include "token/pepper.h"
+#include "token/shown.h"
+#include "token/token.h"
+
+/* A tenant's name, in characters: the table's CHECK has the same bound. */
+#define TENANT_MAX_CHARS 200
+
+char	   *settings_default_environment = NULL;
+char	   *settings_primary_conninfo = NULL;
+char	   *settings_tenant = NULL;
+char	   *settings_token_prefix = NULL;
+char	   *settings_expiring_window = NULL;
+char	   *settings_max_lifetime = NULL;
+char	   *settings_stale_after = NULL;
+int			settings_cache_size = 1024;
+int			settings_max_tracked_keys = 65536;
+bool		settings_notify = false;
+bool		settings_redact_logs = true;
+bool		settings_track_usage = true;
+int			settings_usage_flush_interval = 10000;
+int			settings_usage_resolution = 60;
+
+static bool interval_parse(const char *value, Interval *result);
+static bool check_interval(char **newval, void **extra, GucSource source);
+static bool check_token_name(char **newval, void **extra, GucSource source);
+static bool check_tenant(char **newval, void **extra, GucSource source);
+
+PG_FUNCTION_INFO_V1(rk_apikeys_setting_interval);
+PG_FUNCTION_INFO_V1(rk_apikeys_setting_environment);
+
+/* Define the settings, in alphabetical order, and reserve their prefix. */
+void
+settings_init(void)
+{
+	DefineCustomIntVariable("rk_apikeys.cache_size",
+							"About how many keys a session keeps in memory; 0 for none.",
+							NULL,
+							&settings_cache_size, 1024, 0, 1000000,
+							PGC_USERSET, 0,
+							NULL, NULL, NULL);
+	DefineCustomStringVariable("rk_apikeys.default_environment",
+							   "The environment of a key that is created without one.",
+							   NULL,
+							   &settings_default_environment, "prod",
+							   PGC_SUSET, 0,
+							   check_token_name, NULL, NULL);
+	DefineCustomStringVariable("rk_apikeys.expiring_window",
+							   "How far ahead the view expiring_keys looks.",
+							   NULL,
+							   &settings_expiring_window, "14 days",
+							   PGC_USERSET, 0,
+							   check_interval, NULL, NULL);
+	DefineCustomStringVariable("rk_apikeys.max_lifetime",
+							   "The longest time from a key's creation to its expiry; 0 for no limit.",
+							   "Longer and endless keys are refused when they are made, and when their expiry is changed.",
+							   &settings_max_lifetime, "0",
+							   PGC_SUSET, 0,
+							   check_interval, NULL, NULL);
+	/* It sizes shared memory, so it means nothing later. */
+	if (process_shared_preload_libraries_in_progress)
+		DefineCustomIntVariable("rk_apikeys.max_tracked_keys",
+								"The keys whose use is kept in shared memory.",
+								NULL,
+								&settings_max_tracked_keys,
+								65536, 16, 16777216,
+								PGC_POSTMASTER, 0,
+								NULL, NULL, NULL);
+	DefineCustomBoolVariable("rk_apikeys.notify",
+							 "Send a notification on channel rk_apikeys for each committed change of a key.",
+							 "Every role of the database can listen. A transaction that sends one cannot be prepared.",
+							 &settings_notify, false,
+							 PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+	DefineCustomStringVariable("rk_apikeys.pepper_file",
+							   "The file with the peppers that digests of tokens are made with.",
+							   "Lines of id:base64. The highest id signs new keys, the others still verify.",
+							   &pepper_file, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, pepper_assign_file, NULL);
+	/* No check hook: where one refuses, PostgreSQL logs the value. */
+	DefineCustomStringVariable("rk_apikeys.primary_conninfo",
+							   "How to connect to the server that writes usage, from a standby or subscriber.",
+							   "If it is empty, a standby keeps usage in its memory, and a subscriber writes its own.",
+							   &settings_primary_conninfo, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
+	DefineCustomStringVariable("rk_apikeys.principal",
+							   "The key that this transaction has authenticated as.",
+							   "Set by rk_apikeys.authenticate() alone.",
+							   &principal_setting, "",
+							   PGC_SUSET,
+							   COMPAT_GUC_NO_RESET | GUC_NO_RESET_ALL |
+							   GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE |
+							   GUC_DISALLOW_IN_FILE,
+							   principal_check, NULL, NULL);
+	DefineCustomBoolVariable("rk_apikeys.redact_logs",
+							 "Mask what looks like a token in the server log and in pg_stat_activity.",
+							 "It works in sessions that have loaded the library: preload it.",
+							 &settings_redact_logs, true,
+							 PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
+	DefineCustomStringVariable("rk_apikeys.stale_after",
+							   "How long a key goes unused before the view stale_keys shows it.",
+							   NULL,
+							   &settings_stale_after, "90 days",
+							   PGC_USERSET, 0,
+							   check_interval, NULL, NULL);
+	DefineCustomStringVariable("rk_apikeys.tenant",
+							   "The tenant whose keys this session manages.",
+							   "If it is empty, the tenant is the name of the current role.",
+							   &settings_tenant, "",
+							   PGC_SUSET, 0,
+							   check_tenant, NULL, NULL);
+	DefineCustomStringVariable("rk_apikeys.token_prefix",
+							   "The first part of new tokens.",
+							   NULL,
+							   &settings_token_prefix, "rk",
+							   PGC_SUSET, 0,
+							   check_token_name, NULL, NULL);
+	DefineCustomBoolVariable("rk_apikeys.track_usage",
+							 "Record when and how often a key is used.",
+							 NULL,
+							 &settings_track_usage, true,
+							 PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+	DefineCustomIntVariable("rk_apikeys.usage_flush_interval",
+							"How often usage is written from shared memory to the tables.",
+							NULL,
+							&settings_usage_flush_interval, 10000, 100, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("rk_apikeys.usage_resolution",
+							"Without shared memory, the least time between two records of a key's use.",
+							NULL,
+							&settings_usage_resolution, 60, 0, INT_MAX / 1000,
+							PGC_SUSET, GUC_UNIT_S,
+							NULL, NULL, NULL);
+	MarkGUCPrefixReserved("rk_apikeys");
+}
+
+/*
+ * rk_apikeys._setting_interval(name text) -> interval
+ *
+ * Return the value of an interval setting; NULL for max_lifetime 0, which means
+ * no limit.  Raise 22023 for any other name.
+ */
+Datum
+rk_apikeys_setting_interval(PG_FUNCTION_ARGS)
+{
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	Interval   *result = palloc0(sizeof(Interval));
+
+	if (strcmp(name, "expiring_window") == 0)
+		settings_interval(settings_expiring_window, result);
+	else if (strcmp(name, "stale_after") == 0)
+		settings_interval(settings_stale_after, result);
+	else if (strcmp(name, "max_lifetime") == 0)
+	{
+		settings_interval(settings_max_lifetime, result);
+		if (result->time == 0 && result->day == 0 && result->month == 0)
+			PG_RETURN_NULL();
+	}
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("rk_apikeys has no interval setting \"%s\"",
+						shown_text(PG_GETARG_TEXT_PP(0)))));
+	PG_RETURN_INTERVAL_P(result);
+}
+
+/* rk_apikeys._default_environment() -> text: the setting of that name. */
+Datum
+rk_apikeys_setting_environment(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(settings_default_environment));
+}
+
+/*
+ * Parse an interval as the type's input function does, but raise nothing,
+ * because a check hook must not raise.  Return false if the value is not an
+ * interval or is negative.
+ */
+static bool
+interval_parse(const char *value, Interval *result)
+{
+	char		work[256];
+	char	   *field[MAXDATEFIELDS];
+	int			ftype[MAXDATEFIELDS];
+	int			nf;
+	int			dtype;
+	struct pg_itm_in itm;
+
+	memset(&itm, 0, sizeof(itm));
+	if (ParseDateTime(value, work, sizeof(work), field, ftype,
+					  MAXDATEFIELDS, &nf) != 0)
+		return false;
+	if (DecodeInterval(field, ftype, nf, INTERVAL_FULL_RANGE, &dtype, &itm) != 0)
+		return false;
+	if (dtype != DTK_DELTA || itmin2interval(&itm, result) != 0)
+		return false;
+	return result->time >= 0 && result->day >= 0 && result->month >= 0;
+}
+
+/*
+ * Parse the value of an interval setting.  The check hook has accepted the
+ * value before.
+ */
+void
+settings_interval(const char *value, Interval *result)
+{
+	if (!interval_parse(value, result))
+		elog(ERROR, "invalid interval in a setting: \"%s\"", value);
+}
+
+static bool
+check_interval(char **newval, void **extra, GucSource source)
+{
+	Interval	parsed;
+
+	if (interval_parse(*newval, &parsed))
+		return true;
+	GUC_check_errhint("Give an interval that is not negative, such as '14 days'.");
+	return false;
+}
+
+static bool
+check_token_name(char **newval, void **extra, GucSource source)
+{
+	if (token_name_ok(*newval, strlen(*newval)))
+		return true;
+	GUC_check_errhint("It is a lower-case letter, then up to 15 lower-case letters and digits.");
+	return false;
+}
+
+static bool
+check_tenant(char **newval, void **extra, GucSource source)
+{
+	/* An upper bound in bytes; the table's CHECK counts characters. */
+	if (strlen(*newval) <= TENANT_MAX_CHARS * MAX_MULTIBYTE_CHAR_LEN)
+		return true;
+	GUC_check_errdetail("A tenant's name has at most %d characters.",
+						TENANT_MAX_CHARS);
+	return false;
+}

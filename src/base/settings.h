@@ -1,0 +1,35 @@
+/*
+ * settings.h
+ *		The settings, as every part of the library reads them.
+ *
+ * token/pepper.h has the variable of pepper_file, base/principal.h that of
+ * principal.
+ */
+#ifndef SETTINGS_H
+#define SETTINGS_H
+
+#include "utils/timestamp.h"
+
+/* Strings; never NULL once the library is loaded. */
+extern char *settings_default_environment;
+extern char *settings_primary_conninfo; /* empty: none */
+extern char *settings_tenant;
+extern char *settings_token_prefix;
+
+/* Intervals, as text; settings_interval() parses them. */
+extern char *settings_expiring_window;
+extern char *settings_max_lifetime;
+extern char *settings_stale_after;
+
+extern int	settings_cache_size;	/* keys */
+extern int	settings_max_tracked_keys;
+extern bool settings_notify;
+extern bool settings_redact_logs;
+extern bool settings_track_usage;
+extern int	settings_usage_flush_interval;	/* milliseconds */
+extern int	settings_usage_resolution;	/* seconds */
+
+extern void settings_init(void);
+extern void settings_interval(const char *value, Interval *result);
+
+#endif

@@ -1,0 +1,131 @@
+/*
+ * store.h
+ *		The stored keys, read by index under a fresh snapshot.
+ */
+#ifndef STORE_H
+#define STORE_H
+
+#include "access/xlogdefs.h"
+#include "datatype/timestamp.h"
+#include "storage/block.h"
+#include "storage/buf.h"
+#include "storage/off.h"
+#include "token/digest.h"
+#include "token/token.h"
+#include "utils/array.h"
+#include "utils/relcache.h"
+
+/* Columns of rk_apikeys.api_keys, in the order of its CREATE TABLE. */
+enum KeyColumn
+{
+	KEY_KEY_ID = 1,
+	KEY_TENANT,
+	KEY_NAME,
+	KEY_DESCRIPTION,
+	KEY_PREFIX,
+	KEY_ENVIRONMENT,
+	KEY_SCOPES,
+	KEY_ALLOWED_CIDRS,
+	KEY_RATE_LIMIT,
+	KEY_RATE_WINDOW,
+	KEY_METADATA,
+	KEY_ENABLED,
+	KEY_EXPIRES_AT,
+	KEY_REPLACES,
+	KEY_GRACE_UNTIL,
+	KEY_REVOKED_AT,
+	KEY_REVOKED_REASON,
+	KEY_CREATED_AT,
+	KEY_CREATED_BY,
+	KEY_UPDATED_AT,
+	KEY_UPDATED_BY,
+	KEY_HINT,
+	KEY_DIGEST,
+	KEY_DIGEST_KIND,
+	KEY_PEPPER_ID,
+	KEY_COLUMNS = KEY_PEPPER_ID
+};
+
+typedef enum DigestKind
+{
+	DIGEST_NATIVE,
+	DIGEST_KIND_SHA256,
+	DIGEST_KIND_SHA512
+} DigestKind;
+
+/* Where a row of api_keys was read: the root of its HOT chain. */
+typedef struct StoredPlace
+{
+	BlockNumber block;
+	OffsetNumber offset;
+	uint16		start;			/* of the version in the page; to prefetch */
+	Buffer		buffer;			/* InvalidBuffer: not known */
+	XLogRecPtr	lsn;			/* of the page, if no transaction was changing
+								 * the row; else 0 */
+} StoredPlace;
+
+/* One row of api_keys, parsed: the part that a verify needs. */
+typedef struct StoredKey
+{
+	char		key_id[TOKEN_KEY_ID_LEN + 1];
+	DigestKind	digest_kind;
+	int			digest_len;
+	uint8		digest[DIGEST_SHA512_LEN];
+	int			pepper_id;		/* of the digest's pepper; 0: none */
+	bool		revoked;
+	bool		enabled;
+	TransactionId xmin;			/* who wrote the row */
+	StoredPlace place;			/* of the row; not known of a copy */
+	TimestampTz expires_at;		/* DT_NOEND: never */
+	TimestampTz grace_until;	/* DT_NOEND: not rotated */
+	int32		rate_limit;		/* 0: none */
+	Interval	rate_window;
+	/* of a brief key, the rest is NULL and 0 */
+	text	   *tenant;
+	text	   *name;
+	text	   *environment;
+	ArrayType  *scopes;
+	ArrayType  *allowed_cidrs;	/* NULL: any address */
+	struct varlena *metadata;	/* jsonb */
+	/* the data of the pointers follows, the metadata last */
+	Size		size;			/* bytes of all this */
+	Size		metadata_size;	/* bytes of them that the metadata takes */
+} StoredKey;
+
+/*
+ * A brief key: the part of a row that verify() needs, of a native key that is
+ * good from any address and without a rate limit.  It equals its row as long as
+ * the page has the LSN of the place.
+ */
+typedef struct StoredBrief
+{
+	StoredPlace place;			/* lsn 0: the place alone is known */
+	TimestampTz good_until;		/* its expiry, or the end of its grace */
+	int			pepper_id;
+	uint8		digest[DIGEST_SHA256_LEN];
+} StoredBrief;
+
+/* One row of key_usage. */
+typedef struct StoredUsage
+{
+	TimestampTz last_used_at;	/* DT_NOBEGIN: never */
+	int64		use_count;
+	int64		denied_count;
+} StoredUsage;
+
+extern Oid	store_table(const char *name, bool missing_ok);
+extern void store_forget_file(void);
+extern void store_prefetch(const StoredPlace *place);
+extern StoredKey *store_find(Oid table, const char *key_id,
+							 const StoredPlace *place);
+extern void store_abridge(const StoredKey *key, StoredBrief *brief);
+extern bool store_brief_holds(Oid table, const StoredBrief *brief);
+extern void store_expand(const StoredBrief *brief, const char *key_id,
+						 StoredKey *key);
+extern StoredKey *store_find_imported(Oid table, DigestKind kind,
+									  const uint8 *digest, int len);
+extern bool store_has_imported(Oid table);
+extern StoredKey *store_copy(const StoredKey *key, MemoryContext context);
+extern bool store_find_usage(const char *key_id, StoredUsage *usage);
+
+#endif

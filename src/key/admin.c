@@ -1,0 +1,264 @@
+/*
+ * admin.c
+ *		Functions that write with the owner's rights: revoke by token, import,
+ *		housekeeping.
+ *
+ * Trust: revoke_token has the token proved before it writes.  EXECUTE of the
+ * others is rk_apikeys_admin's alone.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type_d.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "base/caller.h"
+#include "base/principal.h"
+#include "base/store.h"
+#include "compat.h"
+#include "key/verify.h"
+#include "token/shown.h"
+#include "usage/usage.h"
+
+/* A statement that runs as the owner of api_keys. */
+typedef struct OwnerQuery
+{
+	const char *query;
+	int			nargs;
+	Oid		   *types;
+	Datum	   *values;
+	char	   *nulls;
+	uint64		processed;		/* result: rows */
+	text	   *first;			/* result: the first column of the first row */
+} OwnerQuery;
+
+static void run_query(void *arg);
+static void run_as_owner(OwnerQuery *query);
+static void check_older_than(FunctionCallInfo fcinfo);
+
+PG_FUNCTION_INFO_V1(rk_apikeys_revoke_token);
+PG_FUNCTION_INFO_V1(rk_apikeys_import_key);
+PG_FUNCTION_INFO_V1(rk_apikeys_purge_keys);
+PG_FUNCTION_INFO_V1(rk_apikeys_purge_events);
+PG_FUNCTION_INFO_V1(rk_apikeys_flush_usage);
+
+/*
+ * rk_apikeys.revoke_token(token text, reason text) -> boolean
+ *
+ * Whoever holds a token may end its key.  True if the token is genuine; then
+ * its key is revoked, by this call or before.
+ */
+Datum
+rk_apikeys_revoke_token(PG_FUNCTION_ARGS)
+{
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2];
+	char		nulls[2] = {' ', ' '};
+	const StoredKey *key;
+	bool		well_formed;
+	OwnerQuery	query = {
+		.query = "UPDATE rk_apikeys.api_keys SET revoked_at = now(), revoked_reason = $2"
+		" WHERE key_id = $1 AND revoked_at IS NULL",
+		.nargs = 2, .types = types, .values = values, .nulls = nulls
+	};
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(false);
+	key = verify_genuine((text *) PG_GETARG_POINTER(0), true, &well_formed);
+	if (key == NULL)
+		PG_RETURN_BOOL(false);
+	if (!key->revoked)
+	{
+		values[0] = CStringGetTextDatum(key->key_id);
+		values[1] = PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1);
+		nulls[1] = PG_ARGISNULL(1) ? 'n' : ' ';
+		run_as_owner(&query);
+	}
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * rk_apikeys.import_key(name, digest, digest_kind, hint, description,
+ *		expires_at, environment, scopes, allowed_cidrs, rate_limit,
+ *		rate_window, metadata, tenant) -> key_id
+ *
+ * Add a key that was issued elsewhere, by the digest of its full token.
+ * Raises 22023 for a digest that does not fit its kind, 23505 if it is there.
+ */
+Datum
+rk_apikeys_import_key(PG_FUNCTION_ARGS)
+{
+#define IMPORT_ARGS 13
+	Oid			types[IMPORT_ARGS] = {
+		TEXTOID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TEXTOID,
+		TEXTARRAYOID, CIDRARRAYOID, INT4OID, INTERVALOID, JSONBOID, TEXTOID
+	};
+	Datum		values[IMPORT_ARGS];
+	char		nulls[IMPORT_ARGS];
+	char	   *kind;
+	int			len;
+	int			expected;
+	OwnerQuery	query = {
+		.query = "INSERT INTO rk_apikeys.api_keys (name, digest, digest_kind, hint,"
+		"  description, expires_at, environment, scopes, allowed_cidrs,"
+		"  rate_limit, rate_window, metadata, tenant)"
+		" VALUES ($1, $2, $3, $4, coalesce($5, ''), $6,"
+		"  coalesce($7, rk_apikeys._default_environment()),"
+		"  coalesce($8, '{}'), $9, $10, $11, coalesce($12, '{}'),"
+		"  coalesce($13, rk_apikeys.current_tenant()))"
+		" ON CONFLICT (digest) WHERE digest_kind <> 'native' DO NOTHING"
+		" RETURNING key_id",
+		.nargs = IMPORT_ARGS, .types = types, .values = values, .nulls = nulls
+	};
+
+	principal_refuse();
+	if (PG_ARGISNULL(1) || PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("digest and digest_kind of an imported API key cannot be null")));
+	kind = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	expected = strcmp(kind, "sha256") == 0 ? DIGEST_SHA256_LEN :
+		strcmp(kind, "sha512") == 0 ? DIGEST_SHA512_LEN : 0;
+	if (expected == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("digest_kind cannot be \"%s\"",
+						shown_text(PG_GETARG_TEXT_PP(2))),
+				 errhint("Use sha256 or sha512.")));
+	len = VARSIZE_ANY_EXHDR(PG_GETARG_BYTEA_PP(1));
+	if (len != expected)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a %s digest has %d bytes, not %d", kind, expected, len),
+				 errhint("Give the digest of the full token, as bytea.")));
+
+	for (int i = 0; i < IMPORT_ARGS; i++)
+	{
+		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
+		values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
+	}
+	run_as_owner(&query);
+	/* The index's own message would show the digest. */
+	if (query.processed == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNIQUE_VIOLATION),
+				 errmsg("an API key with that digest was imported already")));
+	PG_RETURN_TEXT_P(query.first);
+}
+
+/*
+ * rk_apikeys.purge_keys(older_than interval) -> bigint
+ *
+ * Delete the keys that have been revoked, expired or rotated for longer than
+ * that; returns how many.
+ */
+Datum
+rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
+{
+	Oid			type = INTERVALOID;
+	Datum		value = PG_GETARG_DATUM(0);
+	OwnerQuery	query = {
+		.query = "DELETE FROM rk_apikeys.api_keys"
+		" WHERE least(revoked_at, expires_at, grace_until) < now() - $1",
+		.nargs = 1, .types = &type, .values = &value
+	};
+
+	principal_refuse();
+	check_older_than(fcinfo);
+	run_as_owner(&query);
+	PG_RETURN_INT64((int64) query.processed);
+}
+
+/*
+ * rk_apikeys.purge_events(older_than interval) -> bigint
+ *
+ * Delete the events older than that, leaving one event that says so; returns
+ * how many.
+ */
+Datum
+rk_apikeys_purge_events(PG_FUNCTION_ARGS)
+{
+	Oid			types[3] = {INTERVALOID, TEXTOID, TEXTOID};
+	Datum		values[3];
+	OwnerQuery	query = {
+		.query = "WITH gone AS (DELETE FROM rk_apikeys.key_events"
+		"   WHERE occurred_at < now() - $1 RETURNING event_id),"
+		"  told AS (INSERT INTO rk_apikeys.key_events"
+		"   (event, actor, role, client_addr, application_name, changes)"
+		"   SELECT 'purged', session_user, $2, inet_client_addr(), $3,"
+		"    jsonb_build_object('older_than', $1, 'events', count(*))"
+		"    FROM gone HAVING count(*) > 0)"
+		" SELECT count(*)::text FROM gone",
+		.nargs = 3, .types = types, .values = values
+	};
+
+	principal_refuse();
+	check_older_than(fcinfo);
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
+	values[2] = CStringGetTextDatum(caller_application_name());
+	run_as_owner(&query);
+	PG_RETURN_DATUM(DirectFunctionCall1(int8in,
+										CStringGetDatum(text_to_cstring(query.first))));
+}
+
+/*
+ * rk_apikeys.flush_usage() -> bigint
+ *
+ * Write what shared memory holds of this database's keys to the tables now;
+ * returns how many keys.  0 without shared memory, if another flush is under
+ * way, or where the use goes to a primary.
+ */
+Datum
+rk_apikeys_flush_usage(PG_FUNCTION_ARGS)
+{
+	principal_refuse();
+	PG_RETURN_INT64(usage_flush_now());
+}
+
+static void
+check_older_than(FunctionCallInfo fcinfo)
+{
+	Interval	zero = {0, 0, 0};
+
+	if (DatumGetBool(DirectFunctionCall2(interval_lt, PG_GETARG_DATUM(0),
+										 IntervalPGetDatum(&zero))))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("older_than cannot be negative")));
+}
+
+static void
+run_as_owner(OwnerQuery *query)
+{
+	caller_run_as_owner(store_table("api_keys", false), run_query, query);
+}
+
+/* OwnerWork */
+static void
+run_query(void *arg)
+{
+	OwnerQuery *query = arg;
+	MemoryContext caller = CurrentMemoryContext;
+
+	SPI_connect();
+	SPI_execute_with_args(query->query, query->nargs, query->types,
+						  query->values, query->nulls, false, 0);
+	query->processed = SPI_processed;
+	query->first = NULL;
+	if (SPI_tuptable != NULL && SPI_processed > 0)
+	{
+		char	   *value = SPI_getvalue(SPI_tuptable->vals[0],
+										 SPI_tuptable->tupdesc, 1);
+		MemoryContext spi = MemoryContextSwitchTo(caller);
+
+		query->first = cstring_to_text(value);
+		MemoryContextSwitchTo(spi);
+	}
+	SPI_finish();
+}

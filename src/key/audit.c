@@ -1,0 +1,205 @@
+/*
+ * audit.c
+ *		The events of a key: what changed, when and by whom; notifications.
+ *
+ * Three statement triggers on api_keys write a row of key_events per key in the
+ * same transaction.  There is one trigger per command, because a trigger with
+ * transition tables has one command.  A caller may cause an event but cannot
+ * write one, so the rows are written as the tables' owner.
+ *
+ * Rows that are restored or copied add no events.  They are recognized by their
+ * created_at, which for a new key is the transaction's time.
+ *
+ * With rk_apikeys.notify each event is also a notification.  PostgreSQL sends it
+ * at COMMIT, and drops it with a savepoint that is rolled back.  Any role can
+ * listen to any channel, so a notification has neither tenant nor settings.  Any
+ * role can also fill the queue, which all databases share, by listening and
+ * staying in a transaction.  With a full queue every COMMIT fails, also that of
+ * a revocation.  So nothing is sent while little room is left.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type_d.h"
+#include "commands/async.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+
+#include "base/caller.h"
+#include "base/principal.h"
+#include "base/settings.h"
+#include "compat.h"
+#include "key/columns.h"
+#include "key/guard.h"
+
+#define NOTIFY_CHANNEL "rk_apikeys"
+/* The used part of the notification queue from which on nothing is sent. */
+#define NOTIFY_MAX_USAGE 0.75
+
+/*
+ * The head of each insert.  $1 is the caller's role, $2 the principal, $3 the
+ * application's name, $4 the columns that are not told.  session_user is the
+ * same under the owner's rights.
+ */
+#define INSERT_EVENTS \
+	"INSERT INTO rk_apikeys.key_events" \
+	"  (tenant, key_id, event, actor, role, principal, client_addr, application_name," \
+	"   changes)"
+#define WHO \
+	"  session_user, $1, $2, inet_client_addr(), $3"
+
+static const char *const audit_insert =
+INSERT_EVENTS
+" SELECT tenant, key_id,"
+"  CASE digest_kind WHEN 'native' THEN 'created' ELSE 'imported' END," WHO ","
+"  jsonb_strip_nulls(jsonb_build_object("
+"   'name', jsonb_build_object('new', name),"
+"   'environment', jsonb_build_object('new', environment),"
+"   'expires_at', CASE WHEN expires_at IS NOT NULL"
+"     THEN jsonb_build_object('new', expires_at) END,"
+"   'replaces', CASE WHEN replaces IS NOT NULL"
+"     THEN jsonb_build_object('new', replaces) END))"
+"  FROM new_keys WHERE created_at = now()";
+
+static const char *const audit_update =
+INSERT_EVENTS
+" SELECT n.tenant, n.key_id,"
+"  CASE WHEN c.changes ? 'revoked_at' THEN 'revoked'"
+"   WHEN c.changes ? 'grace_until' AND o.grace_until IS NULL THEN 'rotated'"
+"   WHEN c.changes ? 'enabled' AND n.enabled THEN 'enabled'"
+"   WHEN c.changes ? 'enabled' THEN 'disabled'"
+"   ELSE 'updated' END," WHO ", c.changes"
+"  FROM old_keys o JOIN new_keys n USING (key_id)"
+"   CROSS JOIN LATERAL"
+"   (SELECT jsonb_object_agg(a.key,"
+"      jsonb_build_object('old', b.value, 'new', a.value)) AS changes"
+"     FROM jsonb_each(to_jsonb(n) - $4) a"
+"      JOIN jsonb_each(to_jsonb(o)) b USING (key)"
+"     WHERE a.value <> b.value) c"
+"  WHERE c.changes IS NOT NULL";
+
+static const char *const audit_delete =
+INSERT_EVENTS
+" SELECT o.tenant, o.key_id, 'deleted'," WHO ","
+"  (SELECT jsonb_object_agg(a.key, jsonb_build_object('old', a.value))"
+"    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(o) - $4)) a)"
+"  FROM old_keys o";
+
+static Datum audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
+						 const char *query);
+static void insert_events(void *arg);
+static bool notify_has_room(void);
+static void notify_events(void);
+
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_insert);
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_update);
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_delete);
+
+/* api_keys_audit_insert, AFTER INSERT, FOR EACH STATEMENT. */
+Datum
+rk_apikeys_keys_audit_insert(PG_FUNCTION_ARGS)
+{
+	return audit_write(fcinfo, "api_keys_audit_insert", audit_insert);
+}
+
+/* api_keys_audit_update, AFTER UPDATE, FOR EACH STATEMENT. */
+Datum
+rk_apikeys_keys_audit_update(PG_FUNCTION_ARGS)
+{
+	return audit_write(fcinfo, "api_keys_audit_update", audit_update);
+}
+
+/* api_keys_audit_delete, AFTER DELETE, FOR EACH STATEMENT. */
+Datum
+rk_apikeys_keys_audit_delete(PG_FUNCTION_ARGS)
+{
+	return audit_write(fcinfo, "api_keys_audit_delete", audit_delete);
+}
+
+static Datum
+audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
+			const char *query)
+{
+	TriggerData *trigger = guard_trigger(fcinfo, trigger_name);
+
+	SPI_connect();
+	if (SPI_register_trigger_data(trigger) < 0)
+		elog(ERROR, "could not see the changed rows");
+	caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
+						insert_events, unconstify(char *, query));
+	SPI_finish();
+	return PointerGetDatum(NULL);
+}
+
+/* OwnerWork */
+static void
+insert_events(void *arg)
+{
+	const char *query = arg;
+	Oid			types[4] = {TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID};
+	Datum		values[4] = {0};
+	char		nulls[4] = {' ', 'n', ' ', ' '};
+	bool		notify = settings_notify && notify_has_room();
+
+	values[0] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
+	if (principal_is_set())
+	{
+		values[1] = CStringGetTextDatum(principal_key_id());
+		nulls[1] = ' ';
+	}
+	values[2] = CStringGetTextDatum(caller_application_name());
+	if (notify)
+		query = psprintf("%s RETURNING event, key_id", query);
+	values[3] = PointerGetDatum(columns_not_told());
+	SPI_execute_with_args(query, 4, types, values, nulls, false, 0);
+	if (notify)
+		notify_events();
+}
+
+/*
+ * Return whether the notification queue has room, and warn if it has not.  The
+ * bound is far from full, because others queue notifications until COMMIT.
+ */
+static bool
+notify_has_room(void)
+{
+	double		usage = DatumGetFloat8(OidFunctionCall0(F_PG_NOTIFICATION_QUEUE_USAGE));
+
+	if (usage < NOTIFY_MAX_USAGE)
+		return true;
+	ereport(WARNING,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("changes of API keys are not notified: the notification queue is %.0f%% full",
+					usage * 100),
+			 errhint("End the transaction of the session that listens and does not read.")));
+	return false;
+}
+
+/*
+ * Notify of the events that were just inserted.  Their values need no escapes,
+ * because constraints allow only letters and digits.
+ */
+static void
+notify_events(void)
+{
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		char	   *event = SPI_getvalue(row, desc, 1);
+		char	   *key_id = SPI_getvalue(row, desc, 2);
+		char	   *payload = psprintf("{\"event\": \"%s\", \"key_id\": \"%s\"}",
+									   event, key_id);
+
+		Async_Notify(NOTIFY_CHANNEL, payload);
+		pfree(payload);
+		pfree(event);
+		pfree(key_id);
+	}
+	SPI_freetuptable(SPI_tuptable);
+}

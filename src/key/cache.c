@@ -1,0 +1,363 @@
+/*
+ * cache.c
+ *		Keys that were read before: by this backend, or by any.
+ *
+ * A verify that starts after a change was committed sees the change.  A trigger
+ * on api_keys sends a relcache invalidation with each change, COMMIT puts the
+ * message into the shared queue before it returns to its client, and every look
+ * here first takes the messages from the queue.
+ *
+ * The callback may run whenever a relation is opened, so it only counts.  The
+ * next look flushes.  A row is kept only if no message was taken since before
+ * its snapshot.  Otherwise the message may have been about this row, and the
+ * snapshot too old to see the change.  A row that the current transaction wrote
+ * is never kept, because it may be rolled back.
+ *
+ * For keys that this backend has not kept, shared memory may have a brief key,
+ * which the last read of the row by any backend left.  store.c says when a brief
+ * key holds.  Now and then store.c lets a brief key not hold.  So a key that is
+ * used often is soon read and kept, and a key that is used once drives no other
+ * key out.  With cache_size 0 each verify reads the row.
+ *
+ * The cache is a table of sets.  A key has its place in one of the four of its
+ * set, and a look at a set is a look at one line of the processor's cache.  The
+ * key that was used last stands in front.  A new key replaces the key that was
+ * not used for the longest time.
+ *
+ * Memory: rows live in a context that a flush resets.  A set that is older than
+ * the last flush is empty.  A result is valid until the next call of a function
+ * here.  A row larger than ENTRY_MAX_SIZE, or with metadata larger than
+ * METADATA_MAX_SIZE, is read each time.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "common/hashfn.h"
+#include "port/atomics.h"
+#include "port/pg_bitutils.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+
+#include "base/settings.h"
+#include "base/stats.h"
+#include "compat.h"
+#include "key/cache.h"
+
+/* Bytes of a kept row without its metadata, and of the metadata. */
+#define ENTRY_MAX_SIZE 1024
+#define METADATA_MAX_SIZE 1024
+
+#define SET_SIZE 4
+
+/* 64 bytes. */
+typedef struct CacheSet
+{
+	StoredKey  *rows[SET_SIZE]; /* the one used last first; NULLs at the end */
+	uint32		hashes[SET_SIZE];	/* of the rows' key ids or digests */
+	uint32		flush;			/* the flush after which the set was filled */
+	uint32		unused[3];
+} CacheSet;
+
+StaticAssertDecl(sizeof(CacheSet) == 64 || sizeof(void *) < 8,
+				 "a set is one line of the processor's cache");
+
+static CacheSet *sets = NULL;
+static void *sets_memory = NULL;	/* where they were allocated */
+static uint32 set_mask = 0;
+
+/* The rows, and how many times they were thrown away. */
+static MemoryContext context = NULL;
+static uint32 flushes = 0;
+
+/* The cache_size that the table was made for. */
+static int	made_for = 0;
+
+/* Messages taken that may concern us, and how many of them are handled. */
+static uint64 messages = 1;
+static uint64 messages_done = 0;
+
+/* The table that messages are about; looked up by a flush. */
+static Oid	table = InvalidOid;
+
+/* Whether there are imported keys, as of a count of messages. */
+static uint64 has_imported_since = 0;
+static bool has_imported = false;
+
+static void take_messages(void);
+static CacheSet *find_set(uint32 hash);
+static void make_sets(void);
+static void drop_sets(void);
+static uint32 hash_native(const char *key_id);
+static uint32 hash_imported(DigestKind kind, const uint8 *digest);
+static StoredKey *use_row(CacheSet *set, int i);
+static void move_to_front(CacheSet *set, int i);
+static bool same_place(const StoredPlace *a, const StoredPlace *b);
+static const StoredKey *keep(uint32 hash, StoredKey *row,
+							 uint64 messages_before);
+
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	if (relid == table || relid == InvalidOid || table == InvalidOid)
+		messages++;
+}
+
+void
+cache_init(void)
+{
+	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+}
+
+/* Return the key with that id (TOKEN_KEY_ID_LEN bytes), or NULL. */
+const StoredKey *
+cache_find(const char *key_id)
+{
+	CacheLook	look;
+
+	cache_look(&look, key_id);
+	cache_recall(&look);
+	return cache_get(&look, false);
+}
+
+/* First step: set look->kept if this backend has kept the key. */
+void
+cache_look(CacheLook *look, const char *key_id)
+{
+	look->key_id = key_id;
+	look->kept = NULL;
+	usage_expect(&look->target, key_id);
+	take_messages();
+	if (sets != NULL)
+	{
+		uint32		hash = hash_native(key_id);
+		CacheSet   *set = find_set(hash);
+
+		for (int i = 0; i < SET_SIZE && set->rows[i] != NULL; i++)
+			if (set->hashes[i] == hash &&
+				set->rows[i]->digest_kind == DIGEST_NATIVE &&
+				memcmp(set->rows[i]->key_id, key_id, TOKEN_KEY_ID_LEN) == 0)
+			{
+				look->kept = use_row(set, i);
+				break;
+			}
+	}
+}
+
+/* Second step: otherwise get what shared memory has of the key. */
+void
+cache_recall(CacheLook *look)
+{
+	if (look->kept != NULL)
+		return;
+	usage_recall(&look->target, &look->brief);
+	store_prefetch(&look->brief.place);
+}
+
+/* Last step: return the key, or NULL; brief, if that holds and will do. */
+const StoredKey *
+cache_get(CacheLook *look, bool brief_will_do)
+{
+	static StoredKey recalled;
+	uint64		before = messages;
+	StoredKey  *row;
+
+	if (look->kept != NULL)
+		return look->kept;
+	if (brief_will_do && settings_cache_size > 0 &&
+		store_brief_holds(table, &look->brief))
+	{
+		stats_count(STATS_CACHE_HITS);
+		store_expand(&look->brief, look->key_id, &recalled);
+		return &recalled;
+	}
+	row = store_find(table, look->key_id, &look->brief.place);
+	/* The entry has this place already. */
+	if (row != NULL && same_place(&row->place, &look->brief.place))
+		row->place.buffer = InvalidBuffer;
+	return keep(hash_native(look->key_id), row, before);
+}
+
+/* Return the imported key with that digest, or NULL. */
+const StoredKey *
+cache_find_imported(DigestKind kind, const uint8 *digest, int len)
+{
+	uint32		hash = hash_imported(kind, digest);
+	uint64		before;
+
+	take_messages();
+	if (sets != NULL)
+	{
+		CacheSet   *set = find_set(hash);
+
+		for (int i = 0; i < SET_SIZE && set->rows[i] != NULL; i++)
+			if (set->hashes[i] == hash && set->rows[i]->digest_kind == kind &&
+				digest_matches(set->rows[i]->digest, digest, len))
+				return use_row(set, i);
+	}
+	before = messages;
+	return keep(hash, store_find_imported(table, kind, digest, len), before);
+}
+
+/* Return whether any imported key exists, so that any string may be a token. */
+bool
+cache_has_imported(void)
+{
+	uint64		before;
+	bool		found;
+
+	take_messages();
+	if (has_imported_since == messages)
+		return has_imported;
+	before = messages;
+	found = store_has_imported(table);
+	/* If a key of this transaction is rolled back, that costs a look only. */
+	if (before == messages)
+	{
+		has_imported = found;
+		has_imported_since = before;
+	}
+	return found;
+}
+
+/* Take the messages from the queue, and flush if one may concern us. */
+static void
+take_messages(void)
+{
+	uint64		taken;
+
+	/* AcceptInvalidationMessages reads its flag without a lock. */
+	pg_memory_barrier();
+	AcceptInvalidationMessages();
+	if (made_for != settings_cache_size)
+		drop_sets();
+	else if (messages_done == messages)
+		return;
+	taken = messages;
+	if (context != NULL)
+		MemoryContextReset(context);
+	flushes++;
+	store_forget_file();
+	table = store_table("api_keys", true);
+	/* Last, because store_table() may raise, and the flush is then to be redone. */
+	messages_done = taken;
+}
+
+/*
+ * Make the table, with more places than keys, because sets do not fill evenly:
+ * cache_size <= places <= 2 * cache_size, but at least one set.
+ */
+static void
+make_sets(void)
+{
+	uint32		many = pg_prevpower2_32(Max(settings_cache_size * 2 / SET_SIZE, 1));
+
+	if (context == NULL)
+		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache",
+										ALLOCSET_DEFAULT_SIZES);
+	sets_memory = MemoryContextAllocExtended(TopMemoryContext,
+											 many * sizeof(CacheSet) + PG_CACHE_LINE_SIZE,
+											 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	sets = (CacheSet *) CACHELINEALIGN(sets_memory);
+	set_mask = many - 1;
+}
+
+/* Drop the table, to make one of another size. */
+static void
+drop_sets(void)
+{
+	if (sets != NULL)
+		pfree(sets_memory);
+	sets = NULL;
+	made_for = settings_cache_size;
+}
+
+/* Return the set of a key, emptied if there was a flush since. */
+static CacheSet *
+find_set(uint32 hash)
+{
+	CacheSet   *set = &sets[hash & set_mask];
+
+	if (set->flush != flushes)
+	{
+		memset(set, 0, sizeof(CacheSet));
+		set->flush = flushes;
+	}
+	return set;
+}
+
+static uint32
+hash_native(const char *key_id)
+{
+	return (uint32) token_hash_key_id(key_id, 0);
+}
+
+static uint32
+hash_imported(DigestKind kind, const uint8 *digest)
+{
+	return hash_bytes_uint32(kind) ^ hash_bytes(digest, DIGEST_SHA256_LEN);
+}
+
+/* Return the row there, and move it to the front. */
+static StoredKey *
+use_row(CacheSet *set, int i)
+{
+	stats_count(STATS_CACHE_HITS);
+	move_to_front(set, i);
+	return set->rows[0];
+}
+
+static void
+move_to_front(CacheSet *set, int i)
+{
+	StoredKey  *row = set->rows[i];
+	uint32		hash = set->hashes[i];
+
+	for (; i > 0; i--)
+	{
+		set->rows[i] = set->rows[i - 1];
+		set->hashes[i] = set->hashes[i - 1];
+	}
+	set->rows[0] = row;
+	set->hashes[0] = hash;
+}
+
+/* Return whether two places are the same; false if they are not known. */
+static bool
+same_place(const StoredPlace *a, const StoredPlace *b)
+{
+	return a->buffer != InvalidBuffer && a->buffer == b->buffer &&
+		a->block == b->block && a->offset == b->offset &&
+		a->lsn == b->lsn;
+}
+
+/* Keep a row that was just read, if it may be kept.  Return the row. */
+static const StoredKey *
+keep(uint32 hash, StoredKey *row, uint64 messages_before)
+{
+	CacheSet   *set;
+	StoredKey  *copy;
+	int			i = 0;
+
+	stats_count(STATS_CACHE_MISSES);
+	if (row == NULL || messages != messages_before ||
+		messages != messages_done || made_for == 0 ||
+		IsInParallelMode() ||
+		TransactionIdIsCurrentTransactionId(row->xmin) ||
+		row->size - row->metadata_size > ENTRY_MAX_SIZE ||
+		row->metadata_size > METADATA_MAX_SIZE)
+		return row;
+
+	if (sets == NULL)
+		make_sets();
+	set = find_set(hash);
+	while (i < SET_SIZE && set->rows[i] != NULL)
+		i++;
+	copy = store_copy(row, context);
+	copy->place.buffer = InvalidBuffer;
+	if (i == SET_SIZE)
+		pfree(set->rows[--i]);
+	set->rows[i] = copy;
+	set->hashes[i] = hash;
+	move_to_front(set, i);
+	return row;
+}

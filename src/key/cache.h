@@ -1,0 +1,32 @@
+/*
+ * cache.h
+ *		Keys that have been read before.
+ */
+#ifndef CACHE_H
+#define CACHE_H
+
+#include "base/store.h"
+#include "usage/usage.h"
+
+/*
+ * A look for a native key, in steps, so that the memory that the next one will
+ * touch is fetched while the caller does other things: look, recall, get.
+ */
+typedef struct CacheLook
+{
+	const char *key_id;			/* TOKEN_KEY_ID_LEN bytes */
+	const StoredKey *kept;		/* by this backend; NULL: it has none */
+	UsageTarget target;
+	StoredBrief brief;			/* what shared memory has, once recalled */
+} CacheLook;
+
+extern void cache_init(void);
+extern void cache_look(CacheLook *look, const char *key_id);
+extern void cache_recall(CacheLook *look);
+extern const StoredKey *cache_get(CacheLook *look, bool brief_will_do);
+extern const StoredKey *cache_find(const char *key_id);
+extern const StoredKey *cache_find_imported(DigestKind kind,
+											const uint8 *digest, int len);
+extern bool cache_has_imported(void);
+
+#endif

@@ -1,0 +1,13 @@
+/*
+ * check.h
+ *		Which values a key's settings may have.
+ */
+#ifndef CHECK_H
+#define CHECK_H
+
+#include "datatype/timestamp.h"
+
+extern void check_settings(Datum *values, bool *nulls, const bool *changed,
+						   TimestampTz created_at);
+
+#endif

@@ -1,0 +1,509 @@
+/*
+ * guard.c
+ *		The row triggers of api_keys: how a key is made, and what may change.
+ *
+ * api_keys_make (BEFORE INSERT) gives a new row its key id, token and digest.
+ * api_keys_guard (BEFORE UPDATE) is the state machine.  api_keys_settle (AFTER
+ * UPDATE OR DELETE) invalidates every session's cached keys, and deletes the
+ * usage row of a deleted key.  It is ENABLE ALWAYS, so it also fires where
+ * replication applies a change.
+ *
+ * Trust: the triggers run as the role that writes to the table.  Column grants
+ * refuse most of the same writes, but pg_write_all_data bypasses grants.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_class_d.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_type_d.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/inval.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "base/caller.h"
+#include "base/grant.h"
+#include "base/principal.h"
+#include "base/settings.h"
+#include "base/store.h"
+#include "compat.h"
+#include "key/check.h"
+#include "key/columns.h"
+#include "key/guard.h"
+#include "key/issued.h"
+#include "key/session.h"
+#include "token/pepper.h"
+
+/* The columns of a row of api_keys, by KeyColumn - 1. */
+typedef struct KeyTuple
+{
+	Datum		values[KEY_COLUMNS];
+	bool		nulls[KEY_COLUMNS];
+} KeyTuple;
+
+static KeyTuple *unpack(TriggerData *trigger, HeapTuple row);
+static HeapTuple repack(TriggerData *trigger, HeapTuple row, KeyTuple *key);
+static bool column_differs(TriggerData *trigger, int column);
+static const char *column_name(Relation rel, int column);
+static void make_token(KeyTuple *key);
+static void make_imported(KeyTuple *key);
+static bool same_text(Datum a, text *b);
+static void check_principal(KeyTuple *key);
+static void check_replaces(KeyTuple *key);
+static void check_transition(KeyTuple *old, KeyTuple *new,
+							 const bool *changed, Relation rel);
+static void delete_usage(void *arg);
+
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_make);
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_guard);
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_settle);
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_settle_imported);
+
+#define VALUE(key, column) ((key)->values[(column) - 1])
+#define ISNULL(key, column) ((key)->nulls[(column) - 1])
+
+static void
+set_value(KeyTuple *key, int column, Datum value)
+{
+	VALUE(key, column) = value;
+	ISNULL(key, column) = false;
+}
+
+/* Return the name of the role that logged in, to which changes are attributed. */
+static Datum
+session_user_name(void)
+{
+	return CStringGetTextDatum(GetUserNameFromId(GetSessionUserId(), false));
+}
+
+/*
+ * Return the trigger data of a call that must come from the trigger of that name
+ * on api_keys.  A role that can execute a trigger function could attach it to a
+ * table of its own, which raises 39P01.
+ */
+TriggerData *
+guard_trigger(FunctionCallInfo fcinfo, const char *name)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		RelationGetRelid(trigger->tg_relation) != store_table("api_keys", true) ||
+		strcmp(trigger->tg_trigger->tgname, name) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function can only be called by trigger \"%s\" of table rk_apikeys.api_keys",
+						name)));
+	return trigger;
+}
+
+/*
+ * api_keys_make, BEFORE INSERT.
+ *
+ * A row without a digest is a new key.  Only the owner of the table may insert a
+ * row with a digest.  If such a row is complete, it was restored or copied, and
+ * is stored as it is.  Otherwise the row is an imported key.
+ */
+Datum
+rk_apikeys_keys_make(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = guard_trigger(fcinfo, "api_keys_make");
+	KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
+	bool		all[KEY_COLUMNS];
+	bool		imported = !ISNULL(key, KEY_DIGEST);
+	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+
+	if (imported)
+	{
+		if (!object_ownercheck(RelationRelationId,
+							   RelationGetRelid(trigger->tg_relation),
+							   GetUserId()))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied to give an API key a digest"),
+					 errhint("Use rk_apikeys.import_key().")));
+		if (!ISNULL(key, KEY_KEY_ID) && !ISNULL(key, KEY_CREATED_AT))
+			return PointerGetDatum(trigger->tg_trigtuple);
+		make_imported(key);
+	}
+	else
+	{
+		for (int column = 1; column <= KEY_COLUMNS; column++)
+			if ((columns_flags(column) & COLUMN_MADE) != 0 && !ISNULL(key, column))
+				ereport(ERROR,
+						(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						 errmsg("column \"%s\" of a new API key cannot be given",
+								column_name(trigger->tg_relation, column)),
+						 errhint("Leave the column out: the insert sets it.")));
+	}
+
+	memset(all, true, sizeof(all));
+	check_settings(key->values, key->nulls, all, DatumGetTimestampTz(now));
+	check_principal(key);
+	if (!ISNULL(key, KEY_REPLACES))
+		check_replaces(key);
+	set_value(key, KEY_CREATED_AT, now);
+	set_value(key, KEY_CREATED_BY, session_user_name());
+	set_value(key, KEY_UPDATED_AT, now);
+	set_value(key, KEY_UPDATED_BY, session_user_name());
+	if (!imported)
+		make_token(key);
+	return PointerGetDatum(repack(trigger, trigger->tg_trigtuple, key));
+}
+
+/*
+ * api_keys_guard, BEFORE UPDATE: the state machine.  Moves updated_at and
+ * updated_by if and only if a setting really changes.
+ */
+Datum
+rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = guard_trigger(fcinfo, "api_keys_guard");
+	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+	KeyTuple   *old = unpack(trigger, trigger->tg_trigtuple);
+	KeyTuple   *new = unpack(trigger, trigger->tg_newtuple);
+	bool		changed[KEY_COLUMNS];
+	bool		dated = false;
+
+	for (int column = 1; column <= desc->natts; column++)
+	{
+		bool		differs = column_differs(trigger, column);
+
+		if (column <= KEY_COLUMNS)
+			changed[column - 1] = differs;
+		if (differs && (columns_flags(column) & COLUMN_DATED) != 0)
+			dated = true;
+	}
+
+	check_settings(new->values, new->nulls, changed,
+				   DatumGetTimestampTz(VALUE(new, KEY_CREATED_AT)));
+	/* revoke_token and the flush borrow rights, and grant a key nothing. */
+	if (!caller_borrows())
+		check_principal(new);
+	if (!caller_owns(RelationGetRelid(trigger->tg_relation)))
+		check_transition(old, new, changed, trigger->tg_relation);
+	if (ISNULL(old, KEY_GRACE_UNTIL) && !ISNULL(new, KEY_GRACE_UNTIL))
+		issued_note_rotation(TextDatumGetCString(VALUE(new, KEY_KEY_ID)));
+
+	if (dated)
+	{
+		set_value(new, KEY_UPDATED_AT,
+				  TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()));
+		set_value(new, KEY_UPDATED_BY, session_user_name());
+	}
+	return PointerGetDatum(repack(trigger, trigger->tg_newtuple, new));
+}
+
+/* api_keys_settle, AFTER UPDATE OR DELETE. */
+Datum
+rk_apikeys_keys_settle(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = guard_trigger(fcinfo, "api_keys_settle");
+	Oid			usage;
+
+	CacheInvalidateRelcache(trigger->tg_relation);
+	if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event) &&
+		OidIsValid(usage = store_table("key_usage", true)))
+	{
+		KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
+
+		caller_run_as_owner(usage, delete_usage,
+							DatumGetPointer(VALUE(key, KEY_KEY_ID)));
+	}
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * api_keys_settle_imported, AFTER INSERT of an imported key: sessions may
+ * remember that there are no imported keys.
+ */
+Datum
+rk_apikeys_keys_settle_imported(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = guard_trigger(fcinfo, "api_keys_settle_imported");
+
+	CacheInvalidateRelcache(trigger->tg_relation);
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * OwnerWork: delete the usage row of a key, under the latest snapshot, because
+ * the row may be newer than the snapshot of a REPEATABLE READ transaction.
+ */
+static void
+delete_usage(void *arg)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			type = TEXTOID;
+	Datum		key_id = PointerGetDatum(arg);
+	Snapshot	snapshot;
+
+	SPI_connect();
+	if (plan == NULL)
+	{
+		plan = SPI_prepare("DELETE FROM rk_apikeys.key_usage WHERE key_id = $1",
+						   1, &type);
+		SPI_keepplan(plan);
+	}
+	CommandCounterIncrement();
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SPI_execute_snapshot(plan, &key_id, NULL, snapshot, InvalidSnapshot,
+						 false, false, 0);
+	UnregisterSnapshot(snapshot);
+	SPI_finish();
+}
+
+static KeyTuple *
+unpack(TriggerData *trigger, HeapTuple row)
+{
+	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+	KeyTuple   *key = palloc(sizeof(KeyTuple));
+
+	/* heap_getattr, so that columns added by others do no harm */
+	for (int i = 0; i < KEY_COLUMNS; i++)
+		key->values[i] = heap_getattr(row, i + 1, desc, &key->nulls[i]);
+	return key;
+}
+
+static HeapTuple
+repack(TriggerData *trigger, HeapTuple row, KeyTuple *key)
+{
+	int			columns[KEY_COLUMNS];
+
+	for (int i = 0; i < KEY_COLUMNS; i++)
+		columns[i] = i + 1;
+	return heap_modify_tuple_by_cols(row,
+									 RelationGetDescr(trigger->tg_relation),
+									 KEY_COLUMNS, columns, key->values,
+									 key->nulls);
+}
+
+/*
+ * Return whether an update changes a column, by its number in the table.  A
+ * dropped column never changes.
+ */
+static bool
+column_differs(TriggerData *trigger, int column)
+{
+	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+	Form_pg_attribute att = TupleDescAttr(desc, column - 1);
+	bool		old_null;
+	bool		new_null;
+	Datum		old;
+	Datum		new;
+
+	if (att->attisdropped)
+		return false;
+	old = heap_getattr(trigger->tg_trigtuple, column, desc, &old_null);
+	new = heap_getattr(trigger->tg_newtuple, column, desc, &new_null);
+	return old_null != new_null ||
+		(!old_null && !datum_image_eq(old, new, att->attbyval, att->attlen));
+}
+
+static const char *
+column_name(Relation rel, int column)
+{
+	return NameStr(TupleDescAttr(RelationGetDescr(rel), column - 1)->attname);
+}
+
+/* Make the token of a new key, and keep it for reveal(). */
+static void
+make_token(KeyTuple *key)
+{
+	char		token[TOKEN_MAX_LEN + 1];
+	size_t		len;
+	TokenParts	parts;
+	bytea	   *digest = palloc(VARHDRSZ + DIGEST_SHA256_LEN);
+	const Pepper *pepper = pepper_current();
+
+	len = token_make(settings_token_prefix,
+					 TextDatumGetCString(VALUE(key, KEY_ENVIRONMENT)), token);
+	PG_TRY();
+	{
+		if (!token_parse(token, len, &parts))
+			elog(ERROR, "a new token is not well-formed");
+		SET_VARSIZE(digest, VARHDRSZ + DIGEST_SHA256_LEN);
+		if (pepper == NULL)
+			digest_sha256(token, len, (uint8 *) VARDATA(digest));
+		else
+		{
+			digest_hmac_sha256(pepper->secret, pepper->len, token, len,
+							   (uint8 *) VARDATA(digest));
+			set_value(key, KEY_PEPPER_ID, Int16GetDatum(pepper->id));
+		}
+		set_value(key, KEY_KEY_ID,
+				  PointerGetDatum(cstring_to_text_with_len(parts.key_id,
+														   TOKEN_KEY_ID_LEN)));
+		set_value(key, KEY_PREFIX,
+				  CStringGetTextDatum(settings_token_prefix));
+		set_value(key, KEY_HINT,
+				  PointerGetDatum(cstring_to_text_with_len(parts.secret + TOKEN_SECRET_LEN - TOKEN_HINT_LEN,
+														   TOKEN_HINT_LEN)));
+		set_value(key, KEY_DIGEST, PointerGetDatum(digest));
+		set_value(key, KEY_DIGEST_KIND, CStringGetTextDatum("native"));
+		issued_keep(parts.key_id, token, len);
+	}
+	PG_FINALLY();
+	{
+		explicit_bzero(token, sizeof(token));
+	}
+	PG_END_TRY();
+}
+
+/* Complete a key that was issued elsewhere and is known by its digest. */
+static void
+make_imported(KeyTuple *key)
+{
+	char		key_id[TOKEN_KEY_ID_LEN + 1];
+
+	if (ISNULL(key, KEY_DIGEST_KIND))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("digest_kind of an imported API key is missing"),
+				 errhint("Use sha256 or sha512.")));
+	token_make_key_id(key_id);
+	set_value(key, KEY_KEY_ID, CStringGetTextDatum(key_id));
+	set_value(key, KEY_PREFIX, CStringGetTextDatum(settings_token_prefix));
+}
+
+static bool
+same_text(Datum a, text *b)
+{
+	return DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID, a,
+												PointerGetDatum(b)));
+}
+
+/*
+ * Check a key that a principal makes or changes.  The key may have only the
+ * principal's tenant and environment, and scopes that the principal's scopes
+ * grant.
+ */
+static void
+check_principal(KeyTuple *key)
+{
+	const StoredKey *principal;
+	Datum	   *scopes;
+	int			count;
+
+	if (!principal_is_set())
+		return;
+	principal = session_principal();
+	if (principal == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("API key \"%s\" is no longer good",
+						principal_key_id())));
+	if (!same_text(VALUE(key, KEY_TENANT), principal->tenant))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("API key \"%s\" cannot manage keys of another tenant",
+						principal->key_id)));
+	if (!same_text(VALUE(key, KEY_ENVIRONMENT), principal->environment))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("API key \"%s\" cannot manage keys of environment \"%s\"",
+						principal->key_id,
+						TextDatumGetCString(VALUE(key, KEY_ENVIRONMENT)))));
+	deconstruct_array(DatumGetArrayTypeP(VALUE(key, KEY_SCOPES)), TEXTOID, -1,
+					  false, TYPALIGN_INT, &scopes, NULL, &count);
+	for (int i = 0; i < count; i++)
+		if (!grant_scope(principal->scopes, DatumGetTextPP(scopes[i])))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("API key \"%s\" cannot grant scope \"%s\", which it does not have",
+							principal->key_id, TextDatumGetCString(scopes[i]))));
+}
+
+/*
+ * Check the key that a new key replaces.  The caller must see the old key, both
+ * must have the same tenant, and this transaction must have rotated the old key.
+ * All failures raise the same error, so a caller learns nothing about another
+ * tenant's keys.
+ */
+static void
+check_replaces(KeyTuple *key)
+{
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2] = {VALUE(key, KEY_REPLACES), VALUE(key, KEY_TENANT)};
+	char	   *replaces = TextDatumGetCString(values[0]);
+	bool		good = false;
+
+	if (strlen(replaces) == TOKEN_KEY_ID_LEN && !ISNULL(key, KEY_TENANT) &&
+		issued_was_rotated(replaces))
+	{
+		SPI_connect();
+		SPI_execute_with_args("SELECT FROM rk_apikeys.api_keys"
+							  " WHERE key_id OPERATOR(pg_catalog.=) $1"
+							  " AND tenant OPERATOR(pg_catalog.=) $2"
+							  " AND grace_until IS NOT NULL",
+							  2, types, values, NULL, false, 1);
+		good = SPI_processed == 1;
+		SPI_finish();
+	}
+	if (!good)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("API key that is to be replaced does not exist, or was not rotated by this transaction"),
+				 errhint("Use rk_apikeys.rotate_key().")));
+}
+
+/*
+ * Check the changes of a caller other than the owner.  A flush, with borrowed
+ * rights, may store a digest that was signed with a newer pepper.
+ */
+static void
+check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
+				 Relation rel)
+{
+	for (int column = 1; column <= KEY_COLUMNS; column++)
+		if ((columns_flags(column) & COLUMN_FIXED) != 0 && changed[column - 1] &&
+			!(caller_borrows() && (column == KEY_DIGEST ||
+								   column == KEY_PEPPER_ID)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("column \"%s\" of an API key never changes",
+							column_name(rel, column))));
+	if (changed[KEY_UPDATED_AT - 1] || changed[KEY_UPDATED_BY - 1])
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("updated_at and updated_by of an API key cannot be set")));
+
+	if (changed[KEY_REVOKED_AT - 1])
+	{
+		if (!ISNULL(old, KEY_REVOKED_AT))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("API key \"%s\" is revoked for good",
+							TextDatumGetCString(VALUE(old, KEY_KEY_ID))),
+					 errhint("Create a new key.")));
+		if (DatumGetTimestampTz(VALUE(new, KEY_REVOKED_AT)) !=
+			GetCurrentTransactionStartTimestamp())
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("revoked_at can only be set to now(), not to %s",
+							timestamptz_to_str(DatumGetTimestampTz(VALUE(new, KEY_REVOKED_AT)))),
+					 errhint("Use rk_apikeys.revoke_key(), or expires_at for a later end.")));
+	}
+	if (changed[KEY_REVOKED_REASON - 1] && !ISNULL(old, KEY_REVOKED_REASON))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("revoked_reason of API key \"%s\" is final",
+						TextDatumGetCString(VALUE(old, KEY_KEY_ID)))));
+	if (changed[KEY_GRACE_UNTIL - 1] && !ISNULL(old, KEY_GRACE_UNTIL) &&
+		(ISNULL(new, KEY_GRACE_UNTIL) ||
+		 DatumGetTimestampTz(VALUE(new, KEY_GRACE_UNTIL)) >
+		 DatumGetTimestampTz(VALUE(old, KEY_GRACE_UNTIL))))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("grace_until of API key \"%s\" can only be shortened",
+						TextDatumGetCString(VALUE(old, KEY_KEY_ID))),
+				 errhint("Its successor is in use already; create or rotate another key.")));
+}

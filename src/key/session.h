@@ -1,0 +1,18 @@
+/*
+ * session.h
+ *		Whose keys this session manages, and as which key.
+ */
+#ifndef SESSION_H
+#define SESSION_H
+
+#include "base/store.h"
+
+/* Scope of a key that may manage keys. */
+#define SESSION_MANAGE_SCOPE "apikeys:manage"
+
+extern const StoredKey *session_principal(void);
+extern bool session_may_manage(void);
+extern char *session_tenant(void);
+extern bool session_sees_all_tenants(void);
+
+#endif

@@ -1,0 +1,13 @@
+/*
+ * verify.h
+ *		Whether a token is good, and why not.
+ */
+#ifndef VERIFY_H
+#define VERIFY_H
+
+#include "base/store.h"
+
+extern const StoredKey *verify_genuine(text *token, bool brief_will_do,
+									   bool *well_formed);
+
+#endif

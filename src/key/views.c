@@ -1,0 +1,170 @@
+/*
+ * views.c
+ *		Shared memory, for the views: keys' use and the server's counters.
+ *
+ * Trust: any role that reads the views can call the functions about keys
+ * directly, so they answer as the tables' policies would.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "base/stats.h"
+#include "compat.h"
+#include "key/session.h"
+#include "usage/usage.h"
+
+/* Of _live_usage(). */
+#define LIVE_COLUMNS 3
+
+/* Of _stats(): the counters are between the first and the last five. */
+#define STATS_COLUMNS (1 + STATS_ALL + 5)
+
+static bool find_viewer(char **tenant);
+static bool look_for_caller(FunctionCallInfo fcinfo, UsageLook *look);
+
+PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_at);
+PG_FUNCTION_INFO_V1(rk_apikeys_live_use_count);
+PG_FUNCTION_INFO_V1(rk_apikeys_live_usage);
+PG_FUNCTION_INFO_V1(rk_apikeys_stats);
+
+/*
+ * rk_apikeys._live_last_used_at(key_id text) -> timestamptz
+ *
+ * Return the last use that shared memory has of a key; NULL if there is none, or
+ * the caller may not see the key.
+ */
+Datum
+rk_apikeys_live_last_used_at(PG_FUNCTION_ARGS)
+{
+	UsageLook	look;
+
+	if (!look_for_caller(fcinfo, &look) || look.last_used_at == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(look.last_used_at);
+}
+
+/* rk_apikeys._live_use_count(key_id text) -> bigint, likewise. */
+Datum
+rk_apikeys_live_use_count(PG_FUNCTION_ARGS)
+{
+	UsageLook	look;
+
+	if (!look_for_caller(fcinfo, &look))
+		PG_RETURN_NULL();
+	PG_RETURN_INT64(look.use_count);
+}
+
+/*
+ * rk_apikeys._live_usage() -> setof (key_id, last_used_at, use_count)
+ *
+ * Return the same for all keys that the caller may see, except keys for which
+ * the tables have as much.
+ */
+Datum
+rk_apikeys_live_usage(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	char	   *tenant;
+	UsageLook  *looks;
+	int			count;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (result->setDesc->natts != LIVE_COLUMNS)
+		elog(ERROR, "_live_usage returns another row than expected");
+	if (!find_viewer(&tenant))
+		return (Datum) 0;
+	looks = usage_look_all(tenant, GetCurrentTransactionStartTimestamp(), &count);
+	for (int i = 0; i < count; i++)
+	{
+		Datum		values[LIVE_COLUMNS];
+		bool		nulls[LIVE_COLUMNS] = {false, false, false};
+
+		CHECK_FOR_INTERRUPTS();
+		values[0] = CStringGetTextDatum(looks[i].key_id);
+		values[1] = TimestampTzGetDatum(looks[i].last_used_at);
+		nulls[1] = looks[i].last_used_at == 0;
+		values[2] = Int64GetDatum(looks[i].use_count);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+		pfree(DatumGetPointer(values[0]));
+	}
+	if (looks != NULL)
+		pfree(looks);
+	return (Datum) 0;
+}
+
+/*
+ * rk_apikeys._stats() -> the columns of the view stats
+ *
+ * Without shared memory all columns except preloaded are NULL.
+ */
+Datum
+rk_apikeys_stats(PG_FUNCTION_ARGS)
+{
+	TupleDesc	desc;
+	Datum		values[STATS_COLUMNS] = {0};
+	bool		nulls[STATS_COLUMNS];
+	int64		sums[STATS_ALL];
+	UsageTotals totals;
+	int			column = 0;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != STATS_COLUMNS)
+		elog(ERROR, "_stats returns another row than expected");
+	memset(nulls, !usage_is_shared(), sizeof(nulls));
+	nulls[0] = false;
+	values[column++] = BoolGetDatum(usage_is_preloaded());
+	if (usage_is_shared())
+	{
+		stats_sum(sums);
+		for (int i = 0; i < STATS_ALL; i++)
+			values[column++] = Int64GetDatum(sums[i]);
+		usage_totals(&totals);
+		values[column++] = Int64GetDatum(totals.tracked);
+		values[column++] = Int64GetDatum(totals.max_tracked);
+		values[column++] = Int64GetDatum(totals.pending);
+		values[column++] = TimestampTzGetDatum(totals.last_flush_at);
+		nulls[column - 1] = totals.last_flush_at == 0;
+		values[column++] = Int64GetDatum(totals.pending == 0 ? 0 :
+										 TimestampDifferenceMilliseconds(totals.pending_since,
+																		 GetCurrentTimestamp()));
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+}
+
+/*
+ * Set *tenant to the tenant whose keys the caller may see; NULL: every tenant's.
+ * Return false if the caller may see no key.
+ */
+static bool
+find_viewer(char **tenant)
+{
+	if (!session_may_manage() || (*tenant = session_tenant()) == NULL)
+		return false;
+	if (session_sees_all_tenants())
+		*tenant = NULL;
+	return true;
+}
+
+/*
+ * Look at the key that an SQL function asks for.  Return false if shared memory
+ * has nothing of the key, or the caller may not see it.
+ */
+static bool
+look_for_caller(FunctionCallInfo fcinfo, UsageLook *look)
+{
+	text	   *key_id = PG_GETARG_TEXT_PP(0);
+	char	   *tenant;
+
+	/* First whether there is an entry: most keys of a list have none. */
+	return VARSIZE_ANY_EXHDR(key_id) == TOKEN_KEY_ID_LEN &&
+		usage_look(VARDATA_ANY(key_id), NULL, look) &&
+		find_viewer(&tenant) &&
+		(tenant == NULL || usage_look(VARDATA_ANY(key_id), tenant, look));
+}

@@ -1,0 +1,246 @@
+/*
+ * worker.c
+ *		The processes that flush usage: a launcher and its workers.
+ *
+ * The launcher reads shared catalogs only.  Every
+ * rk_apikeys.usage_flush_interval it starts a short worker for each database
+ * with pending entries, one after the other.  The worker writes the entries to
+ * the tables or, on a standby or subscriber with a primary_conninfo, sends them.
+ * On a standby without one the launcher starts no worker and only makes room.
+ *
+ * Trust: a worker forces the settings that its statements depend on, because a
+ * database or role may have settings of its own.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_database.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "base/settings.h"
+#include "compat.h"
+#include "usage/usage.h"
+
+/* Between two workers in a database; DROP DATABASE looks ten times a second. */
+#define WORKER_PAUSE_MS 250
+
+PGDLLEXPORT void rk_apikeys_launcher_main(Datum arg);
+PGDLLEXPORT void rk_apikeys_flush_main(Datum database);
+
+static void flush_all(void);
+static UsageEnd run_worker(Oid database);
+static void pause_for(int milliseconds);
+static bool database_is_open(Oid database);
+
+void
+rk_apikeys_launcher_main(Datum arg)
+{
+	TimestampTz last;			/* when the last round of flushes began */
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	pgstat_report_appname("rk_apikeys launcher");
+	if (!usage_is_shared() || !usage_launch())
+		proc_exit(0);
+
+	last = GetCurrentTimestamp();
+	while (!ShutdownRequestPending)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		/* The clock may be set back. */
+		last = Min(last, now);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Max(settings_usage_flush_interval -
+							 TimestampDifferenceMilliseconds(last, now), 0),
+						 PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		/* Other processes set the latch too. */
+		if (ShutdownRequestPending ||
+			!TimestampDifferenceExceeds(last, GetCurrentTimestamp(),
+										settings_usage_flush_interval))
+			continue;
+		last = GetCurrentTimestamp();
+		flush_all();
+	}
+	proc_exit(0);
+}
+
+/* Flush every database with pending entries, one after the other. */
+static void
+flush_all(void)
+{
+	static bool was_standby = false;
+	bool		is_standby = RecoveryInProgress();
+	TimestampTz began = GetCurrentTimestamp();
+	bool		failed = false;
+	List	   *databases;
+	ListCell   *cell;
+
+	/* A standby that sends nothing must not fill up. */
+	if (is_standby && settings_primary_conninfo[0] == '\0')
+	{
+		was_standby = true;
+		usage_evict();
+		return;
+	}
+	if (was_standby && !is_standby)
+		usage_write_all();
+	was_standby = is_standby;
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	MemoryContextSwitchTo(TopTransactionContext);
+	databases = usage_begin_round();
+	foreach(cell, databases)
+	{
+		if (!database_is_open(lfirst_oid(cell)))
+		{
+			usage_forget_database(lfirst_oid(cell));
+			lfirst_oid(cell) = InvalidOid;
+		}
+	}
+	usage_evict();
+	MemoryContextSwitchTo(TopMemoryContext);
+	databases = list_copy(databases);
+	CommitTransactionCommand();
+
+	/* A worker that left entries is followed by another one. */
+	while (databases != NIL && !ShutdownRequestPending)
+	{
+		List	   *unfinished = NIL;
+
+		foreach(cell, databases)
+		{
+			UsageEnd	end;
+
+			if (ShutdownRequestPending || !OidIsValid(lfirst_oid(cell)))
+				continue;
+			end = run_worker(lfirst_oid(cell));
+			if (end == USAGE_LEFT)
+				unfinished = lappend_oid(unfinished, lfirst_oid(cell));
+			failed |= end == USAGE_FAILED;
+		}
+		list_free(databases);
+		databases = unfinished;
+		if (databases != NIL)
+			pause_for(WORKER_PAUSE_MS);
+	}
+	list_free(databases);
+	if (!failed)
+		usage_end_round(began);
+}
+
+/*
+ * Run a worker in a database and return how it ended.  If it failed, or could
+ * not be started, the pending entries wait for the next round.  A worker may
+ * have failed because the server is too slow for its batch, so the next batch is
+ * half as large.
+ */
+static UsageEnd
+run_worker(Oid database)
+{
+	static int	batch = USAGE_BATCH;
+	BackgroundWorker worker = {0};
+	BackgroundWorkerHandle *handle;
+	UsageEnd	end;
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, "rk_apikeys", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "rk_apikeys_flush_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_name, "rk_apikeys flush", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "rk_apikeys flush", BGW_MAXLEN);
+	worker.bgw_main_arg = ObjectIdGetDatum(database);
+	memcpy(worker.bgw_extra, &batch, sizeof(batch));
+	worker.bgw_notify_pid = MyProcPid;
+	usage_set_end(USAGE_FAILED);
+	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+		return USAGE_FAILED;
+	(void) WaitForBackgroundWorkerShutdown(handle);
+	pfree(handle);
+	end = usage_end();
+	batch = end == USAGE_FAILED ? Max(batch / 2, 1) : Min(batch * 2, USAGE_BATCH);
+	return end;
+}
+
+/*
+ * Wait, so that DROP DATABASE finds the database empty.  Return early at a
+ * shutdown, and when the clock is set back, because the wait could become long.
+ */
+static void
+pause_for(int milliseconds)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz now;
+
+	while (!ShutdownRequestPending && (now = GetCurrentTimestamp()) >= start &&
+		   !TimestampDifferenceExceeds(start, now, milliseconds))
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 milliseconds, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+}
+
+/* Return whether the database exists and allows connections. */
+static bool
+database_is_open(Oid database)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+	bool		open = false;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		open = ((Form_pg_database) GETSTRUCT(tuple))->datallowconn;
+		ReleaseSysCache(tuple);
+	}
+	return open;
+}
+
+void
+rk_apikeys_flush_main(Datum database)
+{
+	int			batch;			/* keys */
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(database),
+											  InvalidOid, 0);
+	/* The database's and the role's own settings do not count. */
+	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("session_replication_role", "origin", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("row_security", "on", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
+	pgstat_report_appname("rk_apikeys flush");
+	memcpy(&batch, MyBgworkerEntry->bgw_extra, sizeof(batch));
+	/* Without preload, usage_is_shared() attaches the memory. */
+	if (usage_is_shared())
+		usage_flush_database(batch);
+	proc_exit(0);
+}

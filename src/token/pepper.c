@@ -1,0 +1,220 @@
+/*
+ * pepper.c
+ *		The secrets outside the database that digests are made with.
+ *
+ * With the setting rk_apikeys.pepper_file the digest of a token is
+ * HMAC-SHA-256(pepper, token) (RFC 2104, FIPS 198-1), so that whoever has the
+ * whole database, but not that file, can neither check a guess nor write a
+ * digest of his own.
+ *
+ * The file has a line id:base64 for each pepper; blank lines and lines that
+ * begin with # are skipped.  The highest id signs; the others still verify.
+ * Each backend reads it when it first needs it, and again after a reload of
+ * the configuration.  If it is set and cannot be used nothing verifies, and
+ * the error, 58030, says why; its name goes to the log alone.
+ *
+ * Memory: static, wiped before the file is read again.
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/base64.h"
+#include "storage/fd.h"
+
+#include "compat.h"
+#include "token/pepper.h"
+
+#define PEPPERS_MAX 64
+#define FILE_MAX_LEN 16384
+
+char	   *pepper_file = NULL;
+
+/* By rising id; none if pepper_file is empty. */
+static Pepper peppers[PEPPERS_MAX];
+static int	pepper_count = 0;
+
+/* The line of the file that is being read; wiped with it. */
+static uint8 decoded[PEPPER_MAX_LEN + 3];
+
+/* The peppers are those of the file that the setting names. */
+static bool loaded = false;
+
+static void load(void);
+static int	read_file(char *contents);
+static void parse_file(char *contents);
+static void parse_line(char *line, int number);
+pg_noreturn static void refuse(const char *reason);
+
+/*
+ * The setting's assign hook: read the file again before it is next used.  A
+ * reload of the configuration calls the hook, whether the name changed or not.
+ */
+void
+pepper_assign_file(const char *newval, void *extra)
+{
+	loaded = false;
+}
+
+/*
+ * The pepper that signs new keys; NULL if there is to be none.  Raises 58030
+ * if there is, and it cannot be had.
+ */
+const Pepper *
+pepper_current(void)
+{
+	load();
+	return pepper_count > 0 ? &peppers[pepper_count - 1] : NULL;
+}
+
+/* The pepper that a key was signed with.  Raises 58030 if it cannot be had. */
+const Pepper *
+pepper_find(int id, const char *key_id)
+{
+	load();
+	for (int i = 0; i < pepper_count; i++)
+		if (peppers[i].id == id)
+			return &peppers[i];
+	ereport(ERROR,
+			(errcode(ERRCODE_IO_ERROR),
+			 errmsg("API key \"%s\" was signed with pepper %d, which is missing",
+					key_id, id),
+			 errhint("Put it back into the file that rk_apikeys.pepper_file names, and reload the configuration.")));
+}
+
+static void
+load(void)
+{
+	char		contents[FILE_MAX_LEN + 1];
+
+	if (loaded)
+		return;
+	explicit_bzero(peppers, sizeof(peppers));
+	pepper_count = 0;
+	if (pepper_file == NULL || pepper_file[0] == '\0')
+	{
+		loaded = true;
+		return;
+	}
+	PG_TRY();
+	{
+		contents[read_file(contents)] = '\0';
+		parse_file(contents);
+		loaded = true;
+	}
+	PG_FINALLY();
+	{
+		explicit_bzero(contents, sizeof(contents));
+		explicit_bzero(decoded, sizeof(decoded));
+		if (!loaded)
+		{
+			explicit_bzero(peppers, sizeof(peppers));
+			pepper_count = 0;
+		}
+	}
+	PG_END_TRY();
+}
+
+/* Read the file; returns its length, at most FILE_MAX_LEN. */
+static int
+read_file(char *contents)
+{
+	/* What is no file is refused below, and a pipe not waited for. */
+	int			fd = OpenTransientFile(pepper_file,
+									   O_RDONLY | O_NONBLOCK | PG_BINARY);
+	struct stat st;
+	int			len = 0;
+	int			got;
+
+	if (fd < 0)
+		refuse(psprintf("could not open it: %m"));
+	if (fstat(fd, &st) < 0)
+		refuse(psprintf("could not look at it: %m"));
+	if (!S_ISREG(st.st_mode))
+		refuse("it is no regular file");
+	if (st.st_uid != geteuid())
+		refuse("it is not owned by the server's user");
+	if ((st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
+		refuse("it is open to others than its owner");
+	if (st.st_size > FILE_MAX_LEN)
+		refuse("it is too long");
+	while ((got = read(fd, contents + len, FILE_MAX_LEN - len)) > 0)
+		len += got;
+	if (got < 0)
+		refuse(psprintf("could not read it: %m"));
+	CloseTransientFile(fd);
+	return len;
+}
+
+static void
+parse_file(char *contents)
+{
+	char	   *line = contents;
+
+	for (int number = 1; line != NULL; number++)
+	{
+		char	   *end = strchr(line, '\n');
+
+		if (end != NULL)
+			*end++ = '\0';
+		parse_line(line, number);
+		line = end;
+	}
+	if (pepper_count == 0)
+		refuse("it holds no pepper");
+}
+
+/* Take over one line of the file. */
+static void
+parse_line(char *line, int number)
+{
+	char	   *end = line + strlen(line);
+	char	   *base64;
+	long		id;
+	int			at;
+	int			len;
+
+	while (end > line && strchr(" \t\r", end[-1]) != NULL)
+		*--end = '\0';
+	if (*line == '\0' || *line == '#')
+		return;
+	id = strtol(line, &base64, 10);
+	if (*line < '1' || *line > '9' || *base64 != ':' || id > PEPPER_ID_MAX)
+		refuse(psprintf("line %d is not id:base64, with an id from 1 to %d",
+						number, PEPPER_ID_MAX));
+	base64++;
+	if (pg_b64_dec_len(end - base64) > (int) sizeof(decoded))
+		len = PEPPER_MAX_LEN + 1;
+	else
+		len = compat_b64_decode(base64, end - base64, decoded, sizeof(decoded));
+	if (len < 0)
+		refuse(psprintf("line %d is not id:base64", number));
+	if (len < PEPPER_MIN_LEN || len > PEPPER_MAX_LEN)
+		refuse(psprintf("the pepper in line %d has not %d to %d bytes", number,
+						PEPPER_MIN_LEN, PEPPER_MAX_LEN));
+
+	for (at = 0; at < pepper_count && peppers[at].id < id; at++)
+		;
+	if (at < pepper_count && peppers[at].id == id)
+		refuse(psprintf("pepper %ld is there twice", id));
+	if (pepper_count == PEPPERS_MAX)
+		refuse(psprintf("it holds more than %d peppers", PEPPERS_MAX));
+	memmove(&peppers[at + 1], &peppers[at],
+			(pepper_count - at) * sizeof(Pepper));
+	pepper_count++;
+	peppers[at].id = id;
+	peppers[at].len = len;
+	memcpy(peppers[at].secret, decoded, len);
+}
+
+static void
+refuse(const char *reason)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_IO_ERROR),
+			 errmsg("pepper file cannot be used: %s", reason),
+			 errdetail_log("The file is \"%s\".", pepper_file),
+			 errhint("See rk_apikeys.pepper_file: lines of id:base64, owned by the server's user, mode 0600.")));
+}

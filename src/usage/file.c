@@ -1,0 +1,146 @@
+/*
+ * file.c
+ *		Pending entries are kept in a file from a shutdown to the next start.
+ *
+ * At a clean end of the server no worker can be started any more.  So the
+ * postmaster writes the pending entries to a file.  At the next start it reads
+ * the file and removes it.  A crash writes no file.
+ */
+#include "postgres.h"
+
+#include <unistd.h>
+
+#include "storage/fd.h"
+
+#include "usage/shared.h"
+
+/* Below the data directory. */
+#define SAVE_FILE "pg_stat/rk_apikeys.usage"
+#define SAVE_MAGIC 0x524b5533
+/* 0.1: the same, without the known counts. */
+#define SAVE_MAGIC_0_1 0x524b5532
+
+/* The part of an entry that is kept over a restart. */
+typedef struct SavedUsage
+{
+	UsageKey	key;
+	uint64		tenant;
+	char		environment[TOKEN_NAME_MAX + 1];
+	int64		last_used_at;
+	int64		use_count;
+	int64		denied_count;
+	int64		has_addr;
+	inet_struct addr;
+	int64		known_uses;
+	int64		known_denials;
+} SavedUsage;
+
+/*
+ * on_shmem_exit callback of the postmaster: write the pending entries.  An error
+ * is logged, and the entries are lost.
+ */
+void
+usage_file_save(int code, Datum arg)
+{
+	FILE	   *file;
+	UsageEntry *entry;
+	UsageWalk	walk = {.pending = true, .alone = true};
+	uint32		magic = SAVE_MAGIC;
+	bool		failed;
+
+	/* After a crash the counts may be torn. */
+	if (code != 0 || usage_shared == NULL)
+		return;
+	file = AllocateFile(SAVE_FILE ".tmp", PG_BINARY_W);
+	if (file == NULL)
+	{
+		ereport(LOG,
+				(errcode_for_file_access(),
+				 errmsg("could not write file \"%s\": %m", SAVE_FILE ".tmp")));
+		return;
+	}
+	failed = fwrite(&magic, sizeof(magic), 1, file) != 1;
+	while (!failed && (entry = usage_hash_next(&walk)) != NULL)
+	{
+		SavedUsage	saved;
+
+		memset(&saved, 0, sizeof(saved));
+		saved.key = entry->key;
+		saved.tenant = entry->tenant;
+		memcpy(saved.environment, entry->environment, sizeof(saved.environment));
+		saved.last_used_at = (int64) pg_atomic_read_u64(&entry->last_used_at);
+		saved.use_count = (int64) pg_atomic_read_u64(&entry->use_count);
+		saved.denied_count = (int64) pg_atomic_read_u64(&entry->denied_count);
+		saved.has_addr = entry->has_addr;
+		saved.addr = entry->addr;
+		saved.known_uses = entry->known_uses;
+		saved.known_denials = entry->known_denials;
+		failed = fwrite(&saved, sizeof(saved), 1, file) != 1;
+	}
+	if (FreeFile(file) != 0)
+		failed = true;
+	if (failed)
+	{
+		ereport(LOG,
+				(errcode_for_file_access(),
+				 errmsg("could not write file \"%s\": %m", SAVE_FILE ".tmp")));
+		unlink(SAVE_FILE ".tmp");
+		return;
+	}
+	(void) durable_rename(SAVE_FILE ".tmp", SAVE_FILE, LOG);
+}
+
+/* At the start of the server: read the entries, and remove the file. */
+void
+usage_file_load(void)
+{
+	FILE	   *file = AllocateFile(SAVE_FILE, PG_BINARY_R);
+	uint32		magic;
+	size_t		size = sizeof(SavedUsage);
+	SavedUsage	saved;
+
+	if (file == NULL)
+	{
+		if (errno != ENOENT)
+			ereport(LOG,
+					(errcode_for_file_access(),
+					 errmsg("could not read file \"%s\": %m", SAVE_FILE)));
+		return;
+	}
+	if (fread(&magic, sizeof(magic), 1, file) != 1)
+		magic = 0;
+	if (magic == SAVE_MAGIC_0_1)
+		size = offsetof(SavedUsage, known_uses);
+	if (magic != SAVE_MAGIC && magic != SAVE_MAGIC_0_1)
+		ereport(LOG,
+				(errmsg("ignoring file \"%s\" of another version",
+						SAVE_FILE)));
+	else
+	{
+		/* Without the fields, regard all that the table has as known. */
+		saved.known_uses = saved.known_denials = PG_INT64_MAX;
+		while (fread(&saved, size, 1, file) == 1)
+		{
+			UsageTarget target;
+			UsageEntry *entry;
+
+			usage_hash_target(&target, saved.key.database, saved.key.key_id);
+			entry = usage_hash_find(&target) == NULL ? usage_hash_add(&target) : NULL;
+			if (entry == NULL)
+				continue;
+			entry->tenant = saved.tenant;
+			memcpy(entry->environment, saved.environment, sizeof(entry->environment));
+			entry->environment[TOKEN_NAME_MAX] = '\0';
+			pg_atomic_write_u64(&entry->last_used_at, saved.last_used_at);
+			pg_atomic_write_u64(&entry->use_count, saved.use_count);
+			pg_atomic_write_u64(&entry->denied_count, saved.denied_count);
+			entry->has_addr = saved.has_addr != 0;
+			entry->addr = saved.addr;
+			entry->known_uses = saved.known_uses;
+			entry->known_denials = saved.known_denials;
+			usage_hash_set_dirty(entry);
+		}
+	}
+	FreeFile(file);
+	unlink(SAVE_FILE);
+}

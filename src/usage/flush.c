@@ -1,0 +1,233 @@
+/*
+ * flush.c
+ *		A flush of this database's pending entries, by a worker or a session.
+ *
+ * Trust: where the extension was dropped, a database's owner may have left a
+ * schema of our name behind, with tables and triggers of his own.  A worker
+ * writes only to tables that are members of the extension, as their owner and
+ * as a security-restricted operation.
+ *
+ * A worker keeps a database busy for less than two seconds, or four if it
+ * sends, because DROP DATABASE waits for five.  If that is not enough, another
+ * worker continues after a pause.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/pg_class.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/lmgr.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+#include "base/stats.h"
+#include "compat.h"
+#include "usage/shared.h"
+
+/* Milliseconds after which a worker begins no other batch, or gives one up. */
+#define WORKER_BUDGET_MS 1000
+#define BATCH_TIMEOUT_MS 1500
+
+/* The extension's tables in this database. */
+typedef enum TablesState
+{
+	TABLES_OURS,				/* members of the extension, and locked */
+	TABLES_NOT_OURS,			/* missing, or another owner's */
+	TABLES_BUSY					/* another transaction has one locked */
+} TablesState;
+
+/* Which server writes this database's usage. */
+typedef enum Destination
+{
+	DESTINATION_HERE,
+	DESTINATION_PRIMARY,
+	DESTINATION_NONE			/* the extension was dropped */
+} Destination;
+
+/* Work on copies in a transaction; returns how many were written. */
+typedef int (*BatchWork) (const UsageCopy *copies, int count);
+
+static UsageEnd flush_database(int batch);
+static Destination find_destination(void);
+static TablesState flush_batch(BatchWork work, const UsageCopy *copies, int count);
+static TablesState lock_tables(void);
+
+/* Return how the last worker ended. */
+UsageEnd
+usage_end(void)
+{
+	return (UsageEnd) pg_atomic_read_u32(&usage_shared->end);
+}
+
+void
+usage_set_end(UsageEnd end)
+{
+	pg_atomic_write_u32(&usage_shared->end, end);
+}
+
+/*
+ * Write this database's pending entries in the caller's transaction, in batches
+ * of USAGE_BATCH.  Return the number of keys written: 0 without shared memory,
+ * while another flush is running, or where the use goes to a primary.
+ */
+int64
+usage_flush_now(void)
+{
+	UsageCopy  *copies;
+	int			count;
+	int64		total = 0;
+
+	if (!usage_is_shared() || usage_goes_to_primary())
+		return 0;
+	copies = usage_pending(MyDatabaseId, false, &count);
+	for (int i = 0; i < count; i += USAGE_BATCH)
+	{
+		CHECK_FOR_INTERRUPTS();
+		total += usage_flush_here(copies + i, Min(count - i, USAGE_BATCH));
+	}
+	return total;
+}
+
+/*
+ * In a worker: write or send this database's pending entries, in batches of
+ * that many keys, and set how the worker ended.
+ */
+void
+usage_flush_database(int batch)
+{
+	usage_set_end(flush_database(batch));
+}
+
+static UsageEnd
+flush_database(int batch)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "rk_apikeys flush",
+												  ALLOCSET_DEFAULT_SIZES);
+	TimestampTz start = GetCurrentTimestamp();
+	Destination destination = find_destination();
+	UsageCopy  *copies;
+	int			count;
+
+	MemoryContextSwitchTo(context);
+	if (destination == DESTINATION_NONE)
+	{
+		usage_forget_database(MyDatabaseId);
+		return USAGE_DONE;
+	}
+	copies = usage_pending(MyDatabaseId, true, &count);
+	if (destination == DESTINATION_PRIMARY)
+	{
+		pgstat_report_activity(STATE_RUNNING, "sending the usage of API keys");
+		return usage_send(copies, count);
+	}
+	/* First the batch that this server sent, without an answer, as a standby. */
+	if (usage_outbox_database() == MyDatabaseId)
+	{
+		if (flush_batch(usage_deliver, usage_outbox_copies(),
+						usage_outbox_count()) != TABLES_OURS)
+			return USAGE_FAILED;
+		usage_delivered();
+	}
+	for (int i = 0; i < count; i += batch)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
+									   WORKER_BUDGET_MS))
+			return USAGE_LEFT;
+		switch (flush_batch(usage_flush_here, copies + i,
+							Min(count - i, batch)))
+		{
+			case TABLES_OURS:
+				break;
+			case TABLES_BUSY:
+				return USAGE_FAILED;
+			case TABLES_NOT_OURS:
+				usage_forget_database(MyDatabaseId);
+				return USAGE_DONE;
+		}
+	}
+	return USAGE_DONE;
+}
+
+static Destination
+find_destination(void)
+{
+	Destination result = DESTINATION_HERE;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (!OidIsValid(get_extension_oid("rk_apikeys", true)))
+		result = DESTINATION_NONE;
+	else if (usage_goes_to_primary())
+		result = DESTINATION_PRIMARY;
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	return result;
+}
+
+/* Do the work on a batch in a transaction of its own, if the tables are ours. */
+static TablesState
+flush_batch(BatchWork work, const UsageCopy *copies, int count)
+{
+	MemoryContext context = CurrentMemoryContext;
+	TablesState tables;
+	int			total = 0;
+
+	StartTransactionCommand();
+	pgstat_report_activity(STATE_RUNNING, "flushing the usage of API keys");
+	PushActiveSnapshot(GetTransactionSnapshot());
+	enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
+	tables = lock_tables();
+	if (tables == TABLES_OURS)
+	{
+		Oid			userid;
+		int			security;
+
+		GetUserIdAndSecContext(&userid, &security);
+		SetUserIdAndSecContext(userid, security | SECURITY_RESTRICTED_OPERATION);
+		total = work(copies, count);
+		SetUserIdAndSecContext(userid, security);
+	}
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	stats_count(STATS_FLUSHES);
+	stats_count_many(STATS_FLUSHED_KEYS, total);
+	pgstat_report_activity(STATE_IDLE, NULL);
+	return tables;
+}
+
+/*
+ * Lock the tables until the transaction ends, so that they stay members of the
+ * extension.  A worker does not wait for a lock, because DROP EXTENSION takes
+ * the same locks in another order.
+ */
+static TablesState
+lock_tables(void)
+{
+	static const char *const names[] = {"api_keys", "key_usage", "key_usage_daily"};
+	Oid			extension = get_extension_oid("rk_apikeys", true);
+
+	if (!OidIsValid(extension))
+		return TABLES_NOT_OURS;
+	for (int i = 0; i < (int) lengthof(names); i++)
+	{
+		Oid			table = store_table(names[i], true);
+
+		if (!OidIsValid(table))
+			return TABLES_NOT_OURS;
+		if (!ConditionalLockRelationOid(table, RowExclusiveLock) ||
+			store_table(names[i], true) != table)
+			return TABLES_BUSY;
+		if (getExtensionOfObject(RelationRelationId, table) != extension)
+			return TABLES_NOT_OURS;
+	}
+	return TABLES_OURS;
+}

@@ -1,0 +1,349 @@
+/*
+ * hash.c
+ *		The table of entries in shared memory: find, add, remove, walk.
+ *
+ * The table is a hash of a fixed size.  The first entry of each chain is in
+ * place: it stands where the hash says.  The other entries of a chain stand in
+ * an area of their own.  The table is our own code for two reasons.  A verify
+ * can have the processor fetch an entry while it does other work, and a walk
+ * over all entries is a walk through an array.
+ *
+ * A map has a bit for each entry that may be pending, so that a flush skips the
+ * others.  The bit is set after the entry's state is, and cleared before the
+ * state is looked at again.
+ *
+ * Locking: the lock of a partition guards its chains and their members: shared
+ * to find an entry, exclusive to add or remove one.  A spinlock, taken under a
+ * partition's lock, guards the list of free entries.  A walk looks at an entry
+ * without a lock, and again under the lock if the entry seems to be wanted.
+ */
+#include "postgres.h"
+
+#include "port/pg_bitutils.h"
+#include "storage/shmem.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "usage/shared.h"
+
+UsageShared *usage_shared = NULL;
+LWLockPadded *usage_locks = NULL;
+
+static UsageEntry *entries = NULL;
+static pg_atomic_uint32 *pending_map = NULL;
+
+static void init_shared(int max_tracked);
+static void init_map(int max_tracked);
+static bool is_wanted(const UsageWalk *walk, UsageEntry *entry);
+static void set_pending_bit(UsageEntry *entry);
+
+/* Half are in place; the other half is enough for any set of keys. */
+static Size
+entry_count(int max_tracked)
+{
+	return mul_size(max_tracked, 2);
+}
+
+static Size
+entries_size(int max_tracked)
+{
+	/* One more, for the alignment of the first. */
+	return mul_size(entry_count(max_tracked) + 1, sizeof(UsageEntry));
+}
+
+/* Words of the map. */
+static Size
+map_words(int max_tracked)
+{
+	return entry_count(max_tracked) / 32 + 1;
+}
+
+Size
+usage_hash_size(int max_tracked)
+{
+	return add_size(CACHELINEALIGN(sizeof(UsageShared)),
+					add_size(CACHELINEALIGN(entries_size(max_tracked)),
+							 CACHELINEALIGN(map_words(max_tracked) * sizeof(uint32))));
+}
+
+/*
+ * Make the table, or find it.  Return whether it is new.  Runs under
+ * AddinShmemInitLock.
+ */
+bool
+usage_hash_startup(int max_tracked)
+{
+	bool		found;
+
+	usage_shared = ShmemInitStruct("rk_apikeys usage", sizeof(UsageShared),
+								   &found);
+	if (!found)
+		init_shared(max_tracked);
+	max_tracked = usage_shared->max_tracked;
+	/* The system zeroes the memory; writing to it would take all of it. */
+	entries = (UsageEntry *)
+		TYPEALIGN(sizeof(UsageEntry),
+				  ShmemInitStruct("rk_apikeys usage entries",
+								  entries_size(max_tracked), &found));
+	pending_map = ShmemInitStruct("rk_apikeys usage pending",
+								  map_words(max_tracked) * sizeof(uint32), &found);
+	if (!found)
+		init_map(max_tracked);
+	return !found;
+}
+
+/*
+ * Use a piece of memory of usage_hash_size() bytes, which begins at the begin of
+ * a page.
+ */
+void
+usage_hash_place(char *memory, int max_tracked)
+{
+	usage_shared = (UsageShared *) memory;
+	memory += CACHELINEALIGN(sizeof(UsageShared));
+	entries = (UsageEntry *) TYPEALIGN(sizeof(UsageEntry), memory);
+	memory += CACHELINEALIGN(entries_size(max_tracked));
+	pending_map = (pg_atomic_uint32 *) memory;
+}
+
+/* Make the table in its memory, which is zeroed. */
+void
+usage_hash_init(int max_tracked)
+{
+	init_shared(max_tracked);
+	init_map(max_tracked);
+}
+
+static void
+init_shared(int max_tracked)
+{
+	memset(usage_shared, 0, sizeof(UsageShared));
+	SpinLockInit(&usage_shared->mutex);
+	pg_atomic_init_u32(&usage_shared->tracked, 0);
+	pg_atomic_init_u32(&usage_shared->overflow_used, 0);
+	pg_atomic_init_u32(&usage_shared->stamps, USAGE_FIRST_STAMP);
+	pg_atomic_init_u32(&usage_shared->round, 1);
+	pg_atomic_init_u32(&usage_shared->end, USAGE_DONE);
+	pg_atomic_init_u32(&usage_shared->failing, 0);
+	pg_atomic_init_u32(&usage_shared->launcher, 0);
+	pg_atomic_init_u64(&usage_shared->last_flush_at, 0);
+	pg_atomic_init_u64(&usage_shared->pending_since,
+					   (uint64) GetCurrentTimestamp());
+	usage_shared->max_tracked = max_tracked;
+}
+
+static void
+init_map(int max_tracked)
+{
+	for (Size i = 0; i < map_words(max_tracked); i++)
+		pg_atomic_init_u32(&pending_map[i], 0);
+}
+
+/* Set the target of a search: a key of a database. */
+void
+usage_hash_target(UsageTarget *target, Oid database, const char *key_id)
+{
+	uint32		hash = (uint32) token_hash_key_id(key_id, database);
+
+	target->key.database = database;
+	memcpy(target->key.key_id, key_id, TOKEN_KEY_ID_LEN);
+	target->place = (uint32) (((uint64) hash * usage_shared->max_tracked) >> 32);
+	target->partition = target->place % USAGE_PARTITIONS;
+	target->lock = &usage_locks[target->partition].lock;
+}
+
+/* Have the processor fetch the entry, if it is in place. */
+void
+usage_hash_prefetch(const UsageTarget *target)
+{
+	UsageEntry *entry = &entries[target->place];
+
+	__builtin_prefetch(entry);
+	__builtin_prefetch(&entry->brief.digest);
+}
+
+/* Return the entry, or NULL.  The partition is locked. */
+UsageEntry *
+usage_hash_find(const UsageTarget *target)
+{
+	UsageEntry *entry = &entries[target->place];
+
+	while (memcmp(&entry->key, &target->key, sizeof(UsageKey)) != 0)
+	{
+		if (entry->next == 0)
+			return NULL;
+		entry = &entries[entry->next];
+	}
+	return entry;
+}
+
+/*
+ * Return a new entry for a target that was not found, or NULL if there is no
+ * room.  All fields except key and place are zero.  The partition is locked
+ * exclusively.
+ */
+UsageEntry *
+usage_hash_add(const UsageTarget *target)
+{
+	UsageEntry *entry = &entries[target->place];
+	uint32		next = entry->next;
+
+	if (pg_atomic_fetch_add_u32(&usage_shared->tracked, 1) >= (uint32) usage_shared->max_tracked)
+	{
+		pg_atomic_fetch_sub_u32(&usage_shared->tracked, 1);
+		return NULL;
+	}
+	if (OidIsValid(entry->key.database))
+	{
+		uint32		number;
+
+		SpinLockAcquire(&usage_shared->mutex);
+		number = usage_shared->first_free;
+		if (number != 0)
+			usage_shared->first_free = entries[number].next;
+		else
+			number = usage_shared->max_tracked +
+				pg_atomic_fetch_add_u32(&usage_shared->overflow_used, 1);
+		SpinLockRelease(&usage_shared->mutex);
+		entry->next = number;
+		entry = &entries[number];
+	}
+	memset(entry, 0, sizeof(UsageEntry));
+	SpinLockInit(&entry->mutex);
+	entry->place = target->place;
+	entry->next = next;
+	/* A walk that sees the key sees the place. */
+	pg_write_barrier();
+	entry->key = target->key;
+	return entry;
+}
+
+/* Remove an entry.  The partition is locked exclusively. */
+void
+usage_hash_remove(UsageEntry *entry)
+{
+	uint32		number = entry - entries;
+	UsageEntry *before = &entries[entry->place];
+
+	entry->key.database = InvalidOid;
+	usage_shared->removed[entry->place % USAGE_PARTITIONS]++;
+	pg_atomic_fetch_sub_u32(&usage_shared->tracked, 1);
+	/* The first entry of a chain stays in place, free. */
+	if (entry == before)
+		return;
+	while (before->next != number)
+		before = &entries[before->next];
+	before->next = entry->next;
+
+	SpinLockAcquire(&usage_shared->mutex);
+	entry->next = usage_shared->first_free;
+	usage_shared->first_free = number;
+	SpinLockRelease(&usage_shared->mutex);
+}
+
+/*
+ * Return the next entry of a walk, with its partition locked shared; the caller
+ * releases the lock.  Return NULL at the end.  A walk may miss entries that are
+ * added meanwhile.
+ */
+UsageEntry *
+usage_hash_next(UsageWalk *walk)
+{
+	uint32		end = usage_shared->max_tracked +
+		pg_atomic_read_u32(&usage_shared->overflow_used);
+
+	while (walk->at < end)
+	{
+		UsageEntry *entry;
+		uint32		place;
+
+		if (walk->pending)
+		{
+			uint32		word = pg_atomic_read_u32(&pending_map[walk->at / 32]) >>
+				walk->at % 32;
+
+			if (word == 0)
+			{
+				walk->at = (walk->at / 32 + 1) * 32;
+				continue;
+			}
+			walk->at += pg_rightmost_one_pos32(word);
+		}
+		entry = &entries[walk->at++];
+		place = *(volatile uint32 *) &entry->place;
+		if (!is_wanted(walk, entry))
+			continue;
+		if (walk->alone)
+			return entry;
+		walk->lock = &usage_locks[place % USAGE_PARTITIONS].lock;
+		LWLockAcquire(walk->lock, LW_SHARED);
+		/* The slot may hold another entry by now. */
+		if (entry->place == place && is_wanted(walk, entry))
+			return entry;
+		LWLockRelease(walk->lock);
+	}
+	return NULL;
+}
+
+static bool
+is_wanted(const UsageWalk *walk, UsageEntry *entry)
+{
+	return OidIsValid(*(volatile Oid *) &entry->key.database) &&
+		(!walk->pending || pg_atomic_read_u32(&entry->state) != USAGE_CLEAN) &&
+		(walk->wanted == NULL || walk->wanted(entry, walk->arg));
+}
+
+/* Make an entry pending, after it was changed. */
+void
+usage_hash_set_dirty(UsageEntry *entry)
+{
+	pg_memory_barrier();
+	if (pg_atomic_read_u32(&entry->state) == USAGE_DIRTY)
+		return;
+	if (pg_atomic_exchange_u32(&entry->state, USAGE_DIRTY) == USAGE_CLEAN)
+		set_pending_bit(entry);
+}
+
+/*
+ * Set the stamp of a flush that is about to copy an entry.  Return whether the
+ * entry is pending.
+ */
+bool
+usage_hash_set_stamp(UsageEntry *entry, uint32 stamp)
+{
+	uint32		state = pg_atomic_read_u32(&entry->state);
+
+	/* A clean entry must stay clean, because its bit in the map is off. */
+	do
+	{
+		if (state == USAGE_CLEAN)
+			return false;
+	} while (!pg_atomic_compare_exchange_u32(&entry->state, &state, stamp));
+	return true;
+}
+
+/*
+ * Make an entry clean after the flush with that stamp has written it.  Do
+ * nothing if the entry was changed, or copied by another flush, meanwhile.
+ */
+void
+usage_hash_set_clean(UsageEntry *entry, uint32 stamp)
+{
+	uint32		number = entry - entries;
+
+	if (!pg_atomic_compare_exchange_u32(&entry->state, &stamp, USAGE_CLEAN))
+		return;
+	pg_atomic_fetch_and_u32(&pending_map[number / 32],
+							~((uint32) 1 << number % 32));
+	if (pg_atomic_read_u32(&entry->state) != USAGE_CLEAN)
+		set_pending_bit(entry);
+}
+
+static void
+set_pending_bit(UsageEntry *entry)
+{
+	uint32		number = entry - entries;
+
+	pg_atomic_fetch_or_u32(&pending_map[number / 32],
+						   (uint32) 1 << number % 32);
+}

@@ -1,0 +1,101 @@
+/*
+ * launcher.c
+ *		Who is the launcher, and how it is started.
+ *
+ * With preload the server starts the launcher.  Without preload the process
+ * that attaches the shared memory makes sure that a launcher runs, which then
+ * stays.  Several may be started, for example after a crash, when the server
+ * starts the old launcher again.  All except the first end at once.
+ *
+ * server/worker.c has the launcher's main loop.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "storage/ipc.h"
+
+#include "compat.h"
+#include "usage/shared.h"
+
+/* UsageShared.launcher: no launcher, one that was started, or its pid. */
+#define LAUNCHER_NONE 0
+#define LAUNCHER_STARTED 1
+
+static void describe_launcher(BackgroundWorker *worker);
+static void launcher_ends(int code, Datum arg);
+
+/* Register the launcher; while the library is preloaded. */
+void
+usage_register_launcher(void)
+{
+	BackgroundWorker worker;
+
+	describe_launcher(&worker);
+	RegisterBackgroundWorker(&worker);
+}
+
+/*
+ * Start a launcher if there is none, unless this process is a launcher or its
+ * worker.  If the server has no free worker, the next session tries.
+ */
+void
+usage_start_launcher(void)
+{
+	BackgroundWorker worker;
+	uint32		none = LAUNCHER_NONE;
+
+	if (MyBgworkerEntry != NULL &&
+		strcmp(MyBgworkerEntry->bgw_library_name, "rk_apikeys") == 0)
+		return;
+	if (!pg_atomic_compare_exchange_u32(&usage_shared->launcher, &none,
+										LAUNCHER_STARTED))
+		return;
+	describe_launcher(&worker);
+	if (!RegisterDynamicBackgroundWorker(&worker, NULL))
+		pg_atomic_write_u32(&usage_shared->launcher, LAUNCHER_NONE);
+}
+
+/*
+ * Return whether this process, a launcher with shared memory, is to stay
+ * because it is the only one.
+ */
+bool
+usage_launch(void)
+{
+	uint32		before;
+
+	/* The server starts one launcher of a preloaded library. */
+	if (usage_shared->tranche == 0)
+		return true;
+	before = pg_atomic_read_u32(&usage_shared->launcher);
+	do
+	{
+		if (before != LAUNCHER_NONE && before != LAUNCHER_STARTED)
+			return false;
+	} while (!pg_atomic_compare_exchange_u32(&usage_shared->launcher, &before,
+											 (uint32) MyProcPid));
+	before_shmem_exit(launcher_ends, (Datum) 0);
+	return true;
+}
+
+static void
+describe_launcher(BackgroundWorker *worker)
+{
+	memset(worker, 0, sizeof(*worker));
+	worker->bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker->bgw_start_time = BgWorkerStart_ConsistentState;
+	worker->bgw_restart_time = 5;
+	strlcpy(worker->bgw_library_name, "rk_apikeys", BGW_MAXLEN);
+	strlcpy(worker->bgw_function_name, "rk_apikeys_launcher_main", BGW_MAXLEN);
+	strlcpy(worker->bgw_name, "rk_apikeys launcher", BGW_MAXLEN);
+	strlcpy(worker->bgw_type, "rk_apikeys launcher", BGW_MAXLEN);
+}
+
+/* After an error the server starts the launcher again. */
+static void
+launcher_ends(int code, Datum arg)
+{
+	pg_atomic_write_u32(&usage_shared->launcher,
+						code == 0 ? LAUNCHER_NONE : LAUNCHER_STARTED);
+}

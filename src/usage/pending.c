@@ -1,0 +1,270 @@
+/*
+ * pending.c
+ *		Entries that no flush has written, and room for more entries.
+ *
+ * Locking: as record.c says.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "utils/timestamp.h"
+
+#include "base/settings.h"
+#include "base/stats.h"
+#include "compat.h"
+#include "usage/shared.h"
+
+static int	compare_copies(const void *a, const void *b);
+static bool is_wanted(UsageEntry *entry, const void *arg);
+static bool is_evictable(UsageEntry *entry, const void *arg);
+
+static bool
+is_pending(UsageEntry *entry)
+{
+	return pg_atomic_read_u32(&entry->state) != USAGE_CLEAN;
+}
+
+/*
+ * Copy an entry, whose partition is locked.  With take, also take its counts, as
+ * usage_take() says.
+ */
+void
+usage_copy_entry(UsageEntry *entry, UsageCopy *copy, bool take)
+{
+	memcpy(copy->key_id, entry->key.key_id, TOKEN_KEY_ID_LEN);
+	copy->key_id[TOKEN_KEY_ID_LEN] = '\0';
+	memcpy(copy->environment, entry->environment, sizeof(copy->environment));
+	copy->last_used_at = (TimestampTz) pg_atomic_read_u64(&entry->last_used_at);
+	SpinLockAcquire(&entry->mutex);
+	copy->use_count = (int64) pg_atomic_read_u64(&entry->use_count);
+	copy->denied_count = (int64) pg_atomic_read_u64(&entry->denied_count);
+	copy->known_uses = entry->known_uses;
+	copy->known_denials = entry->known_denials;
+	if (take)
+	{
+		entry->known_uses = copy->use_count;
+		entry->known_denials = copy->denied_count;
+	}
+	copy->has_addr = entry->has_addr;
+	copy->addr = entry->addr;
+	copy->pepper_id = entry->pepper_id;
+	memcpy(copy->digest, entry->digest, DIGEST_SHA256_LEN);
+	SpinLockRelease(&entry->mutex);
+}
+
+/*
+ * Return copies of a database's pending entries, palloc'd, for a flush to write.
+ * With round, leave out the entries that this round has written: a key that is
+ * used all the time is always pending, and is written once a round.  Entries
+ * that are made while this function runs may be missing; the next flush has
+ * them.
+ */
+UsageCopy *
+usage_pending(Oid database, bool round, int *count)
+{
+	UsageWanted wanted = {
+		.database = database,
+		.round = round ? pg_atomic_read_u32(&usage_shared->round) : 0
+	};
+	UsageCopy  *copies;
+	uint32		stamp;
+
+	do
+		stamp = pg_atomic_fetch_add_u32(&usage_shared->stamps, 1);
+	while (stamp < USAGE_FIRST_STAMP);
+	copies = usage_copy_entries(&wanted, true, stamp, count);
+	/* In the order of the indexes, so that their pages stay in memory. */
+	qsort(copies, *count, sizeof(UsageCopy), compare_copies);
+	return copies;
+}
+
+static int
+compare_copies(const void *a, const void *b)
+{
+	return memcmp(((const UsageCopy *) a)->key_id,
+				  ((const UsageCopy *) b)->key_id, TOKEN_KEY_ID_LEN);
+}
+
+/*
+ * Return copies of the wanted entries, of the pending ones or of all, palloc'd.
+ * Give each entry that stamp, unless the stamp is USAGE_CLEAN.
+ */
+UsageCopy *
+usage_copy_entries(const UsageWanted *wanted, bool pending, uint32 stamp, int *count)
+{
+	int			room = 64;
+	UsageCopy  *copies = palloc(room * sizeof(UsageCopy));
+	UsageEntry *entry;
+	UsageWalk	walk = {.pending = pending, .wanted = is_wanted, .arg = wanted};
+
+	*count = 0;
+	while ((entry = usage_hash_next(&walk)) != NULL)
+	{
+		if (stamp == USAGE_CLEAN || usage_hash_set_stamp(entry, stamp))
+		{
+			copies[*count].stamp = stamp;
+			usage_copy_entry(entry, &copies[(*count)++], false);
+		}
+		LWLockRelease(walk.lock);
+		if (*count == room)
+		{
+			room *= 2;
+			copies = repalloc_huge(copies, mul_size(room, sizeof(UsageCopy)));
+		}
+	}
+	return copies;
+}
+
+/* UsageFilters. */
+static bool
+is_wanted(UsageEntry *entry, const void *arg)
+{
+	const UsageWanted *wanted = arg;
+
+	return entry->key.database == wanted->database &&
+		(wanted->round == 0 ||
+		 pg_atomic_read_u32(&entry->round) != wanted->round) &&
+		(wanted->tenant == NULL ||
+		 entry->tenant == *wanted->tenant);
+}
+
+/* arg: the time in nanoseconds, as the limiter counts it. */
+static bool
+is_evictable(UsageEntry *entry, const void *arg)
+{
+	return (!is_pending(entry) ||
+			(RecoveryInProgress() && settings_primary_conninfo[0] == '\0')) &&
+		pg_atomic_read_u64(&entry->arrival) <= *(const uint64 *) arg;
+}
+
+/*
+ * Begin a round of flushes.  Return the databases with pending entries or with a
+ * batch in the outbox.
+ */
+List *
+usage_begin_round(void)
+{
+	List	   *databases = NIL;
+	UsageEntry *entry;
+	UsageWalk	walk = {.pending = true};
+
+	/* 0 is the round of entries that no flush has written. */
+	if (pg_atomic_add_fetch_u32(&usage_shared->round, 1) == 0)
+		pg_atomic_write_u32(&usage_shared->round, 1);
+	while ((entry = usage_hash_next(&walk)) != NULL)
+	{
+		Oid			database = entry->key.database;
+
+		LWLockRelease(walk.lock);
+		databases = list_append_unique_oid(databases, database);
+	}
+	if (OidIsValid(usage_outbox_database()))
+		databases = list_append_unique_oid(databases, usage_outbox_database());
+	return databases;
+}
+
+/* Remove an entry that cannot be flushed because its key is gone. */
+void
+usage_forget(Oid database, const char *key_id)
+{
+	UsageTarget target;
+	UsageEntry *entry;
+
+	usage_hash_target(&target, database, key_id);
+	LWLockAcquire(target.lock, LW_EXCLUSIVE);
+	entry = usage_hash_find(&target);
+	if (entry != NULL)
+		usage_hash_remove(entry);
+	LWLockRelease(target.lock);
+}
+
+/* Throw away the pending entries of a database that cannot be flushed. */
+void
+usage_forget_database(Oid database)
+{
+	int			count;
+	UsageCopy  *copies = usage_pending(database, false, &count);
+
+	for (int i = 0; i < count; i++)
+		usage_forget(database, copies[i].key_id);
+	usage_outbox_discard(database);
+	stats_count_many(STATS_DROPPED, count);
+	pfree(copies);
+}
+
+/*
+ * Make all entries pending, the clean ones too.  After a promotion this server's
+ * tables may lack counts that the old primary had, because replication had not
+ * brought them back.
+ */
+void
+usage_write_all(void)
+{
+	UsageEntry *entry;
+	UsageWalk	walk = {.pending = false};
+
+	while ((entry = usage_hash_next(&walk)) != NULL)
+	{
+		usage_hash_set_dirty(entry);
+		LWLockRelease(walk.lock);
+	}
+}
+
+/* Note that the round that began then has written all that it found. */
+void
+usage_end_round(TimestampTz began)
+{
+	pg_atomic_write_u64(&usage_shared->pending_since, (uint64) began);
+}
+
+/*
+ * Make room when the table is nearly full.  Remove entries that are not pending
+ * and whose rate limit is full again, at most a quarter of the table.  A standby
+ * without a primary_conninfo can write nothing, so there pending entries are
+ * removed too, and counted as dropped.  Each call continues where the last one
+ * ended.
+ */
+void
+usage_evict(void)
+{
+	static uint32 from = 0;
+	int			room = Max(usage_shared->max_tracked / 4, 1);
+	UsageKey   *keys;
+	int			count = 0;
+	int			dropped = 0;
+	uint64		now_ns = (uint64) GetCurrentTimestamp() * 1000;
+	UsageEntry *entry;
+	UsageWalk	walk = {.wanted = is_evictable, .arg = &now_ns, .at = from};
+
+	if (pg_atomic_read_u32(&usage_shared->tracked) <
+		(uint32) (usage_shared->max_tracked - usage_shared->max_tracked / 8))
+		return;
+	keys = palloc_extended(mul_size(room, sizeof(UsageKey)), MCXT_ALLOC_HUGE);
+	for (int turn = 0; turn < 2; turn++)
+	{
+		while (count < room && (entry = usage_hash_next(&walk)) != NULL)
+		{
+			keys[count++] = entry->key;
+			LWLockRelease(walk.lock);
+		}
+		if (count < room)
+			walk.at = 0;
+	}
+	from = walk.at;
+	for (int i = 0; i < count; i++)
+	{
+		UsageTarget target;
+
+		usage_hash_target(&target, keys[i].database, keys[i].key_id);
+		LWLockAcquire(target.lock, LW_EXCLUSIVE);
+		entry = usage_hash_find(&target);
+		if (entry != NULL && is_evictable(entry, &now_ns))
+		{
+			dropped += is_pending(entry);
+			usage_hash_remove(entry);
+		}
+		LWLockRelease(target.lock);
+	}
+	stats_count_many(STATS_DROPPED, dropped);
+	pfree(keys);
+}

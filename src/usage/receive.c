@@ -1,0 +1,317 @@
+/*
+ * receive.c
+ *		Use of keys that another server has counted and sends here.
+ *
+ * A sender numbers its batches, and sends a batch again until it gets an
+ * answer.  usage_senders holds the last number of each sender, written in the
+ * transaction that writes the batch, so a batch that arrives twice counts once.
+ * Keys whose row another transaction has locked are left out, and stay with the
+ * sender.  usage_senders notes the keys left out, so that the second answer is
+ * the same.
+ *
+ * Trust: a caller of receive_usage() can make counts and times grow, and nothing
+ * else.  A time later than this server's clock is cut to the clock.
+ *
+ * Locking: the advisory lock of a flush, which it waits for at most 2 seconds;
+ * then the locks of a flush; then the sender's row.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type_d.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+#include "utils/uuid.h"
+
+#include "base/caller.h"
+#include "base/principal.h"
+#include "compat.h"
+#include "usage/shared.h"
+
+/* A batch that is written as the tables' owner. */
+typedef struct Receipt
+{
+	const uint8 *sender;
+	int64		batch;
+	UsageCopy  *copies;
+	int			count;
+	bool	   *flushed;		/* results, as usage_flush() has them */
+	bool	   *gone;
+} Receipt;
+
+/* The arguments that are arrays, in their order. */
+enum Column
+{
+	COLUMN_KEY_ID,
+	COLUMN_ENVIRONMENT,
+	COLUMN_LAST_USED_AT,
+	COLUMN_ADDR,
+	COLUMN_USES,
+	COLUMN_DENIALS,
+	COLUMN_KNOWN_USES,
+	COLUMN_KNOWN_DENIALS,
+	COLUMNS
+};
+
+static UsageCopy *parse_copies(FunctionCallInfo fcinfo, int *count);
+static void parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i);
+static bool take_count(int64 *count, Datum *values[], bool *nulls[],
+					   int column, int i);
+static void receive(void *arg);
+static bool recall_batch(Receipt *receipt);
+static void note_batch(Receipt *receipt);
+static Datum key_ids(const Receipt *receipt, bool left_out);
+
+PG_FUNCTION_INFO_V1(rk_apikeys_receive_usage);
+
+/*
+ * rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text[],
+ *		environments text[], last_used_at timestamptz[], addrs inet[],
+ *		uses bigint[], denials bigint[], known_uses bigint[],
+ *		known_denials bigint[]) -> setof (n, use_count, denied_count)
+ *
+ * Write a batch of use.  Return a row for each key that was written: its number
+ * in the arrays, from 1, and the counts that key_usage has now.  The counts of a
+ * key that does not exist are NULL.  A key that was left out has no row.
+ */
+Datum
+rk_apikeys_receive_usage(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	UsageCopy  *copies;
+	bool	   *flushed;
+	bool	   *gone;
+	int			count = 0;
+
+	principal_refuse();
+	copies = parse_copies(fcinfo, &count);
+	flushed = palloc(Max(count, 1) * sizeof(bool));
+	gone = palloc(Max(count, 1) * sizeof(bool));
+	usage_receive(PG_GETARG_UUID_P(0)->data, PG_GETARG_INT64(1), copies, count,
+				  flushed, gone);
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < count; i++)
+	{
+		Datum		values[3];
+		bool		nulls[3] = {false, gone[i], gone[i]};
+
+		if (!flushed[i] && !gone[i])
+			continue;
+		values[0] = Int32GetDatum(i + 1);
+		values[1] = Int64GetDatum(copies[i].table_uses);
+		values[2] = Int64GetDatum(copies[i].table_denials);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * Write a batch of copies in the caller's transaction, unless the batch was
+ * written before.  Set flushed[], gone[] and the table's counts as usage_flush()
+ * does.  Raise 55P03 if another flush holds the lock for too long.
+ */
+void
+usage_receive(const uint8 *sender, int64 batch, UsageCopy *copies, int count,
+			  bool *flushed, bool *gone)
+{
+	Receipt		receipt = {sender, batch, copies, count, flushed, gone};
+
+	memset(flushed, 0, count * sizeof(bool));
+	memset(gone, 0, count * sizeof(bool));
+	caller_run_as_owner(store_table("usage_senders", false), receive, &receipt);
+}
+
+/* Return the arrays as copies.  Raise 22023 if the arrays do not fit. */
+static UsageCopy *
+parse_copies(FunctionCallInfo fcinfo, int *count)
+{
+	static const struct
+	{
+		Oid			type;
+		int			len;
+		bool		byval;
+		char		align;
+	}			types[COLUMNS] = {
+		{TEXTOID, -1, false, TYPALIGN_INT},
+		{TEXTOID, -1, false, TYPALIGN_INT},
+		{TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
+		{INETOID, -1, false, TYPALIGN_INT},
+		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
+		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
+		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
+		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE}
+	};
+	Datum	   *values[COLUMNS];
+	bool	   *nulls[COLUMNS];
+	UsageCopy  *copies;
+
+	for (int c = 0; c < COLUMNS; c++)
+	{
+		ArrayType  *array = PG_GETARG_ARRAYTYPE_P(c + 2);
+		int			elements;
+
+		deconstruct_array(array, types[c].type, types[c].len, types[c].byval,
+						  types[c].align, &values[c], &nulls[c], &elements);
+		if (c == 0)
+			*count = elements;
+		if (elements != *count || elements > USAGE_BATCH || ARR_NDIM(array) > 1)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("arrays of a usage batch must have one length, at most %d",
+							USAGE_BATCH)));
+	}
+	copies = palloc0(Max(*count, 1) * sizeof(UsageCopy));
+	for (int i = 0; i < *count; i++)
+		parse_copy(&copies[i], values, nulls, i);
+	return copies;
+}
+
+static void
+parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i)
+{
+	text	   *key_id = nulls[COLUMN_KEY_ID][i] ? NULL :
+		DatumGetTextPP(values[COLUMN_KEY_ID][i]);
+	text	   *environment = nulls[COLUMN_ENVIRONMENT][i] ? NULL :
+		DatumGetTextPP(values[COLUMN_ENVIRONMENT][i]);
+
+	if (key_id == NULL || VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN ||
+		environment == NULL ||
+		!token_name_ok(VARDATA_ANY(environment), VARSIZE_ANY_EXHDR(environment)) ||
+		!take_count(&copy->use_count, values, nulls, COLUMN_USES, i) ||
+		!take_count(&copy->denied_count, values, nulls, COLUMN_DENIALS, i) ||
+		!take_count(&copy->known_uses, values, nulls, COLUMN_KNOWN_USES, i) ||
+		!take_count(&copy->known_denials, values, nulls, COLUMN_KNOWN_DENIALS, i))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid entry %d in usage batch", i + 1)));
+	text_to_cstring_buffer(key_id, copy->key_id, sizeof(copy->key_id));
+	text_to_cstring_buffer(environment, copy->environment,
+						   sizeof(copy->environment));
+	if (!nulls[COLUMN_LAST_USED_AT][i])
+		copy->last_used_at = Min(DatumGetTimestampTz(values[COLUMN_LAST_USED_AT][i]),
+								 GetCurrentTimestamp());
+	if (!nulls[COLUMN_ADDR][i])
+	{
+		inet	   *addr = DatumGetInetPP(values[COLUMN_ADDR][i]);
+
+		copy->has_addr = true;
+		memcpy(&copy->addr, VARDATA_ANY(addr), VARSIZE_ANY_EXHDR(addr));
+	}
+}
+
+/* Set *count, at most USAGE_COUNT_MAX.  Return whether the value is a count. */
+static bool
+take_count(int64 *count, Datum *values[], bool *nulls[], int column, int i)
+{
+	if (nulls[column][i] || DatumGetInt64(values[column][i]) < 0)
+		return false;
+	*count = Min(DatumGetInt64(values[column][i]), USAGE_COUNT_MAX);
+	return true;
+}
+
+/* OwnerWork */
+static void
+receive(void *arg)
+{
+	Receipt    *receipt = arg;
+
+	/* The setting lasts as long as the borrowed rights. */
+	(void) set_config_option("lock_timeout", "2s", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) usage_lock_flushes(true);
+	SPI_connect();
+	if (!recall_batch(receipt))
+	{
+		usage_flush(receipt->copies, receipt->count, receipt->flushed,
+					receipt->gone);
+		note_batch(receipt);
+		usage_follow_at_commit(receipt->copies, receipt->count, receipt->flushed);
+	}
+	SPI_finish();
+}
+
+/*
+ * Return whether the batch was written before.  If so, set the results as if
+ * this call had written it.
+ */
+static bool
+recall_batch(Receipt *receipt)
+{
+	static const char *const query =
+		"SELECT b.n::int, u.use_count, u.denied_count"
+		" FROM rk_apikeys.usage_senders s"
+		"  CROSS JOIN unnest($3::text[]) WITH ORDINALITY AS b(key_id, n)"
+		"  LEFT JOIN rk_apikeys.key_usage u ON u.key_id = b.key_id"
+		" WHERE s.sender = $1 AND s.batch >= $2 AND b.key_id <> ALL (s.left_out)";
+	static const char *const known =
+		"SELECT FROM rk_apikeys.usage_senders WHERE sender = $1 AND batch >= $2";
+	Oid			types[3] = {UUIDOID, INT8OID, TEXTARRAYOID};
+	Datum		values[3];
+
+	values[0] = PointerGetDatum(receipt->sender);
+	values[1] = Int64GetDatum(receipt->batch);
+	values[2] = key_ids(receipt, false);
+	SPI_execute_with_args(known, 2, types, values, NULL, false, 0);
+	if (SPI_processed == 0)
+		return false;
+	SPI_execute_with_args(query, 3, types, values, NULL, false, 0);
+	for (uint64 row = 0; row < SPI_processed; row++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[row];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+		int			i = DatumGetInt32(SPI_getbinval(tuple, desc, 1, &isnull)) - 1;
+
+		receipt->copies[i].table_uses = DatumGetInt64(SPI_getbinval(tuple, desc, 2, &isnull));
+		receipt->copies[i].table_denials = DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull));
+		receipt->flushed[i] = !isnull;
+		receipt->gone[i] = isnull;
+	}
+	return true;
+}
+
+/* Note that the batch is written, and forget senders silent for 30 days. */
+static void
+note_batch(Receipt *receipt)
+{
+	static const char *const query =
+		"INSERT INTO rk_apikeys.usage_senders AS s"
+		"  (sender, batch, received_at, client_addr, application_name, left_out)"
+		" VALUES ($1, $2, clock_timestamp(), inet_client_addr(), $3, $4)"
+		" ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch,"
+		"  received_at = excluded.received_at, client_addr = excluded.client_addr,"
+		"  application_name = excluded.application_name, left_out = excluded.left_out";
+	static const char *const purge =
+		"DELETE FROM rk_apikeys.usage_senders"
+		" WHERE received_at < clock_timestamp() - interval '30 days'";
+	Oid			types[4] = {UUIDOID, INT8OID, TEXTOID, TEXTARRAYOID};
+	Datum		values[4];
+
+	values[0] = PointerGetDatum(receipt->sender);
+	values[1] = Int64GetDatum(receipt->batch);
+	values[2] = CStringGetTextDatum(caller_application_name());
+	values[3] = key_ids(receipt, true);
+	SPI_execute_with_args(query, 4, types, values, NULL, false, 0);
+	if (receipt->batch == 1)
+		SPI_execute(purge, false, 0);
+}
+
+/* Return the batch's keys, or only the keys that were left out, as text[]. */
+static Datum
+key_ids(const Receipt *receipt, bool left_out)
+{
+	Datum	   *ids = palloc(Max(receipt->count, 1) * sizeof(Datum));
+	int			count = 0;
+
+	for (int i = 0; i < receipt->count; i++)
+		if (!left_out || (!receipt->flushed[i] && !receipt->gone[i]))
+			ids[count++] = CStringGetTextDatum(receipt->copies[i].key_id);
+	return PointerGetDatum(construct_array(ids, count, TEXTOID, -1, false,
+										   TYPALIGN_INT));
+}

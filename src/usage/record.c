@@ -1,0 +1,257 @@
+/*
+ * record.c
+ *		The record of a key's use, in shared memory: the hot path.
+ *
+ * A shared hash has an entry per database and key.  An entry holds absolute
+ * counts and times: the values of key_usage when the entry was made, plus the
+ * uses since.  A verify looks the entry up and adds to it.  A worker has changed
+ * entries written to the table from time to time, by this server or, on a
+ * standby, by its primary.  Because the values are absolute, a reader takes the
+ * greater of table and memory.
+ *
+ * Only genuine tokens make entries.  If there is no room, the use is not
+ * recorded and counts as overflow.  A verify never fails for that reason.
+ *
+ * Locking: as hash.c says.  An entry's atomics are changed under its
+ * partition's lock, taken shared.  No other lock is taken under that lock,
+ * except spinlocks.  An entry is removed only when nothing of it is pending, or
+ * its key is gone.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "storage/spin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "base/limiter.h"
+#include "base/settings.h"
+#include "base/stats.h"
+#include "compat.h"
+#include "usage/shared.h"
+
+/* Tries to make an entry while others are evicted. */
+#define SEED_TRIES 3
+
+static UsageEntry *find_or_make(const StoredKey *key, LWLock **lock);
+static void seed_entry(UsageEntry *entry, const StoredKey *key,
+					   const StoredUsage *seed);
+static void note_row(UsageEntry *entry, const StoredKey *key);
+static void note_addr(UsageEntry *entry, inet *addr);
+
+/*
+ * Announce the key that will be recalled and recorded, so that the processor
+ * fetches its entry meanwhile.
+ */
+void
+usage_expect(UsageTarget *target, const char *key_id)
+{
+	if (!usage_is_shared())
+		return;
+	usage_hash_target(target, MyDatabaseId, key_id);
+	usage_hash_prefetch(target);
+}
+
+/*
+ * Copy the place and brief key that the last read of a key's row left, by
+ * whichever backend.  Without them the buffer of the place is invalid.
+ */
+void
+usage_recall(const UsageTarget *target, StoredBrief *brief)
+{
+	UsageEntry *entry;
+
+	brief->place.buffer = InvalidBuffer;
+	brief->place.lsn = InvalidXLogRecPtr;
+	if (!usage_is_shared() || !settings_track_usage)
+		return;
+	LWLockAcquire(target->lock, LW_SHARED);
+	entry = usage_hash_find(target);
+	if (entry != NULL)
+	{
+		SpinLockAcquire(&entry->mutex);
+		*brief = entry->brief;
+		SpinLockRelease(&entry->mutex);
+	}
+	LWLockRelease(target->lock);
+}
+
+/*
+ * Record the outcome of a verify of a genuine token at that moment, from that
+ * address (NULL: not given).
+ */
+void
+usage_record(const StoredKey *key, UsageKind kind, inet *client_addr,
+			 TimestampTz now)
+{
+	UsageEntry *entry;
+	LWLock	   *lock;
+	uint64		last;
+
+	if (!settings_track_usage)
+		return;
+	if (!usage_is_shared())
+	{
+		if (kind == USAGE_USE)
+			usage_record_in_table(key, client_addr, now);
+		return;
+	}
+	entry = find_or_make(key, &lock);
+	if (entry == NULL)
+	{
+		stats_count(STATS_OVERFLOW);
+		return;
+	}
+	if (key->place.buffer != InvalidBuffer)
+		note_row(entry, key);
+	if (kind == USAGE_DENIAL)
+		pg_atomic_fetch_add_u64(&entry->denied_count, 1);
+	else
+	{
+		pg_atomic_fetch_add_u64(&entry->use_count, 1);
+		last = pg_atomic_read_u64(&entry->last_used_at);
+		while (last < (uint64) now &&
+			   !pg_atomic_compare_exchange_u64(&entry->last_used_at, &last,
+											   (uint64) now))
+			;
+		if (client_addr != NULL)
+			note_addr(entry, client_addr);
+	}
+	usage_hash_set_dirty(entry);
+	LWLockRelease(lock);
+}
+
+/*
+ * Leave a key's digest under a newer pepper for the worker to store.  If there
+ * is no room, or no worker that would store it, a later verify tries again.
+ */
+void
+usage_resign(const StoredKey *key, int pepper_id, const uint8 *digest)
+{
+	UsageEntry *entry;
+	LWLock	   *lock;
+
+	if (!usage_is_shared() || RecoveryInProgress() ||
+		(entry = find_or_make(key, &lock)) == NULL)
+		return;
+	SpinLockAcquire(&entry->mutex);
+	memcpy(entry->digest, digest, DIGEST_SHA256_LEN);
+	entry->pepper_id = pepper_id;
+	SpinLockRelease(&entry->mutex);
+	usage_hash_set_dirty(entry);
+	LWLockRelease(lock);
+}
+
+/*
+ * Take the cost from the key's rate limit.  If the limit is reached, set *wait
+ * to the microseconds until the cost will be available.
+ */
+LimitResult
+usage_limit(const StoredKey *key, int cost, TimestampTz now, int64 *wait)
+{
+	UsageEntry *entry;
+	LWLock	   *lock;
+
+	if (!usage_is_shared() || (entry = find_or_make(key, &lock)) == NULL)
+		return LIMIT_UNAVAILABLE;
+	*wait = limiter_take(&entry->arrival, key->rate_limit,
+						 limiter_window(&key->rate_window), cost, now);
+	LWLockRelease(lock);
+	return *wait == 0 ? LIMIT_PASSED : LIMIT_REACHED;
+}
+
+/*
+ * Return the entry of a key, with its partition locked: shared, or exclusive if
+ * the entry was just made.  Return NULL, with nothing locked, if there is no
+ * room.  A brief key comes from an entry.  If that entry was evicted at this
+ * moment, no new one is made, because a brief key does not have the tenant.
+ */
+static UsageEntry *
+find_or_make(const StoredKey *key, LWLock **lock)
+{
+	UsageTarget target;
+
+	usage_hash_target(&target, MyDatabaseId, key->key_id);
+	*lock = target.lock;
+	for (int tries = 0; tries < SEED_TRIES; tries++)
+	{
+		UsageEntry *entry;
+		uint64		removed;
+		StoredUsage seed = {DT_NOBEGIN, 0, 0};
+
+		LWLockAcquire(*lock, LW_SHARED);
+		entry = usage_hash_find(&target);
+		if (entry != NULL)
+			return entry;
+		removed = usage_shared->removed[target.partition];
+		LWLockRelease(*lock);
+
+		if (key->tenant == NULL ||
+			pg_atomic_read_u32(&usage_shared->tracked) >= (uint32) usage_shared->max_tracked)
+			return NULL;
+		(void) store_find_usage(key->key_id, &seed);
+
+		LWLockAcquire(*lock, LW_EXCLUSIVE);
+		entry = usage_hash_find(&target);
+		if (entry != NULL)
+			return entry;
+		/*
+		 * If an entry was removed meanwhile, it may have been this key's, and
+		 * the seed is older than its last flush.
+		 */
+		if (removed == usage_shared->removed[target.partition])
+		{
+			entry = usage_hash_add(&target);
+			if (entry != NULL)
+			{
+				seed_entry(entry, key, &seed);
+				return entry;
+			}
+			tries = SEED_TRIES;
+		}
+		LWLockRelease(*lock);
+	}
+	return NULL;
+}
+
+/* Fill a new entry with the values of key_usage. */
+static void
+seed_entry(UsageEntry *entry, const StoredKey *key, const StoredUsage *seed)
+{
+	uint64		last = seed->last_used_at == DT_NOBEGIN ? 0 :
+		(uint64) seed->last_used_at;
+
+	entry->tenant = hash_any_extended((unsigned char *) VARDATA_ANY(key->tenant),
+									 VARSIZE_ANY_EXHDR(key->tenant), 0);
+	text_to_cstring_buffer(key->environment, entry->environment,
+						   sizeof(entry->environment));
+	pg_atomic_write_u64(&entry->last_used_at, last);
+	pg_atomic_write_u64(&entry->use_count, seed->use_count);
+	pg_atomic_write_u64(&entry->denied_count, seed->denied_count);
+	entry->known_uses = seed->use_count;
+	entry->known_denials = seed->denied_count;
+}
+
+/* Keep the place and brief key of a row that was just read. */
+static void
+note_row(UsageEntry *entry, const StoredKey *key)
+{
+	StoredBrief brief;
+
+	store_abridge(key, &brief);
+	SpinLockAcquire(&entry->mutex);
+	entry->brief = brief;
+	SpinLockRelease(&entry->mutex);
+}
+
+static void
+note_addr(UsageEntry *entry, inet *addr)
+{
+	SpinLockAcquire(&entry->mutex);
+	entry->has_addr = true;
+	memset(&entry->addr, 0, sizeof(inet_struct));
+	memcpy(&entry->addr, VARDATA_ANY(addr), VARSIZE_ANY_EXHDR(addr));
+	SpinLockRelease(&entry->mutex);
+}

@@ -1,0 +1,216 @@
+/*
+ * shared.h
+ *		Usage, as the files of this folder share it.
+ */
+#ifndef SHARED_H
+#define SHARED_H
+
+#include "port/atomics.h"
+#include "storage/lwlock.h"
+#include "storage/spin.h"
+#include "usage/usage.h"
+
+/* A power of two. */
+#define USAGE_PARTITIONS 64
+
+/*
+ * The greatest count: a sender may claim any count, and this server's own
+ * counts are added to the claim.
+ */
+#define USAGE_COUNT_MAX 4611686018427387904
+
+/*
+ * The state of an entry.  USAGE_CLEAN: no count is pending.  USAGE_DIRTY: the
+ * entry was changed since a flush copied it.  Any other value is the stamp of
+ * the flush that copied the entry last and may not have written it yet.
+ *
+ * A verify changes the counters first, then sets the state to dirty.  A flush
+ * sets its stamp first, then reads the counters.  So the flush that turns its
+ * own stamp into clean has copied every change made before that.
+ */
+#define USAGE_CLEAN 0
+#define USAGE_DIRTY 1
+#define USAGE_FIRST_STAMP 2
+
+/*
+ * A key's record in shared memory.  It takes four lines of the processor's
+ * cache, of which a verify touches one or two.
+ */
+typedef struct pg_attribute_aligned(256) UsageEntry
+{
+	uint32		place;			/* of its chain's first; fixed */
+	uint32		next;			/* in its chain, or among the free entries;
+								 * guarded by their locks.  0: none */
+	UsageKey	key;			/* fixed */
+	pg_atomic_uint64 last_used_at;	/* TimestampTz, 0: never; only grows */
+	pg_atomic_uint64 use_count; /* only grows */
+	pg_atomic_uint64 denied_count;	/* only grows */
+	pg_atomic_uint32 state;		/* as above */
+	slock_t		mutex;			/* guards the fields below, except where said */
+	StoredBrief brief;			/* the row as it was read */
+
+	/* the third line */
+	pg_atomic_uint64 arrival;	/* the limiter's; not guarded by the mutex */
+	pg_atomic_uint32 round;		/* the last one that wrote the entry; not
+								 * guarded by the mutex */
+	uint64		tenant;			/* hash of the key's tenant; fixed */
+	char		environment[TOKEN_NAME_MAX + 1];	/* of the key; fixed */
+	bool		has_addr;
+	inet_struct addr;
+	int			pepper_id;		/* of the new digest; 0: there is none */
+	uint8		digest[DIGEST_SHA256_LEN];	/* signed anew, to be stored */
+	int64		known_uses;		/* of the counts: what the table has, or a
+								 * flush has taken */
+	int64		known_denials;
+} UsageEntry;
+
+StaticAssertDecl(offsetof(UsageEntry, arrival) == 128,
+				 "a verify touches two lines of an entry");
+
+typedef struct UsageShared
+{
+	pg_atomic_uint32 tracked;	/* entries in use */
+	pg_atomic_uint32 stamps;	/* of flushes */
+	pg_atomic_uint32 overflow_used; /* entries not in place that were ever
+									 * used; only grows */
+	slock_t		mutex;			/* guards first_free, and that growth */
+	uint32		first_free;		/* of the free entries; 0: none */
+	pg_atomic_uint64 last_flush_at; /* a batch was committed */
+	pg_atomic_uint64 pending_since; /* as in UsageTotals */
+	pg_atomic_uint32 round;		/* of flushes; only grows */
+	pg_atomic_uint32 end;		/* UsageEnd, of the last worker */
+	pg_atomic_uint32 failing;	/* the last batch did not reach the primary */
+	/* entries removed so far, by partition; changed under its lock */
+	uint64		removed[USAGE_PARTITIONS];
+	int			max_tracked;	/* fixed */
+	int			tranche;		/* of the locks; fixed; 0 with preload */
+	pg_atomic_uint32 launcher;	/* launcher.c's; not with preload */
+} UsageShared;
+
+/* One key's usage, copied from shared memory. */
+typedef struct UsageCopy
+{
+	char		key_id[TOKEN_KEY_ID_LEN + 1];
+	TimestampTz last_used_at;	/* 0: never */
+	int64		use_count;
+	int64		denied_count;
+	int64		known_uses;		/* as in the entry, when it was copied */
+	int64		known_denials;
+	int64		table_uses;		/* once written: what the table has now */
+	int64		table_denials;
+	bool		has_addr;
+	inet_struct addr;
+	char		environment[TOKEN_NAME_MAX + 1];
+	uint32		stamp;			/* of the flush that copied it */
+	int			pepper_id;		/* of the new digest; 0: there is none */
+	uint8		digest[DIGEST_SHA256_LEN];
+} UsageCopy;
+
+/* Whose entries are copied. */
+typedef struct UsageWanted
+{
+	Oid			database;
+	const uint64 *tenant;		/* a hash; NULL: of any tenant */
+	uint32		round;			/* entries that it wrote are left out; 0: none */
+} UsageWanted;
+
+/* Whether a walk wants an entry; called without a lock, then again with it. */
+typedef bool (*UsageFilter) (UsageEntry *entry, const void *arg);
+
+/* A walk over entries, the pending ones or all; "at" is 0 at first. */
+typedef struct UsageWalk
+{
+	bool		pending;
+	UsageFilter wanted;			/* NULL: any */
+	const void *arg;			/* its argument */
+	bool		alone;			/* no other process is there: take no locks */
+	uint32		at;				/* the next to be looked at */
+	LWLock	   *lock;			/* result: of the entry that was found */
+} UsageWalk;
+
+/* The locks, and their wait event. */
+#define USAGE_TRANCHE "RkApikeysUsage"
+
+/* hash.c; NULL without shared memory */
+extern UsageShared *usage_shared;
+extern LWLockPadded *usage_locks;
+
+extern Size usage_hash_size(int max_tracked);
+extern bool usage_hash_startup(int max_tracked);
+extern void usage_hash_place(char *memory, int max_tracked);
+extern void usage_hash_init(int max_tracked);
+extern void usage_hash_target(UsageTarget *target, Oid database,
+							  const char *key_id);
+extern void usage_hash_prefetch(const UsageTarget *target);
+extern UsageEntry *usage_hash_find(const UsageTarget *target);
+extern UsageEntry *usage_hash_add(const UsageTarget *target);
+extern void usage_hash_remove(UsageEntry *entry);
+extern UsageEntry *usage_hash_next(UsageWalk *walk);
+extern void usage_hash_set_dirty(UsageEntry *entry);
+extern bool usage_hash_set_stamp(UsageEntry *entry, uint32 stamp);
+extern void usage_hash_set_clean(UsageEntry *entry, uint32 stamp);
+
+/* file.c */
+extern void usage_file_save(int code, Datum arg);
+extern void usage_file_load(void);
+
+/* launcher.c */
+extern void usage_start_launcher(void);
+
+/* outbox.c */
+#define USAGE_SENDER_LEN 16
+
+extern Size usage_outbox_size(void);
+extern void usage_outbox_startup(void);
+extern void usage_outbox_place(char *memory);
+extern void usage_outbox_init(void);
+extern Oid	usage_outbox_database(void);
+extern int	usage_outbox_count(void);
+extern UsageCopy *usage_outbox_copies(void);
+extern const uint8 *usage_outbox_sender(void);
+extern int64 usage_outbox_batch(void);
+extern bool usage_outbox_is_in_doubt(void);
+extern void usage_outbox_begin(Oid database);
+extern void usage_outbox_add(const UsageCopy *copy);
+extern void usage_outbox_set_in_doubt(void);
+extern UsageCopy *usage_outbox_remove_last(void);
+extern void usage_outbox_discard(Oid database);
+
+/* fallback.c */
+extern void usage_record_in_table(const StoredKey *key, inet *client_addr,
+								  TimestampTz now);
+
+/* pending.c */
+extern void usage_copy_entry(UsageEntry *entry, UsageCopy *copy, bool take);
+extern UsageCopy *usage_copy_entries(const UsageWanted *wanted, bool pending,
+									 uint32 stamp, int *count);
+extern UsageCopy *usage_pending(Oid database, bool round, int *count);
+extern void usage_forget(Oid database, const char *key_id);
+
+/* taken.c */
+extern bool usage_take(Oid database, UsageCopy *copy);
+extern void usage_give_back(Oid database, const UsageCopy *copy);
+extern void usage_settle(Oid database, const UsageCopy *copy);
+extern void usage_forget_gone(Oid database, const UsageCopy *copy);
+extern int	usage_flush_here(const UsageCopy *copies, int count);
+extern void usage_follow_at_commit(const UsageCopy *copies, int count,
+								   const bool *flushed);
+
+/* table.c */
+extern bool usage_lock_flushes(bool wait);
+extern int	usage_flush(UsageCopy *copies, int count, bool *flushed,
+						bool *gone);
+
+/* destination.c */
+extern bool usage_goes_to_primary(void);
+
+/* send.c */
+extern UsageEnd usage_send(const UsageCopy *copies, int count);
+extern int	usage_deliver(const UsageCopy *copies, int count);
+extern void usage_delivered(void);
+
+/* receive.c */
+extern void usage_receive(const uint8 *sender, int64 batch, UsageCopy *copies,
+						  int count, bool *flushed, bool *gone);
+
+#endif

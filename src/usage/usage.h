@@ -1,0 +1,110 @@
+/*
+ * usage.h
+ *		The record of a key's use: what the rest of the library calls.
+ */
+#ifndef USAGE_H
+#define USAGE_H
+
+#include "base/store.h"
+#include "nodes/pg_list.h"
+#include "storage/lwlock.h"
+#include "utils/inet.h"
+
+typedef struct UsageKey
+{
+	Oid			database;		/* InvalidOid: of no entry */
+	char		key_id[TOKEN_KEY_ID_LEN];
+} UsageKey;
+
+/* A key that is looked for in shared memory. */
+typedef struct UsageTarget
+{
+	UsageKey	key;
+	uint32		place;			/* where its chain begins */
+	int			partition;
+	LWLock	   *lock;			/* of the partition */
+} UsageTarget;
+
+/* The outcome of a verify of a genuine token. */
+typedef enum UsageKind
+{
+	USAGE_USE,
+	USAGE_DENIAL
+} UsageKind;
+
+typedef enum LimitResult
+{
+	LIMIT_PASSED,
+	LIMIT_REACHED,
+	LIMIT_UNAVAILABLE
+} LimitResult;
+
+/* What shared memory has of a key, for the views. */
+typedef struct UsageLook
+{
+	char		key_id[TOKEN_KEY_ID_LEN + 1];
+	TimestampTz last_used_at;	/* 0: never */
+	int64		use_count;
+} UsageLook;
+
+/* Totals over all entries, for the view stats. */
+typedef struct UsageTotals
+{
+	int64		tracked;
+	int64		max_tracked;
+	int64		pending;
+	TimestampTz last_flush_at;	/* 0: none yet */
+	TimestampTz pending_since;	/* start of the last round that wrote all */
+} UsageTotals;
+
+/* How a flush worker ended. */
+typedef enum UsageEnd
+{
+	USAGE_FAILED,				/* or it died before its end */
+	USAGE_LEFT,					/* another worker must continue */
+	USAGE_DONE
+} UsageEnd;
+
+/* Keys that a flush writes in one transaction. */
+#define USAGE_BATCH 1000
+
+/* memory.c */
+extern void usage_shmem_request(void);
+extern void usage_shmem_startup(void);
+extern bool usage_is_shared(void);
+extern bool usage_is_preloaded(void);
+
+/* launcher.c */
+extern void usage_register_launcher(void);
+extern bool usage_launch(void);
+
+/* record.c */
+extern void usage_expect(UsageTarget *target, const char *key_id);
+extern void usage_recall(const UsageTarget *target, StoredBrief *brief);
+extern void usage_record(const StoredKey *key, UsageKind kind,
+						 inet *client_addr, TimestampTz now);
+extern void usage_resign(const StoredKey *key, int pepper_id,
+						 const uint8 *digest);
+extern LimitResult usage_limit(const StoredKey *key, int cost,
+							   TimestampTz now, int64 *wait);
+
+/* look.c */
+extern bool usage_look(const char *key_id, const char *tenant, UsageLook *look);
+extern UsageLook *usage_look_all(const char *tenant, TimestampTz taken,
+								 int *count);
+extern void usage_totals(UsageTotals *totals);
+
+/* pending.c */
+extern List *usage_begin_round(void);
+extern void usage_end_round(TimestampTz began);
+extern void usage_forget_database(Oid database);
+extern void usage_write_all(void);
+extern void usage_evict(void);
+
+/* flush.c */
+extern int64 usage_flush_now(void);
+extern void usage_flush_database(int batch);
+extern UsageEnd usage_end(void);
+extern void usage_set_end(UsageEnd end);
+
+#endif
