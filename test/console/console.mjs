@@ -35,7 +35,7 @@ const complaints = [];
 
 async function newPage(options = {}) {
   const context = await browser.newContext({ permissions: ['clipboard-read', 'clipboard-write'], reducedMotion: 'reduce', ...options });
-  context.setDefaultTimeout(10_000);
+  context.setDefaultTimeout(60_000);
   const page = await context.newPage();
   page.on('pageerror', (error) => complaints.push(error.message));
   // a refused request is told of there too
