@@ -49,8 +49,14 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 #include "storage/relfilelocator.h"
 #endif
 
-/* 18: index_beginscan() has a parameter for the scan's statistics. */
-#if PG_VERSION_NUM >= 180000
+/*
+ * 18: index_beginscan() has a parameter for the scan's statistics; 19: another
+ * one for flags.
+ */
+#if PG_VERSION_NUM >= 190000
+#define index_beginscan(heap, index, snapshot, nkeys, norderbys) \
+	index_beginscan(heap, index, snapshot, NULL, nkeys, norderbys, SO_NONE)
+#elif PG_VERSION_NUM >= 180000
 #define index_beginscan(heap, index, snapshot, nkeys, norderbys) \
 	index_beginscan(heap, index, snapshot, NULL, nkeys, norderbys)
 #endif
