@@ -92,8 +92,9 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 #endif
 
 /*
- * 17: a backend can allocate shared memory by name at any time.  Before 17,
- * only a preloaded library gets shared memory.
+ * 17: a library can get shared memory by name at any time.  Before 17 only a
+ * preloaded library can reserve shared memory.  19: the callback that makes the
+ * memory has an argument.
  */
 #if PG_VERSION_NUM < 170000
 #define COMPAT_NAMED_DSM false
@@ -106,6 +107,27 @@ GetNamedDSMSegment(const char *name, size_t size,
 #else
 #define COMPAT_NAMED_DSM true
 #include "storage/dsm_registry.h"
+#endif
+#if PG_VERSION_NUM >= 190000
+#define COMPAT_DSM_INIT_PARAMS void *memory, void *arg
+#else
+#define COMPAT_DSM_INIT_PARAMS void *memory
+#define GetNamedDSMSegment(name, size, init_callback, found, arg) \
+	GetNamedDSMSegment(name, size, init_callback, found)
+#endif
+
+/* 19: a tranche of locks gets its name when it is made, for all processes. */
+#if PG_VERSION_NUM < 190000
+#define LWLockNewTrancheId(name) LWLockNewTrancheId()
+#else
+#define LWLockRegisterTranche(id, name) ((void) 0)
+#endif
+
+/* 19: the hook after parse analysis may not change the jumble state. */
+#if PG_VERSION_NUM < 190000
+#define COMPAT_JUMBLE_STATE JumbleState
+#else
+#define COMPAT_JUMBLE_STATE const JumbleState
 #endif
 
 /* 18: the magic block has the library's name and version. */

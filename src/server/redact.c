@@ -193,7 +193,7 @@ redact_log(ErrorData *edata)
 
 /* post_parse_analyze_hook: the statement was parsed. */
 static void
-redact_parsed(ParseState *pstate, Query *query, JumbleState *jstate)
+redact_parsed(ParseState *pstate, Query *query, COMPAT_JUMBLE_STATE *jstate)
 {
 	if (previous_post_parse_analyze_hook)
 		previous_post_parse_analyze_hook(pstate, query, jstate);
