@@ -234,8 +234,8 @@ judge(text *token, Request *request, const StoredKey **key)
  * imported key, which is found by its digest.
  *
  * If a native key was signed with an older pepper, leave its digest with the
- * current pepper to be stored.  Raise 58030 if a pepper that the token needs
- * cannot be read.
+ * current pepper for a flush to store.  Raise 58030 if a pepper that the token
+ * needs cannot be read.
  */
 const StoredKey *
 verify_genuine(text *token, bool brief_will_do, bool *well_formed)
@@ -316,8 +316,8 @@ find_genuine(const char *bytes, size_t len, bool brief_will_do,
  * token's, with the current pepper (NULL: without one).  For no key (NULL)
  * return false, after a comparison that takes as long as that with a key.
  *
- * If the token matches a digest with an older pepper, leave the given digest to
- * be stored instead.  Raise 58030 if the key's pepper is missing.
+ * If the token matches a digest with an older pepper, leave the given digest
+ * for a flush to store.  Raise 58030 if the key's pepper is missing.
  */
 static bool
 native_matches(const StoredKey *key, const char *token, size_t len,

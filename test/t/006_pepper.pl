@@ -162,7 +162,7 @@ unlink $file;
 mkfifo($file, 0600) or die;
 $node->reload;
 wait_for_verdict($token{first}, '58030');
-like(error_of('backend', "SELECT rk_apikeys.verify('$token{first}')"), qr/58030.*no regular file/, 'a pipe is refused, and not waited for');
+like(error_of('backend', "SELECT rk_apikeys.verify('$token{first}')"), qr/58030.*not a regular file/, 'a pipe is refused, and not waited for');
 unlink $file;
 $node->reload;
 wait_for_verdict($token{first}, 'could not open it');
