@@ -141,7 +141,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 			if ((columns_flags(column) & COLUMN_MADE) != 0 && !ISNULL(key, column))
 				ereport(ERROR,
 						(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-						 errmsg("column \"%s\" of a new API key cannot be set",
+						 errmsg("column \"%s\" of a new API key cannot be given",
 								column_name(trigger->tg_relation, column)),
 						 errhint("Leave the column out, because the insert sets it.")));
 	}
