@@ -1,9 +1,10 @@
 /*
  * compat.h
- *		Every difference between PostgreSQL versions; the only #if on them.
+ *		The differences between PostgreSQL versions.
  *
- * Each gives the new name to an old server, so that callers read as today's
- * PostgreSQL.
+ * This file has the only #if on a version.  It defines the new names for old
+ * servers, so that callers read as today's PostgreSQL.  The number in a comment
+ * is the major version that brought the change.
  */
 #ifndef COMPAT_H
 #define COMPAT_H
@@ -15,12 +16,12 @@
 #include "storage/proc.h"
 #include "utils/acl.h"
 
-/* 16: the macros on varlena have a header of their own. */
+/* 16: the macros for varlena have a header of their own. */
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
 #endif
 
-/* 17: numbers of processes replace those of backends. */
+/* 17: process numbers replace backend ids. */
 #if PG_VERSION_NUM < 170000
 #include "storage/backendid.h"
 #endif
@@ -29,9 +30,7 @@
 #error "rk_apikeys needs PostgreSQL 15 or later"
 #endif
 
-/*
- * 16: one object_ownercheck for all classes.  Here it is asked for tables only.
- */
+/* 16: object_ownercheck() is for all classes.  We call it for tables only. */
 #if PG_VERSION_NUM < 160000
 static inline bool
 object_ownercheck(Oid classid, Oid objectid, Oid roleid)
@@ -41,7 +40,7 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 }
 #endif
 
-/* 16: a relation's file is named by its locator. */
+/* 16: RelFileNode became RelFileLocator. */
 #if PG_VERSION_NUM < 160000
 #include "storage/relfilenode.h"
 #define RelFileLocator RelFileNode
@@ -50,13 +49,19 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 #include "storage/relfilelocator.h"
 #endif
 
-/* 18: an index scan can be told where to count. */
-#if PG_VERSION_NUM >= 180000
+/*
+ * 18: index_beginscan() has a parameter for the scan's statistics; 19: another
+ * one for flags.
+ */
+#if PG_VERSION_NUM >= 190000
+#define index_beginscan(heap, index, snapshot, nkeys, norderbys) \
+	index_beginscan(heap, index, snapshot, NULL, nkeys, norderbys, SO_NONE)
+#elif PG_VERSION_NUM >= 180000
 #define index_beginscan(heap, index, snapshot, nkeys, norderbys) \
 	index_beginscan(heap, index, snapshot, NULL, nkeys, norderbys)
 #endif
 
-/* 18: whether a plan is run once is no longer said. */
+/* 18: ExecutorRun() has lost the parameter execute_once. */
 #if PG_VERSION_NUM < 180000
 #define COMPAT_RUN_PARAMS uint64 count, bool execute_once
 #define COMPAT_RUN_ARGS count, execute_once
@@ -65,12 +70,12 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 #define COMPAT_RUN_ARGS count
 #endif
 
-/* 18: a function that does not return says so in front. */
+/* 18: pg_noreturn stands in front of a function that does not return. */
 #if PG_VERSION_NUM < 180000
 #define pg_noreturn __attribute__((noreturn))
 #endif
 
-/* 18: base64 is decoded into uint8. */
+/* 18: pg_b64_decode() writes uint8 instead of char. */
 #if PG_VERSION_NUM < 180000
 #define compat_b64_decode(src, len, dst, dstlen) \
 	pg_b64_decode(src, len, (char *) (dst), dstlen)
@@ -87,8 +92,9 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 #endif
 
 /*
- * 17: shared memory can be had by name at any time.  Before there is none but
- * what a preloaded library asks for.
+ * 17: a library can get shared memory by name at any time.  Before 17 only a
+ * preloaded library can reserve shared memory.  19: the callback that makes the
+ * memory has an argument.
  */
 #if PG_VERSION_NUM < 170000
 #define COMPAT_NAMED_DSM false
@@ -102,24 +108,54 @@ GetNamedDSMSegment(const char *name, size_t size,
 #define COMPAT_NAMED_DSM true
 #include "storage/dsm_registry.h"
 #endif
+#if PG_VERSION_NUM >= 190000
+#define COMPAT_DSM_INIT_PARAMS void *memory, void *arg
+#else
+#define COMPAT_DSM_INIT_PARAMS void *memory
+#define GetNamedDSMSegment(name, size, init_callback, found, arg) \
+	GetNamedDSMSegment(name, size, init_callback, found)
+#endif
 
-/* 18: a library can tell its name and version. */
+/* 19: a tranche of locks gets its name when it is made, for all processes. */
+#if PG_VERSION_NUM < 190000
+#define LWLockNewTrancheId(name) LWLockNewTrancheId()
+#else
+#define LWLockRegisterTranche(id, name) ((void) 0)
+#endif
+
+/* 19: the hook after parse analysis may not change the jumble state. */
+#if PG_VERSION_NUM < 190000
+#define COMPAT_JUMBLE_STATE JumbleState
+#else
+#define COMPAT_JUMBLE_STATE const JumbleState
+#endif
+
+/* 18: the magic block has the library's name and version. */
 #if PG_VERSION_NUM < 180000
 #define PG_MODULE_MAGIC_EXT(...) PG_MODULE_MAGIC
 #endif
 
-/* 17: a backend's number counts from 0 and has another name. */
+/*
+ * 17: MyProcNumber counts from 0; MyBackendId counted from 1.  This number
+ * counts from 1, and is 0 in a process without a number.
+ */
 #if PG_VERSION_NUM < 170000
 #define COMPAT_BACKEND_NUMBER (MyBackendId > 0 ? MyBackendId : 0)
 #else
 #define COMPAT_BACKEND_NUMBER (MyProcNumber >= 0 ? MyProcNumber + 1 : 0)
 #endif
-/* Numbers that can be; auxiliary processes verify nothing. */
+/*
+ * The greatest number of a process that verifies.  Auxiliary processes, which
+ * have greater numbers, verify nothing.
+ */
 #define COMPAT_BACKENDS MaxBackends
 
 /*
- * Minors of 2026 declare timingsafe_bcmp, and bring it where the C library has
- * none; older ones do neither.
+ * Minor versions since 2026 declare timingsafe_bcmp(), and define it where the
+ * C library does not.  Older minor versions do neither.
+ *
+ * Return 0 if two buffers are equal, else 1.  The time depends on the length,
+ * and not on the contents.
  */
 #ifndef HAVE_DECL_TIMINGSAFE_BCMP
 static inline int

@@ -2,28 +2,40 @@
  * limiter.c
  *		The rate limiter.
  *
- * The generic cell rate algorithm (ITU-T I.371): of a key only the moment is
- * kept at which all that it took so far would have arrived at an even pace.  A
- * full window may be taken at once, and comes back evenly; so in no window more
- * than the limit and one burst of the same size gets through.
+ * The limiter is the generic cell rate algorithm (ITU-T I.371).  It keeps one
+ * moment for each key: the moment at which everything that the key took so far
+ * would have arrived at an even pace.
  *
- * Locking: none.  The moment is one atomic, moved by compare-and-exchange.
+ * A key may take its full limit at once.  The limit then comes back evenly over
+ * the window.  So no window lets through more than the limit and one burst of
+ * the same size:
+ *
+ *		taken in a window <= 2 * limit
+ *
+ * Locking: none.  The moment is one atomic, changed by compare-and-exchange.
  */
 #include "postgres.h"
 
 #include "base/limiter.h"
 
-/* Nanoseconds: a pace of many per millisecond must not round to nothing. */
+/*
+ * The limiter counts nanoseconds, because the time between two takes at a high
+ * rate must not round to 0.
+ */
 #define NSECS_PER_USEC INT64CONST(1000)
 
 /*
- * What a limit may be taken for beyond its window before the clock must have
- * been set back, or the window made shorter: processes read the clock a moment
- * before they are here.
+ * A moment is plausible up to Max(window, SLACK_NSECS) beyond the window.
+ * There must be some slack, because processes read the clock shortly before
+ * they call the limiter.  A moment further ahead means that the clock was set
+ * back, or that the window was made shorter.
  */
 #define SLACK_NSECS (INT64CONST(60) * USECS_PER_SEC * NSECS_PER_USEC)
 
-/* A window in microseconds, with months of 30 days. */
+/*
+ * Return a window in microseconds, with months of 30 days; more than
+ * LIMITER_MAX_WINDOW for every window that is longer than that.
+ */
 int64
 limiter_window(const Interval *window)
 {
@@ -35,11 +47,14 @@ limiter_window(const Interval *window)
 }
 
 /*
- * Take "cost" of a limit of "limit" per window (microseconds).  Returns 0 if it
- * was there, else takes nothing and returns the microseconds until it will be.
- * cost is at least 1 and at most the limit.  A moment that is too far ahead counts
- * as a limit that is used up now: after the clock was set back nobody waits for
- * longer than two windows, or one and a minute.
+ * Take a cost from a limit per window (microseconds).  The cost is at least 1
+ * and at most the limit.  Return 0 if the cost was available.  Otherwise take
+ * nothing, and return the microseconds until the cost will be available.
+ *
+ * A moment that is too far ahead counts as a limit that is used up now.  So
+ * after the clock was set back nobody waits longer than
+ *
+ *		window + Max(window, 1 minute)
  */
 int64
 limiter_take(pg_atomic_uint64 *arrival, int limit, int64 window, int cost,
@@ -58,8 +73,9 @@ limiter_take(pg_atomic_uint64 *arrival, int limit, int64 window, int cost,
 		int64		wait_ns = next - now_ns - window_ns;
 
 		/*
-		 * The rounding of each division, of a nanosecond or so, may not refuse
-		 * the last of a window; nor may it let one more through.
+		 * Each division rounds by about a nanosecond.  The sum of these errors
+		 * must not refuse the last take of a window, and must not let one take
+		 * too many through.
 		 */
 		if (wait_ns > Min(limit, taken_ns / 2))
 		{

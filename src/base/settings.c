@@ -57,7 +57,7 @@ void
 settings_init(void)
 {
 	DefineCustomIntVariable("rk_apikeys.cache_size",
-							"About how many keys a session keeps in memory; 0 for none.",
+							"About how many keys a session keeps in memory; 0 keeps none.",
 							NULL,
 							&settings_cache_size, 1024, 0, 1000000,
 							PGC_USERSET, 0,
@@ -75,15 +75,15 @@ settings_init(void)
 							   PGC_USERSET, 0,
 							   check_interval, NULL, NULL);
 	DefineCustomStringVariable("rk_apikeys.max_lifetime",
-							   "The longest time from a key's creation to its expiry; 0 for no limit.",
-							   "Longer and endless keys are refused when they are made, and when their expiry is changed.",
+							   "The longest time from a key's creation to its expiry; 0 means no limit.",
+							   "A key that would live longer, or has no expiry, is refused when it is created and when its expiry is changed.",
 							   &settings_max_lifetime, "0",
 							   PGC_SUSET, 0,
 							   check_interval, NULL, NULL);
 	/* It sizes shared memory, so it means nothing later. */
 	if (process_shared_preload_libraries_in_progress)
 		DefineCustomIntVariable("rk_apikeys.max_tracked_keys",
-								"The keys whose use is kept in shared memory.",
+								"The number of keys whose use is kept in shared memory.",
 								NULL,
 								&settings_max_tracked_keys,
 								65536, 16, 16777216,
@@ -96,8 +96,8 @@ settings_init(void)
 							 PGC_SUSET, 0,
 							 NULL, NULL, NULL);
 	DefineCustomStringVariable("rk_apikeys.pepper_file",
-							   "The file with the peppers that digests of tokens are made with.",
-							   "Lines of id:base64. The highest id signs new keys, the others still verify.",
+							   "The file with the peppers that sign the digests of tokens.",
+							   "Each line is id:base64. The highest id signs new keys; the others still verify.",
 							   &pepper_file, "",
 							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 							   NULL, pepper_assign_file, NULL);
@@ -110,7 +110,7 @@ settings_init(void)
 							   NULL, NULL, NULL);
 	DefineCustomStringVariable("rk_apikeys.principal",
 							   "The key that this transaction has authenticated as.",
-							   "Set by rk_apikeys.authenticate() alone.",
+							   "Only rk_apikeys.authenticate() sets it.",
 							   &principal_setting, "",
 							   PGC_SUSET,
 							   COMPAT_GUC_NO_RESET | GUC_NO_RESET_ALL |
@@ -119,7 +119,7 @@ settings_init(void)
 							   principal_check, NULL, NULL);
 	DefineCustomBoolVariable("rk_apikeys.redact_logs",
 							 "Mask what looks like a token in the server log and in pg_stat_activity.",
-							 "It works in sessions that have loaded the library: preload it.",
+							 "Only sessions that have loaded the library mask tokens, so preload the library.",
 							 &settings_redact_logs, true,
 							 PGC_SIGHUP, 0,
 							 NULL, NULL, NULL);
@@ -154,7 +154,7 @@ settings_init(void)
 							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("rk_apikeys.usage_resolution",
-							"Without shared memory, the least time between two records of a key's use.",
+							"Without shared memory, the minimum time between two records of a key's use.",
 							NULL,
 							&settings_usage_resolution, 60, 0, INT_MAX / 1000,
 							PGC_SUSET, GUC_UNIT_S,
@@ -252,7 +252,7 @@ check_token_name(char **newval, void **extra, GucSource source)
 {
 	if (token_name_ok(*newval, strlen(*newval)))
 		return true;
-	GUC_check_errhint("It is a lower-case letter, then up to 15 lower-case letters and digits.");
+	GUC_check_errhint("Use a lower-case letter, then up to 15 lower-case letters and digits.");
 	return false;
 }
 

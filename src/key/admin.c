@@ -3,8 +3,9 @@
  *		Functions that write with the owner's rights: revoke by token, import,
  *		housekeeping.
  *
- * Trust: revoke_token has the token proved before it writes.  EXECUTE of the
- * others is rk_apikeys_admin's alone.
+ * Trust: revoke_token() checks that the token is genuine before it writes.
+ * Only rk_apikeys_admin may execute the other functions.  These functions
+ * refuse a caller that has authenticated as a key.
  */
 #include "postgres.h"
 
@@ -50,8 +51,9 @@ PG_FUNCTION_INFO_V1(rk_apikeys_flush_usage);
 /*
  * rk_apikeys.revoke_token(token text, reason text) -> boolean
  *
- * Whoever holds a token may end its key.  True if the token is genuine; then
- * its key is revoked, by this call or before.
+ * Revoke the key of a token: whoever holds a token may end its key.  Return
+ * whether the token is genuine.  If it is, its key is now revoked, by this call
+ * or before.
  */
 Datum
 rk_apikeys_revoke_token(PG_FUNCTION_ARGS)
@@ -87,8 +89,9 @@ rk_apikeys_revoke_token(PG_FUNCTION_ARGS)
  *		expires_at, environment, scopes, allowed_cidrs, rate_limit,
  *		rate_window, metadata, tenant) -> key_id
  *
- * Add a key that was issued elsewhere, by the digest of its full token.
- * Raises 22023 for a digest that does not fit its kind, 23505 if it is there.
+ * Add a key that was issued elsewhere, by the digest of its full token.  Raise
+ * 22023 if the digest's length does not fit its kind, and 23505 if an imported
+ * key has the same digest.
  */
 Datum
 rk_apikeys_import_key(PG_FUNCTION_ARGS)
@@ -127,14 +130,14 @@ rk_apikeys_import_key(PG_FUNCTION_ARGS)
 	if (expected == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("digest_kind cannot be \"%s\"",
+				 errmsg("invalid digest_kind: \"%s\"",
 						shown_text(PG_GETARG_TEXT_PP(2))),
 				 errhint("Use sha256 or sha512.")));
 	len = VARSIZE_ANY_EXHDR(PG_GETARG_BYTEA_PP(1));
 	if (len != expected)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a %s digest has %d bytes, not %d", kind, expected, len),
+				 errmsg("a %s digest must have %d bytes, not %d", kind, expected, len),
 				 errhint("Give the digest of the full token, as bytea.")));
 
 	for (int i = 0; i < IMPORT_ARGS; i++)
@@ -143,11 +146,11 @@ rk_apikeys_import_key(PG_FUNCTION_ARGS)
 		values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
 	}
 	run_as_owner(&query);
-	/* The index's own message would show the digest. */
+	/* ON CONFLICT, because the message of the index would show the digest. */
 	if (query.processed == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNIQUE_VIOLATION),
-				 errmsg("an API key with that digest was imported already")));
+				 errmsg("an imported API key with this digest already exists")));
 	PG_RETURN_TEXT_P(query.first);
 }
 
@@ -155,7 +158,8 @@ rk_apikeys_import_key(PG_FUNCTION_ARGS)
  * rk_apikeys.purge_keys(older_than interval) -> bigint
  *
  * Delete the keys that have been revoked, expired or rotated for longer than
- * that; returns how many.
+ * older_than.  Return the number of deleted keys.  Raise 22023 if older_than is
+ * negative.
  */
 Datum
 rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
@@ -177,8 +181,9 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 /*
  * rk_apikeys.purge_events(older_than interval) -> bigint
  *
- * Delete the events older than that, leaving one event that says so; returns
- * how many.
+ * Delete the events that are older than older_than, and return their number.
+ * If the number is not 0, add an event "purged" with it.  Raise 22023 if
+ * older_than is negative.
  */
 Datum
 rk_apikeys_purge_events(PG_FUNCTION_ARGS)
@@ -210,9 +215,9 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 /*
  * rk_apikeys.flush_usage() -> bigint
  *
- * Write what shared memory holds of this database's keys to the tables now;
- * returns how many keys.  0 without shared memory, if another flush is under
- * way, or where the use goes to a primary.
+ * Write this database's pending entries to the tables now.  Return the number
+ * of keys written: 0 without shared memory, while another flush is running, or
+ * where the use goes to a primary.
  */
 Datum
 rk_apikeys_flush_usage(PG_FUNCTION_ARGS)
@@ -221,6 +226,7 @@ rk_apikeys_flush_usage(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(usage_flush_now());
 }
 
+/* Raise 22023 if the first argument, an interval, is negative. */
 static void
 check_older_than(FunctionCallInfo fcinfo)
 {
@@ -233,13 +239,14 @@ check_older_than(FunctionCallInfo fcinfo)
 				 errmsg("older_than cannot be negative")));
 }
 
+/* Run a statement as the owner of api_keys, and set its results. */
 static void
 run_as_owner(OwnerQuery *query)
 {
 	caller_run_as_owner(store_table("api_keys", false), run_query, query);
 }
 
-/* OwnerWork */
+/* OwnerWork: run the statement.  Its result is in the caller's context. */
 static void
 run_query(void *arg)
 {

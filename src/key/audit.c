@@ -10,12 +10,13 @@
  * Rows that are restored or copied add no events.  They are recognized by their
  * created_at, which for a new key is the transaction's time.
  *
- * With rk_apikeys.notify each event is also a notification.  PostgreSQL sends it
- * at COMMIT, and drops it with a savepoint that is rolled back.  Any role can
- * listen to any channel, so a notification has neither tenant nor settings.  Any
- * role can also fill the queue, which all databases share, by listening and
- * staying in a transaction.  With a full queue every COMMIT fails, also that of
- * a revocation.  So nothing is sent while little room is left.
+ * With rk_apikeys.notify each event is also a notification.  PostgreSQL sends
+ * the notification at COMMIT, and drops it if its savepoint is rolled back.
+ * Any role can listen to any channel, so a notification has neither tenant nor
+ * settings.  Any role can also fill the queue, which all databases share: the
+ * role listens and stays in a transaction.  With a full queue every COMMIT
+ * fails that notifies, also the COMMIT of a revocation.  So nothing is sent
+ * while little room is left.
  */
 #include "postgres.h"
 
@@ -37,13 +38,13 @@
 #include "key/guard.h"
 
 #define NOTIFY_CHANNEL "rk_apikeys"
-/* The used part of the notification queue from which on nothing is sent. */
+/* Nothing is sent if at least this part of the notification queue is used. */
 #define NOTIFY_MAX_USAGE 0.75
 
 /*
  * The head of each insert.  $1 is the caller's role, $2 the principal, $3 the
- * application's name, $4 the columns that are not told.  session_user is the
- * same under the owner's rights.
+ * application's name, $4 the columns that no event shows.  session_user does
+ * not change under the owner's rights.
  */
 #define INSERT_EVENTS \
 	"INSERT INTO rk_apikeys.key_events" \
@@ -120,6 +121,7 @@ rk_apikeys_keys_audit_delete(PG_FUNCTION_ARGS)
 	return audit_write(fcinfo, "api_keys_audit_delete", audit_delete);
 }
 
+/* Insert the events of a statement, as the owner of api_keys. */
 static Datum
 audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 			const char *query)
@@ -128,14 +130,14 @@ audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 
 	SPI_connect();
 	if (SPI_register_trigger_data(trigger) < 0)
-		elog(ERROR, "could not see the changed rows");
+		elog(ERROR, "could not register the changed rows");
 	caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
 						insert_events, unconstify(char *, query));
 	SPI_finish();
 	return PointerGetDatum(NULL);
 }
 
-/* OwnerWork */
+/* OwnerWork: insert the events, and notify of them if the setting says so. */
 static void
 insert_events(void *arg)
 {
@@ -162,7 +164,8 @@ insert_events(void *arg)
 
 /*
  * Return whether the notification queue has room, and warn if it has not.  The
- * bound is far from full, because others queue notifications until COMMIT.
+ * bound is far below a full queue, because other transactions add their
+ * notifications only at COMMIT.
  */
 static bool
 notify_has_room(void)
@@ -173,9 +176,9 @@ notify_has_room(void)
 		return true;
 	ereport(WARNING,
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-			 errmsg("changes of API keys are not notified: the notification queue is %.0f%% full",
+			 errmsg("skipping notifications of API key changes: the notification queue is %.0f%% full",
 					usage * 100),
-			 errhint("End the transaction of the session that listens and does not read.")));
+			 errhint("End the open transaction of the session that listens.")));
 	return false;
 }
 

@@ -2,14 +2,14 @@
  * check.c
  *		Which values a key's settings may have.
  *
- * The table's CHECK constraints state what holds for a row for ever, also for a
- * restored row.  The same is checked here first, to raise a message with the
- * value and a hint.  Checks that depend on the clock or on a setting are made
- * here only.
+ * The table's CHECK constraints hold for every row at all times, also for a
+ * restored row.  This file checks the same first, to raise a message with the
+ * value and a hint.  Only this file makes the checks that depend on the clock
+ * or on a setting.
  *
  * A value may hold a token: somebody may put a token into the wrong field, or
- * quote it as the reason for a revocation.  A message shows the value masked and
- * cut.  Free text is masked before it is stored.
+ * quote it as the reason for a revocation.  A message shows the value masked
+ * and cut.  Free text is masked before it is stored.
  */
 #include "postgres.h"
 
@@ -30,6 +30,7 @@
 #include "token/token.h"
 #include "usage/usage.h"
 
+/* The same limits as in the CHECK constraints of api_keys. */
 #define NAME_MAX_CHARS 200
 #define TENANT_MAX_CHARS 200
 #define DESCRIPTION_MAX_CHARS 2000
@@ -50,7 +51,7 @@ static const struct
 	{KEY_SCOPES, "scopes"}, {KEY_METADATA, "metadata"}, {KEY_ENABLED, "enabled"}
 };
 
-/* Columns of free text; metadata is another. */
+/* The text columns of free text.  metadata is free text too, as jsonb. */
 static const int free_text[] = {KEY_NAME, KEY_DESCRIPTION, KEY_REVOKED_REASON};
 
 static text *without_tokens(text *value);
@@ -66,9 +67,9 @@ static void check_expiry(TimestampTz expires_at, bool endless,
 						 TimestampTz created_at);
 
 /*
- * Check the changed settings of a row of api_keys; in a new key all are changed.
- * A value that a constraint would refuse is refused here first, because the
- * constraint's message would show the row with its digest.
+ * Check the changed settings of a row of api_keys.  In a new key all settings
+ * are changed.  A value that violates a constraint is refused here first,
+ * because the constraint's message would show the row with its digest.
  *
  * In values[] trim the name, mask tokens in free text, and make an expiry at
  * infinity NULL.
@@ -113,7 +114,7 @@ check_settings(Datum *values, bool *nulls, const bool *changed,
 		check_cidrs(DatumGetArrayTypeP(values[KEY_ALLOWED_CIDRS - 1]));
 	if (CHECKED(KEY_METADATA))
 		check_metadata(DatumGetJsonbP(values[KEY_METADATA - 1]));
-	/* Masked last, because the limits hold for the values as they were given. */
+	/* Mask last, because the limits hold for the values as they were given. */
 	for (int i = 0; i < (int) lengthof(free_text); i++)
 		if (CHECKED(free_text[i]))
 			values[free_text[i] - 1] =
@@ -162,6 +163,7 @@ metadata_without_tokens(Jsonb *metadata)
 											  CStringGetDatum(as_text)));
 }
 
+/* Raise 23514 unless the value has min to max characters.  min is 0 or 1. */
 static void
 check_length(const char *what, text *value, int min, int max)
 {
@@ -182,17 +184,22 @@ check_length(const char *what, text *value, int min, int max)
 				 errhint("Shorten it to %d characters.", max)));
 }
 
+/* Raise 23514 unless the value is a name as token_name_ok() accepts it. */
 static void
 check_environment(text *value)
 {
 	if (!token_name_ok(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value)))
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
-				 errmsg("environment of an API key cannot be \"%s\"",
+				 errmsg("invalid environment of an API key: \"%s\"",
 						shown_text(value)),
 				 errhint("Use a lower-case letter, then up to 15 lower-case letters and digits, such as \"prod\".")));
 }
 
+/*
+ * Raise 23514 unless the array has one dimension, at most SCOPES_MAX elements,
+ * valid scopes only, and no scope twice.
+ */
 static void
 check_scopes(ArrayType *scopes)
 {
@@ -207,8 +214,8 @@ check_scopes(ArrayType *scopes)
 	if (ARR_NDIM(scopes) > 1 || count > SCOPES_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
-				 errmsg("scopes of an API key are too many: %d", count),
-				 errhint("Use one list of at most %d scopes.", SCOPES_MAX)));
+				 errmsg("invalid array of scopes of an API key: %d elements", count),
+				 errhint("Use a one-dimensional array of at most %d scopes.", SCOPES_MAX)));
 	for (i = 0; i < count; i++)
 	{
 		text	   *scope = nulls[i] ? NULL : DatumGetTextPP(elements[i]);
@@ -219,7 +226,7 @@ check_scopes(ArrayType *scopes)
 					(errcode(ERRCODE_CHECK_VIOLATION),
 					 scope == NULL ?
 					 errmsg("scope of an API key cannot be null") :
-					 errmsg("scope of an API key cannot be \"%s\"", shown_text(scope)),
+					 errmsg("invalid scope of an API key: \"%s\"", shown_text(scope)),
 					 errhint("Use words of a-z, 0-9, \"_\", \"*\", \".\" and \"-\" with \":\" between them, such as \"records:read\", up to %d characters.",
 							 SCOPE_MAX_LEN)));
 		for (j = 0; j < i; j++)
@@ -254,6 +261,7 @@ scope_ok(const char *s, int len)
 	return in_word;
 }
 
+/* Raise 23514 unless the array lists 1 to CIDRS_MAX networks, and no NULL. */
 static void
 check_cidrs(ArrayType *cidrs)
 {
@@ -263,12 +271,13 @@ check_cidrs(ArrayType *cidrs)
 		array_contains_nulls(cidrs))
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
-				 errmsg("allowed_cidrs of an API key has %d entries or a null",
+				 errmsg("invalid allowed_cidrs of an API key: %d elements",
 						count),
-				 errhint("List 1 to %d networks, or use NULL to allow any address.",
+				 errhint("List 1 to %d networks and no null, or use NULL instead of the list to allow any address.",
 						 CIDRS_MAX)));
 }
 
+/* Raise 23514 unless it is a JSON object of at most METADATA_MAX_LEN bytes. */
 static void
 check_metadata(Jsonb *metadata)
 {
@@ -288,6 +297,11 @@ check_metadata(Jsonb *metadata)
 				 errhint("Keep it to %d bytes.", METADATA_MAX_LEN)));
 }
 
+/*
+ * Check rate_limit and rate_window: both or neither is set, both are positive,
+ * and the window is at most LIMITER_MAX_WINDOW.  Raise 23514 if not, and 55000
+ * without shared memory, where there is no limiter.
+ */
 static void
 check_rate(Datum *values, bool *nulls)
 {
@@ -298,8 +312,8 @@ check_rate(Datum *values, bool *nulls)
 	if (nulls[KEY_RATE_LIMIT - 1] != (window == NULL))
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
-				 errmsg("rate_limit and rate_window of an API key go together"),
-				 errhint("Set both, or neither.")));
+				 errmsg("rate_limit and rate_window of an API key must be set together"),
+				 errhint("Set both, or set both to NULL.")));
 	if (window == NULL)
 		return;
 	if (DatumGetInt32(values[KEY_RATE_LIMIT - 1]) <= 0)
@@ -326,8 +340,8 @@ check_rate(Datum *values, bool *nulls)
 }
 
 /*
- * Check an expiry that is set now: it must lie ahead, and not later than
- * created_at + max_lifetime.
+ * Check an expiry that is set now.  Raise 22023 unless the expiry is in the
+ * future and at most created_at + max_lifetime.
  */
 static void
 check_expiry(TimestampTz expires_at, bool endless, TimestampTz created_at)
@@ -338,7 +352,7 @@ check_expiry(TimestampTz expires_at, bool endless, TimestampTz created_at)
 	if (!endless && expires_at <= GetCurrentTimestamp())
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("expires_at of an API key lies in the past: %s",
+				 errmsg("expires_at of an API key is in the past: %s",
 						timestamptz_to_str(expires_at)),
 				 errhint("To end a key at once, revoke or disable it.")));
 
@@ -352,7 +366,7 @@ check_expiry(TimestampTz expires_at, bool endless, TimestampTz created_at)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 endless ? errmsg("expires_at of an API key is required") :
-				 errmsg("expires_at of an API key is too far ahead: %s",
+				 errmsg("expires_at of an API key is too far in the future: %s",
 						timestamptz_to_str(expires_at)),
 				 errdetail("rk_apikeys.max_lifetime is %s.",
 						   settings_max_lifetime),

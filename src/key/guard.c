@@ -78,7 +78,7 @@ set_value(KeyTuple *key, int column, Datum value)
 	ISNULL(key, column) = false;
 }
 
-/* Return the name of the role that logged in, to which changes are attributed. */
+/* Return the name of the role that logged in, as created_by and updated_by. */
 static Datum
 session_user_name(void)
 {
@@ -86,9 +86,9 @@ session_user_name(void)
 }
 
 /*
- * Return the trigger data of a call that must come from the trigger of that name
- * on api_keys.  A role that can execute a trigger function could attach it to a
- * table of its own, which raises 39P01.
+ * Return the trigger data of a call.  Raise 39P01 unless the call comes from
+ * the trigger of that name on api_keys.  A role that can execute a trigger
+ * function could attach the function to a table of its own.
  */
 TriggerData *
 guard_trigger(FunctionCallInfo fcinfo, const char *name)
@@ -108,9 +108,10 @@ guard_trigger(FunctionCallInfo fcinfo, const char *name)
 /*
  * api_keys_make, BEFORE INSERT.
  *
- * A row without a digest is a new key.  Only the owner of the table may insert a
- * row with a digest.  If such a row is complete, it was restored or copied, and
- * is stored as it is.  Otherwise the row is an imported key.
+ * A row without a digest is a new key.  Only the owner of the table may insert
+ * a row with a digest, or 42501 is raised.  If such a row has a key_id and a
+ * created_at, it was restored or copied, and is stored as it is.  Otherwise the
+ * row is an imported key.
  */
 Datum
 rk_apikeys_keys_make(PG_FUNCTION_ARGS)
@@ -128,7 +129,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 							   GetUserId()))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("permission denied to give an API key a digest"),
+					 errmsg("permission denied to set the digest of an API key"),
 					 errhint("Use rk_apikeys.import_key().")));
 		if (!ISNULL(key, KEY_KEY_ID) && !ISNULL(key, KEY_CREATED_AT))
 			return PointerGetDatum(trigger->tg_trigtuple);
@@ -142,7 +143,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 						(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						 errmsg("column \"%s\" of a new API key cannot be given",
 								column_name(trigger->tg_relation, column)),
-						 errhint("Leave the column out: the insert sets it.")));
+						 errhint("Leave the column out, because the insert sets it.")));
 	}
 
 	memset(all, true, sizeof(all));
@@ -160,8 +161,10 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 }
 
 /*
- * api_keys_guard, BEFORE UPDATE: the state machine.  Moves updated_at and
- * updated_by if and only if a setting really changes.
+ * api_keys_guard, BEFORE UPDATE: the state machine.
+ *
+ * Set updated_at and updated_by if and only if the value of a dated column
+ * changes.
  */
 Datum
 rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
@@ -185,7 +188,7 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 
 	check_settings(new->values, new->nulls, changed,
 				   DatumGetTimestampTz(VALUE(new, KEY_CREATED_AT)));
-	/* revoke_token and the flush borrow rights, and grant a key nothing. */
+	/* With borrowed rights, revoke_token() and a flush give a key no rights. */
 	if (!caller_borrows())
 		check_principal(new);
 	if (!caller_owns(RelationGetRelid(trigger->tg_relation)))
@@ -202,7 +205,12 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 	return PointerGetDatum(repack(trigger, trigger->tg_newtuple, new));
 }
 
-/* api_keys_settle, AFTER UPDATE OR DELETE. */
+/*
+ * api_keys_settle, AFTER UPDATE OR DELETE.
+ *
+ * Invalidate the cached keys of all sessions, and delete the usage row of a
+ * deleted key.
+ */
 Datum
 rk_apikeys_keys_settle(PG_FUNCTION_ARGS)
 {
@@ -222,8 +230,10 @@ rk_apikeys_keys_settle(PG_FUNCTION_ARGS)
 }
 
 /*
- * api_keys_settle_imported, AFTER INSERT of an imported key: sessions may
- * remember that there are no imported keys.
+ * api_keys_settle_imported, AFTER INSERT of an imported key.
+ *
+ * Invalidate the caches of all sessions, because a session may remember that
+ * there are no imported keys.
  */
 Datum
 rk_apikeys_keys_settle_imported(PG_FUNCTION_ARGS)
@@ -235,8 +245,9 @@ rk_apikeys_keys_settle_imported(PG_FUNCTION_ARGS)
 }
 
 /*
- * OwnerWork: delete the usage row of a key, under the latest snapshot, because
- * the row may be newer than the snapshot of a REPEATABLE READ transaction.
+ * OwnerWork: delete the usage row of a key.  The DELETE runs under the latest
+ * snapshot, because the row may be newer than the snapshot of a REPEATABLE READ
+ * transaction.
  */
 static void
 delete_usage(void *arg)
@@ -261,18 +272,20 @@ delete_usage(void *arg)
 	SPI_finish();
 }
 
+/* Return the columns of a row, palloc'd. */
 static KeyTuple *
 unpack(TriggerData *trigger, HeapTuple row)
 {
 	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
 	KeyTuple   *key = palloc(sizeof(KeyTuple));
 
-	/* heap_getattr, so that columns added by others do no harm */
+	/* Not heap_deform_tuple(), because a DBA may have added columns. */
 	for (int i = 0; i < KEY_COLUMNS; i++)
 		key->values[i] = heap_getattr(row, i + 1, desc, &key->nulls[i]);
 	return key;
 }
 
+/* Return a copy of the row with the columns of the key, palloc'd. */
 static HeapTuple
 repack(TriggerData *trigger, HeapTuple row, KeyTuple *key)
 {
@@ -314,7 +327,11 @@ column_name(Relation rel, int column)
 	return NameStr(TupleDescAttr(RelationGetDescr(rel), column - 1)->attname);
 }
 
-/* Make the token of a new key, and keep it for reveal(). */
+/*
+ * Make the token of a new key, set the columns that depend on the token, and
+ * keep the token for reveal().  Raise 58030 if the pepper cannot be read, and
+ * 54000 as issued_keep() does.
+ */
 static void
 make_token(KeyTuple *key)
 {
@@ -358,7 +375,10 @@ make_token(KeyTuple *key)
 	PG_END_TRY();
 }
 
-/* Complete a key that was issued elsewhere and is known by its digest. */
+/*
+ * Set the key id and the prefix of a key that was issued elsewhere.  Raise
+ * 22023 if the key has no digest_kind.
+ */
 static void
 make_imported(KeyTuple *key)
 {
@@ -367,7 +387,7 @@ make_imported(KeyTuple *key)
 	if (ISNULL(key, KEY_DIGEST_KIND))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("digest_kind of an imported API key is missing"),
+				 errmsg("digest_kind of an imported API key cannot be null"),
 				 errhint("Use sha256 or sha512.")));
 	token_make_key_id(key_id);
 	set_value(key, KEY_KEY_ID, CStringGetTextDatum(key_id));
@@ -382,9 +402,9 @@ same_text(Datum a, text *b)
 }
 
 /*
- * Check a key that a principal makes or changes.  The key may have only the
- * principal's tenant and environment, and scopes that the principal's scopes
- * grant.
+ * Check a key that a principal makes or changes.  Raise 42501 unless the key
+ * has the principal's tenant and environment, and only scopes that the
+ * principal's scopes grant.
  */
 static void
 check_principal(KeyTuple *key)
@@ -424,9 +444,9 @@ check_principal(KeyTuple *key)
 
 /*
  * Check the key that a new key replaces.  The caller must see the old key, both
- * must have the same tenant, and this transaction must have rotated the old key.
- * All failures raise the same error, so a caller learns nothing about another
- * tenant's keys.
+ * must have the same tenant, and this transaction must have rotated the old
+ * key.  Every failure raises 42704 with the same message, so that a caller
+ * learns nothing about another tenant's keys.
  */
 static void
 check_replaces(KeyTuple *key)
@@ -451,13 +471,17 @@ check_replaces(KeyTuple *key)
 	if (!good)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("API key that is to be replaced does not exist, or was not rotated by this transaction"),
+				 errmsg("API key to replace does not exist, or was not rotated by this transaction"),
 				 errhint("Use rk_apikeys.rotate_key().")));
 }
 
 /*
  * Check the changes of a caller other than the owner.  A flush, with borrowed
  * rights, may store a digest that was signed with a newer pepper.
+ *
+ * Raise 42501 for a column that such a caller may not change.  Raise 55000 for a
+ * change that undoes a revocation or prolongs a grace period.  Raise 22023 for
+ * a revoked_at other than now().
  */
 static void
 check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
@@ -469,7 +493,7 @@ check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
 								   column == KEY_PEPPER_ID)))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("column \"%s\" of an API key never changes",
+					 errmsg("column \"%s\" of an API key cannot be changed",
 							column_name(rel, column))));
 	if (changed[KEY_UPDATED_AT - 1] || changed[KEY_UPDATED_BY - 1])
 		ereport(ERROR,
@@ -481,8 +505,9 @@ check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
 		if (!ISNULL(old, KEY_REVOKED_AT))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("API key \"%s\" is revoked for good",
+					 errmsg("revoked_at of API key \"%s\" cannot be changed",
 							TextDatumGetCString(VALUE(old, KEY_KEY_ID))),
+					 errdetail("A revocation is final."),
 					 errhint("Create a new key.")));
 		if (DatumGetTimestampTz(VALUE(new, KEY_REVOKED_AT)) !=
 			GetCurrentTransactionStartTimestamp())
@@ -495,15 +520,17 @@ check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
 	if (changed[KEY_REVOKED_REASON - 1] && !ISNULL(old, KEY_REVOKED_REASON))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("revoked_reason of API key \"%s\" is final",
-						TextDatumGetCString(VALUE(old, KEY_KEY_ID)))));
+				 errmsg("revoked_reason of API key \"%s\" cannot be changed",
+						TextDatumGetCString(VALUE(old, KEY_KEY_ID))),
+				 errdetail("The reason for a revocation can be set only once.")));
 	if (changed[KEY_GRACE_UNTIL - 1] && !ISNULL(old, KEY_GRACE_UNTIL) &&
 		(ISNULL(new, KEY_GRACE_UNTIL) ||
 		 DatumGetTimestampTz(VALUE(new, KEY_GRACE_UNTIL)) >
 		 DatumGetTimestampTz(VALUE(old, KEY_GRACE_UNTIL))))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("grace_until of API key \"%s\" can only be shortened",
+				 errmsg("grace_until of API key \"%s\" can only be moved to an earlier time",
 						TextDatumGetCString(VALUE(old, KEY_KEY_ID))),
-				 errhint("Its successor is in use already; create or rotate another key.")));
+				 errdetail("The key's successor is in use already."),
+				 errhint("Create or rotate another key.")));
 }

@@ -3,15 +3,18 @@
  *		What this transaction has issued: tokens not yet committed, rotations.
  *
  * A token exists in the clear from the insert of its key to the end of the
- * transaction, in the memory of this backend alone, so that the RETURNING of
- * the insert, or a later statement of the same transaction, can show it to the
- * role that made the key.  The second list holds the keys that got their
- * grace_until in this transaction: only those may be named as "replaces".
+ * transaction, and only in the memory of this backend.  So the RETURNING of the
+ * insert, or a later statement of the same transaction, can show the token to
+ * the role that made the key.
+ *
+ * A second list holds the keys that got their grace_until in this transaction.
+ * Only these keys may be named in the column "replaces" of a new key.
  *
  * Memory: everything lives in one context below TopMemoryContext.  Tokens lie
- * in blocks of our own, so that the end of the transaction can wipe them by
- * walking a list, without calling anything that could raise.  A rollback to a
- * savepoint leaves the tokens of the rows that it took away: they open nothing.
+ * in blocks of our own.  The end of the transaction walks the list of blocks to
+ * wipe them, and calls nothing on the way that could raise.  A rollback to a
+ * savepoint keeps the tokens of the rows that it removes.  Such a token has no
+ * key, so it is never accepted.
  */
 #include "postgres.h"
 
@@ -26,13 +29,13 @@
 #include "key/issued.h"
 #include "token/token.h"
 
-/* Tokens kept per transaction: about 150 bytes each. */
+/* Limits the memory of a transaction: a token takes about 150 bytes. */
 #define ISSUED_MAX 1000000
 #define ISSUED_PER_BLOCK 256
 
 typedef struct IssuedToken
 {
-	Oid			role;			/* who made the key, and may see this */
+	Oid			role;			/* made the key, and may see the token */
 	uint16		len;
 	char		token[TOKEN_MAX_LEN + 1];
 } IssuedToken;
@@ -53,7 +56,7 @@ typedef struct IssuedKey
 typedef struct IssuedRotation
 {
 	char		key_id[TOKEN_KEY_ID_LEN];	/* hash key */
-	SubTransactionId subid;		/* gone when this one is rolled back */
+	SubTransactionId subid;		/* its rollback removes the rotation */
 } IssuedRotation;
 
 static MemoryContext issued_context = NULL;
@@ -64,6 +67,7 @@ static int	issued_count = 0;
 
 PG_FUNCTION_INFO_V1(rk_apikeys_reveal);
 
+/* Wipe the tokens, and forget all that the transaction has issued. */
 static void
 issued_wipe(void)
 {
@@ -81,6 +85,7 @@ issued_wipe(void)
 	issued_count = 0;
 }
 
+/* Wipe the tokens at the end of the transaction. */
 static void
 issued_xact_callback(XactEvent event, void *arg)
 {
@@ -97,9 +102,9 @@ issued_xact_callback(XactEvent event, void *arg)
 }
 
 /*
- * Forget the rotations that a rollback to a savepoint takes back.  Ids of
- * subtransactions only grow, so what is inside of the one that ends has its id
- * or a greater one.
+ * Forget the rotations that a rollback to a savepoint undoes.  The ids of
+ * subtransactions only grow.  So a rotation inside the subtransaction that ends
+ * has the id of that subtransaction, or a greater id.
  */
 static void
 issued_subxact_callback(SubXactEvent event, SubTransactionId subid,
@@ -116,6 +121,7 @@ issued_subxact_callback(SubXactEvent event, SubTransactionId subid,
 			hash_search(issued_rotations, rotation->key_id, HASH_REMOVE, NULL);
 }
 
+/* Register the callbacks. */
 void
 issued_init(void)
 {
@@ -123,6 +129,7 @@ issued_init(void)
 	RegisterSubXactCallback(issued_subxact_callback, NULL);
 }
 
+/* Return a hash table by key id, and make the table if it is NULL. */
 static HTAB *
 issued_table(const char *name, Size entrysize, HTAB **table)
 {
@@ -144,8 +151,8 @@ issued_table(const char *name, Size entrysize, HTAB **table)
 }
 
 /*
- * Keep the token of a key that the current role is making, until the
- * transaction ends.  Raises 54000 beyond ISSUED_MAX.
+ * Keep the token of a key that the current role makes, until the transaction
+ * ends.  Raise 54000 if the transaction already has ISSUED_MAX tokens.
  */
 void
 issued_keep(const char *key_id, const char *token, size_t len)
@@ -159,7 +166,7 @@ issued_keep(const char *key_id, const char *token, size_t len)
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("cannot create more than %d keys in one transaction",
 						ISSUED_MAX),
-				 errhint("Commit, and go on in another transaction.")));
+				 errhint("Commit, and continue in another transaction.")));
 
 	issued_table("rk_apikeys issued tokens", sizeof(IssuedKey), &issued_keys);
 	if (issued_blocks == NULL || issued_blocks->used == ISSUED_PER_BLOCK)
@@ -181,7 +188,7 @@ issued_keep(const char *key_id, const char *token, size_t len)
 	issued_count++;
 }
 
-/* Note that a key got its grace_until in this transaction. */
+/* Record that a key got its grace_until in this transaction. */
 void
 issued_note_rotation(const char *key_id)
 {
@@ -193,6 +200,7 @@ issued_note_rotation(const char *key_id)
 	rotation->subid = GetCurrentSubTransactionId();
 }
 
+/* Return whether a key got its grace_until in this transaction. */
 bool
 issued_was_rotated(const char *key_id)
 {
@@ -201,9 +209,9 @@ issued_was_rotated(const char *key_id)
 }
 
 /*
- * rk_apikeys.reveal(key_id text) → text
+ * rk_apikeys.reveal(key_id text) -> text
  *
- * The token of a key that this transaction made, to the role that made it;
+ * Return the token of a key that the current role made in this transaction;
  * NULL for any other key, role or transaction.
  */
 Datum

@@ -1,14 +1,13 @@
 /*
  * page.c
- *		A page of list_keys, by a plan that is kept.
+ *		A page of list_keys(), from a saved plan.
  *
- * list_keys() writes a query for the sort and the filters that were asked for.
- * Planning it takes longer than running it, so plans are kept, by the text of
- * their query; PostgreSQL plans anew where role, search_path or a table has
- * changed.
+ * list_keys() writes a query for the sort and the filters of its call.  To plan
+ * the query takes longer than to run it, so the plans are saved, by the text of
+ * their query.  PostgreSQL replans a saved plan if the role, search_path or a
+ * table has changed.
  *
- * Trust: anybody who can call this could have run the query by himself: it
- * runs with the caller's rights.
+ * Trust: the query runs with the caller's rights, so a caller gains nothing.
  */
 #include "postgres.h"
 
@@ -25,9 +24,10 @@
 #include "compat.h"
 
 /*
- * Queries that list_keys() can write for one page size: 9 sorts, 2 directions,
- * 3 filters, 3 places to begin.  Beyond that plans are made for one call: none
- * is thrown away, since a query can call this again while its plan runs.
+ * Saved plans per backend.  For one page size list_keys() can write at most
+ * 9 sorts * 2 directions * 8 sets of filters * 3 places to begin = 432 queries.
+ * A plan above the limit is made for one call.  No saved plan is freed, because
+ * a query can call _page() again while its plan runs.
  */
 #define PLANS_MAX 512
 #define QUERY_MAX_LEN 4096
@@ -39,6 +39,7 @@ typedef struct PagePlan
 	SPIPlanPtr	plan;
 } PagePlan;
 
+/* The saved plans of this backend, by PagePlan.query. */
 static HTAB *plans = NULL;
 
 static bool same_types(TupleDesc a, TupleDesc b);
@@ -49,9 +50,11 @@ PG_FUNCTION_INFO_V1(rk_apikeys_page);
 /*
  * rk_apikeys._page(query text, search text, status text, environment text,
  *		start_value text, start_key text, sort_by text, descending boolean)
- *		→ setof rk_apikeys.listed_key
+ *		-> setof rk_apikeys.listed_key
  *
- * The rows of the query, whose $1 to $7 are the other arguments.
+ * Return the rows of the query.  The other arguments are its parameters $1 to
+ * $7.  Raise 22004 if the query is NULL, 54000 if the query is too long, 0A000
+ * if it is not a SELECT, and 42804 if its columns are not those of listed_key.
  */
 Datum
 rk_apikeys_page(PG_FUNCTION_ARGS)
@@ -88,6 +91,7 @@ rk_apikeys_page(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+/* Return whether two rows have the same number and types of columns. */
 static bool
 same_types(TupleDesc a, TupleDesc b)
 {
@@ -99,7 +103,10 @@ same_types(TupleDesc a, TupleDesc b)
 	return true;
 }
 
-/* The plan of a query, kept from an earlier call or made now. */
+/*
+ * Return the plan of a query, saved by an earlier call or made now.  Raise
+ * 54000 if the query is too long.  Runs between SPI_connect() and SPI_finish().
+ */
 static SPIPlanPtr
 find_plan(const char *query)
 {
@@ -132,7 +139,10 @@ find_plan(const char *query)
 			 SPI_result_code_string(SPI_result));
 	if (hash_get_num_entries(plans) >= PLANS_MAX)
 		return plan;			/* SPI_finish frees it */
-	/* In this order: an entry without a plan would be found again. */
+	/*
+	 * Keep the plan before the entry is made, because an error in between must
+	 * not leave an entry without a plan.
+	 */
 	SPI_keepplan(plan);
 	found = hash_search(plans, query, HASH_ENTER, NULL);
 	found->plan = plan;

@@ -10,6 +10,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/tuplestore.h"
 
 #include "base/settings.h"
 #include "compat.h"
@@ -17,10 +18,10 @@
 #include "token/shown.h"
 #include "token/token.h"
 
-/* What mask() gives for a string that is no token. */
+/* The result of mask() for a string that is not a token. */
 #define NO_TOKEN_MASK "********"
 
-/* Of find_tokens(). */
+/* The columns that find_tokens() returns. */
 #define FOUND_COLUMNS 3
 
 static char *name_argument(FunctionCallInfo fcinfo, int n, const char *what,
@@ -35,10 +36,11 @@ PG_FUNCTION_INFO_V1(rk_apikeys_hash_token);
 PG_FUNCTION_INFO_V1(rk_apikeys_digest_equal);
 
 /*
- * rk_apikeys.generate_token(environment text, prefix text) → text
+ * rk_apikeys.generate_token(environment text, prefix text) -> text
  *
- * A fresh token, of no key.  NULLs take the settings.  Raises 22023 for a bad
- * environment or prefix.
+ * Return a new token that belongs to no key.  A NULL argument stands for the
+ * setting default_environment or token_prefix.  Raise 22023 if an argument is
+ * not a valid name.
  */
 Datum
 rk_apikeys_generate_token(PG_FUNCTION_ARGS)
@@ -56,6 +58,10 @@ rk_apikeys_generate_token(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(result);
 }
 
+/*
+ * Return the n-th argument, palloc'd; the setting if the argument is NULL.
+ * Raise 22023 if the argument is not a valid name.
+ */
 static char *
 name_argument(FunctionCallInfo fcinfo, int n, const char *what, char *setting)
 {
@@ -69,15 +75,15 @@ name_argument(FunctionCallInfo fcinfo, int n, const char *what, char *setting)
 	if (!token_name_ok(VARDATA_ANY(value), len))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s of a token cannot be \"%s\"", what,
+				 errmsg("invalid %s of a token: \"%s\"", what,
 						shown_text(value)),
 				 errhint("Use a lower-case letter, then up to 15 lower-case letters and digits.")));
 	return text_to_cstring(value);
 }
 
 /*
- * The argument's parts if it is a token.  A value that is too long is not even
- * fetched.
+ * Return whether the first argument is a token, and set its parts.  A value of
+ * a wrong length is not detoasted.
  */
 static bool
 parse_argument(FunctionCallInfo fcinfo, TokenParts *parts)
@@ -89,7 +95,11 @@ parse_argument(FunctionCallInfo fcinfo, TokenParts *parts)
 	return token_parse(VARDATA_ANY(PG_GETARG_TEXT_PP(0)), len, parts);
 }
 
-/* rk_apikeys.is_well_formed(token text) → boolean */
+/*
+ * rk_apikeys.is_well_formed(token text) -> boolean
+ *
+ * Return whether the string has the shape and the check digits of a token.
+ */
 Datum
 rk_apikeys_is_well_formed(PG_FUNCTION_ARGS)
 {
@@ -98,7 +108,12 @@ rk_apikeys_is_well_formed(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(parse_argument(fcinfo, &parts));
 }
 
-/* rk_apikeys.mask(token text) → text; stars alone for what is no token. */
+/*
+ * rk_apikeys.mask(token text) -> text
+ *
+ * Return the token with its secret masked; only stars if the string is not a
+ * token.
+ */
 Datum
 rk_apikeys_mask(PG_FUNCTION_ARGS)
 {
@@ -113,10 +128,10 @@ rk_apikeys_mask(PG_FUNCTION_ARGS)
 
 /*
  * rk_apikeys.find_tokens(document text)
- *		→ setof (token_mask text, key_id text, start int)
+ *		-> setof (token_mask text, key_id text, start int)
  *
- * The tokens in a text, with check digits that are right; start counts
- * characters from 1.
+ * Return the tokens in a text whose check digits are right.  The column start
+ * is the position of the token's first character, counted from 1.
  */
 Datum
 rk_apikeys_find_tokens(PG_FUNCTION_ARGS)
@@ -129,7 +144,7 @@ rk_apikeys_find_tokens(PG_FUNCTION_ARGS)
 	size_t		at = 0;
 	size_t		start;
 	size_t		token_len;
-	int			position = 1;	/* of the byte at "at", in characters */
+	int			position = 1;	/* of byte s[at], in characters */
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (result->setDesc->natts != FOUND_COLUMNS)
@@ -156,7 +171,11 @@ rk_apikeys_find_tokens(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* rk_apikeys.redact(document text) → text, with all that looks like a token masked. */
+/*
+ * rk_apikeys.redact(document text) -> text
+ *
+ * Return the text with every part masked that looks like a token.
+ */
 Datum
 rk_apikeys_redact(PG_FUNCTION_ARGS)
 {
@@ -167,7 +186,11 @@ rk_apikeys_redact(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(copy);
 }
 
-/* rk_apikeys.hash_token(token text) → bytea: its SHA-256. */
+/*
+ * rk_apikeys.hash_token(token text) -> bytea
+ *
+ * Return the token's SHA-256.
+ */
 Datum
 rk_apikeys_hash_token(PG_FUNCTION_ARGS)
 {
@@ -180,7 +203,12 @@ rk_apikeys_hash_token(PG_FUNCTION_ARGS)
 	PG_RETURN_BYTEA_P(result);
 }
 
-/* rk_apikeys.digest_equal(a bytea, b bytea) → boolean, in constant time. */
+/*
+ * rk_apikeys.digest_equal(a bytea, b bytea) -> boolean
+ *
+ * Return whether two digests are equal.  For digests of equal length the time
+ * does not depend on their bytes.
+ */
 Datum
 rk_apikeys_digest_equal(PG_FUNCTION_ARGS)
 {

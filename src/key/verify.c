@@ -2,13 +2,16 @@
  * verify.c
  *		Whether a token is good, and why not.
  *
- * The whole story is judge(): parse and check digits, find the row, compare
- * the digest in constant time, look at the key's state, then at what the call
- * asks for.  A bad token never raises, whatever its bytes, and an unknown key
- * id costs what a wrong secret costs.
+ * judge() makes all checks, in this order: the token's shape and check digits,
+ * the row of its key id, the digest in constant time, the key's state, the
+ * requirements of the call.  A bad token raises no error, whatever its bytes.
+ * A token with an unknown key id takes as long as a token with a wrong secret.
  *
- * The clock is GetCurrentTimestamp(): now() stands still in a long
- * transaction, and a key would outlive its end there.
+ * The clock is GetCurrentTimestamp(), because now() stands still during a
+ * transaction.  In a long transaction now() would accept an expired key.
+ *
+ * Memory: a detoasted copy of a token is wiped on every exit, and so is a
+ * digest.
  */
 #include "postgres.h"
 
@@ -34,11 +37,11 @@
 #include "token/token.h"
 #include "usage/usage.h"
 
-/* Lengths, in bytes, of what may be the token of an imported key. */
+/* Lengths, in bytes, of a string that may be the token of an imported key. */
 #define IMPORTED_MIN_LEN 16
 #define IMPORTED_MAX_LEN 512
 
-/* The verdict's columns. */
+/* The columns of the type rk_apikeys.verdict. */
 enum VerdictColumn
 {
 	COLUMN_VALID,
@@ -54,14 +57,14 @@ enum VerdictColumn
 	COLUMN_COLUMNS
 };
 
-/* What a call asks of a key, beside being good. */
+/* What a call requires of a key, besides that the key is good. */
 typedef struct Request
 {
-	text	   *scope;			/* NULL: none */
-	inet	   *client_addr;	/* NULL: not told */
+	text	   *scope;			/* NULL: no scope is required */
+	inet	   *client_addr;	/* NULL: not given */
 	int			cost;			/* taken from the rate limit */
-	bool		brief;			/* the verdict alone is wanted */
-	int64		retry_after;	/* result, microseconds: when it was reached */
+	bool		brief;			/* the caller needs the verdict only */
+	int64		retry_after;	/* result, microseconds: set if rate-limited */
 } Request;
 
 static Datum verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
@@ -84,7 +87,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_authenticate);
 /*
  * rk_apikeys.verify(token text) -> boolean
  *
- * Whether the token is good now.  NULL is not.
+ * Return whether the token is good now; false for NULL.
  */
 Datum
 rk_apikeys_verify(PG_FUNCTION_ARGS)
@@ -99,10 +102,10 @@ rk_apikeys_verify(PG_FUNCTION_ARGS)
 
 /*
  * rk_apikeys.verify_key(token text, scope text, client_addr inet, cost int)
- *		→ rk_apikeys.verdict
+ *		-> rk_apikeys.verdict
  *
- * The verdict, and the key's settings if the token is genuine.  Raises 22023
- * for a cost below 1 or above the key's rate_limit.
+ * Return the verdict, with the key's settings if the token is genuine.  Raise
+ * 22023 if the cost is below 1 or above the key's rate_limit.
  */
 Datum
 rk_apikeys_verify_key(PG_FUNCTION_ARGS)
@@ -126,10 +129,11 @@ rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 
 /*
  * rk_apikeys.authenticate(token text, scope text, client_addr inet)
- *		→ rk_apikeys.verdict
+ *		-> rk_apikeys.verdict
  *
- * Makes the key the principal until the transaction ends.  Raises 28000, with
- * the statement and its context kept from the log, unless the token is valid.
+ * Make the key the principal until the transaction ends, and return the
+ * verdict.  Raise 28000 unless the token is valid.  The log shows this error
+ * without the statement and without its context.
  */
 Datum
 rk_apikeys_authenticate(PG_FUNCTION_ARGS)
@@ -157,7 +161,7 @@ rk_apikeys_authenticate(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(row);
 }
 
-/* The verdict as a row; the key is NULL if the token is not genuine. */
+/* Return the verdict as a row.  The key is NULL if the token is not genuine. */
 static Datum
 verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 			const StoredKey *key, const Request *request)
@@ -195,8 +199,10 @@ verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 }
 
 /*
- * Judge a token (toasted or not), count the verdict, and record the use.
- * Sets *key if the token is genuine; good until the next verify.
+ * Return the verdict on a token (toasted or not), count the verdict, and record
+ * the use.  Set *key to the token's key; NULL if the token is not genuine.  The
+ * pointer is good until the next verify.  Raise 22023 if the cost is above the
+ * key's rate limit, and 58030 as verify_genuine() does.
  */
 static Verdict
 judge(text *token, Request *request, const StoredKey **key)
@@ -220,12 +226,16 @@ judge(text *token, Request *request, const StoredKey **key)
 }
 
 /*
- * The key that a token (toasted or not) belongs to, or NULL if it is not
- * genuine; then *well_formed tells whether it has a token's shape and check
- * digits.  The key may be brief where that will do.  A string without them may
- * be the token of an imported key, found by its digest.  A key that was signed
- * with an older pepper is signed anew on the way.  Raises 58030 if the pepper
- * that it takes cannot be had.
+ * Return the key of a token (toasted or not); NULL if the token is not genuine.
+ * The pointer is good until the next verify.  If brief_will_do, the key may be
+ * brief.
+ * Set *well_formed to whether the token has the shape and the check digits of a
+ * token of ours.  A string that is not well-formed may be the token of an
+ * imported key, which is found by its digest.
+ *
+ * If a native key was signed with an older pepper, leave its digest with the
+ * current pepper for a flush to store.  Raise 58030 if a pepper that the token
+ * needs cannot be read.
  */
 const StoredKey *
 verify_genuine(text *token, bool brief_will_do, bool *well_formed)
@@ -241,7 +251,7 @@ verify_genuine(text *token, bool brief_will_do, bool *well_formed)
 	if (detoasted == token)
 		return find_genuine(VARDATA_ANY(token), len, brief_will_do, well_formed);
 
-	/* A copy of the token is wiped, whatever happens. */
+	/* The detoasted copy of the token is ours, so we must wipe it. */
 	PG_TRY();
 	{
 		key = find_genuine(VARDATA_ANY(detoasted), len, brief_will_do, well_formed);
@@ -255,9 +265,12 @@ verify_genuine(text *token, bool brief_will_do, bool *well_formed)
 }
 
 /*
- * The same for the bytes of a token.  A native token's digest is made before
- * its row is looked for: so it is made of any token, and what the look will
- * touch in shared memory comes into the processor's cache meanwhile.
+ * Do the same as verify_genuine() for the bytes of a token.
+ *
+ * The digest of a well-formed token is computed before the key is looked up,
+ * for two reasons.  A token with an unknown key id then costs a digest too.
+ * And the processor fetches the shared memory that the look-up will read while
+ * the digest is computed.
  */
 static const StoredKey *
 find_genuine(const char *bytes, size_t len, bool brief_will_do,
@@ -270,8 +283,10 @@ find_genuine(const char *bytes, size_t len, bool brief_will_do,
 	if (token_split(bytes, len, &parts))
 	{
 		/*
-		 * A digest covers the check digits too.  They are looked at before a
-		 * table is read, and to tell what a token that matches nothing is.
+		 * A matching digest proves the check digits too.  So for a key that
+		 * this backend keeps, they are checked only after a mismatch, to
+		 * decide between "malformed" and "unknown".  For any other key they
+		 * are checked first, because a bad token must not cause a table read.
 		 */
 		cache_look(&look, parts.key_id);
 		if (look.kept != NULL || (*well_formed = token_check(bytes, len)))
@@ -297,14 +312,18 @@ find_genuine(const char *bytes, size_t len, bool brief_will_do,
 }
 
 /*
- * Whether a token, of which the digest with the pepper of today is given, is
- * that of a key; never that of none (NULL), which takes as long to find out.
+ * Return whether a token is the token of a native key.  The digest is the
+ * token's, with the current pepper (NULL: without one).  For no key (NULL)
+ * return false, after a comparison that takes as long as that with a key.
+ *
+ * If the token matches a digest with an older pepper, leave the given digest
+ * for a flush to store.  Raise 58030 if the key's pepper is missing.
  */
 static bool
 native_matches(const StoredKey *key, const char *token, size_t len,
 			   const Pepper *current, const uint8 *digest)
 {
-	/* What a token with an unknown key id is compared with. */
+	/* A token with an unknown key id is compared with these bytes. */
 	static const uint8 nobody[DIGEST_SHA256_LEN] = {0};
 	int			current_id = current == NULL ? 0 : current->id;
 	DigestWork	work;
@@ -330,7 +349,7 @@ native_matches(const StoredKey *key, const char *token, size_t len,
 	return matches;
 }
 
-/* The imported key whose token this is, or NULL. */
+/* Return the imported key of a token; NULL if there is no such key. */
 static const StoredKey *
 find_imported(const char *token, size_t len)
 {
@@ -351,7 +370,7 @@ find_imported(const char *token, size_t len)
 	return key;
 }
 
-/* Begin the digest of a native token, with a pepper or (NULL) without. */
+/* Begin the digest of a native token.  Without a pepper, pass NULL. */
 static void
 sign_begin(DigestWork *work, const Pepper *pepper)
 {
@@ -360,8 +379,10 @@ sign_begin(DigestWork *work, const Pepper *pepper)
 }
 
 /*
- * The state of a genuine token's key, and what the call asks of it, in the
- * order in which a refusal is told.
+ * Return the verdict on the key of a genuine token: the first check that fails
+ * decides, in the order of verdict.h.  Take the cost from the key's rate limit
+ * after all other checks.  If the limit is reached, set request->retry_after.
+ * Raise 22023 if the cost is above the rate limit.
  */
 static Verdict
 judge_key(const StoredKey *key, Request *request, TimestampTz now)
@@ -380,8 +401,8 @@ judge_key(const StoredKey *key, Request *request, TimestampTz now)
 		if (request->cost > key->rate_limit)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("cost %d is above the rate limit of API key \"%s\", %d",
-							request->cost, key->key_id, key->rate_limit)));
+					 errmsg("cost %d is above the rate limit %d of API key \"%s\"",
+							request->cost, key->rate_limit, key->key_id)));
 		switch (usage_limit(key, request->cost, now, &request->retry_after))
 		{
 			case LIMIT_PASSED:

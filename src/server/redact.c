@@ -2,25 +2,29 @@
  * redact.c
  *		Tokens are kept out of the server log and of pg_stat_activity.
  *
- * A client that pastes a token into the text of a statement, or sends it as a
- * parameter that the server is set to log, would leave it in the log.  So
- * whatever looks like a token is masked in all that is about to be logged, and
- * in this backend's own entry of pg_stat_activity once its statement has been
- * parsed, is executed, or has failed.  The application's name is masked where
- * it is kept, since each line of the log may begin with it, and the end of a
- * transaction, or of a savepoint, may restore it.  What looks like a token is
- * decided by token_redact(): texts are cut in the middle of a token, and tokens
- * are mistyped.
+ * A client may paste a token into the text of a statement, or send the token
+ * as a parameter that the server is set to log.  The log would then show the
+ * token.  So hooks mask everything that looks like a token in these places:
  *
- * The client's copy of a message that is also logged is masked too.  Text that
- * other code has copied before is not reached: pg_stat_statements keeps utility
- * statements as they came.  Imported tokens have no shape and cannot be seen.
+ * - every message that is about to be logged;
+ * - this backend's own entry of pg_stat_activity, after its statement was
+ *   parsed, when it is executed, and after it failed;
+ * - the setting application_name itself, because each line of the log may begin
+ *   with it.  The end of a transaction or of a savepoint may restore an unmasked
+ *   name, so the name is masked again there.
  *
- * Memory: the fields of a message are overwritten in place, since a mask is
- * never longer.  The statement's text is still read by others, so it is
- * replaced by a copy from malloc(), which cannot raise; if there is no memory
- * for it, and for the server to write it out afterwards, the statement is
- * hidden.  The copy lives until the next one is made.
+ * token_redact() decides what looks like a token.
+ *
+ * If a message goes both to the log and to the client, the client's copy is
+ * masked too.  A text that other code has copied before is not masked.  For
+ * example, pg_stat_statements keeps utility statements unmasked.  Imported
+ * tokens have no shape, so they are not recognized.
+ *
+ * Memory: the fields of a message are overwritten in place, because a mask is
+ * never longer than the token.  The statement's text is still read by others,
+ * so it is replaced by a copy from malloc(), which cannot raise.  The
+ * statement is hidden if there is no memory for the copy, or for the server to
+ * write the copy out.  A copy lives until the next copy is made.
  */
 #include "postgres.h"
 
@@ -39,14 +43,17 @@
 #include "token/token.h"
 
 /*
- * Memory without which a statement is hidden, in lengths of it: the copy, and
- * what the server takes to write it.  That is a buffer for the plain log and
- * another for CSV or JSON, each up to four times as long: text is escaped, and
- * buffers grow by doubling.
+ * The memory that a statement needs, in lengths of the statement.  Without this
+ * memory the statement is hidden.  The copy takes 1 length.  To write the
+ * statement, the server needs a buffer for the plain log and another for CSV or
+ * JSON.  Each buffer takes up to 4 lengths, because the text is escaped and
+ * buffers grow by doubling:
+ *
+ *		1 + 2 * 4
  */
 #define STATEMENT_ROOM 9
 
-/* Masks in place, wipes the rest, and returns the new length. */
+/* Mask in place, wipe the bytes that become free, and return the new length. */
 typedef size_t (*Redactor) (char *s, size_t len);
 
 static emit_log_hook_type previous_emit_log_hook = NULL;
@@ -58,6 +65,7 @@ static ProcessUtility_hook_type previous_process_utility_hook = NULL;
 /* The masked statement that debug_query_string points to. */
 static char *masked_statement = NULL;
 
+/* Mask a C string in place with a redactor.  NULL is skipped. */
 static void
 redact_string(char *s, Redactor redact)
 {
@@ -70,13 +78,14 @@ redact_string(char *s, Redactor redact)
 	}
 }
 
+/* Mask everything in a C string that looks like a token.  NULL is skipped. */
 static void
 redact_text(char *s)
 {
 	redact_string(s, token_redact);
 }
 
-/* The same for a text that may show what stands around a place in another. */
+/* Do the same for a text that may quote a part of another text. */
 static void
 redact_excerpt(char *s)
 {
@@ -86,8 +95,8 @@ redact_excerpt(char *s)
 }
 
 /*
- * The application's name, which stays as it is where it is no token: it is the
- * client's own, and SHOW tells it.
+ * Mask application_name.  A name that is not a token must stay as it is,
+ * because the name is the client's own and SHOW returns it.
  */
 static void
 redact_application_name(void)
@@ -97,8 +106,9 @@ redact_application_name(void)
 
 /*
  * Mask the statement, which is about to be logged or given to parallel workers.
- * Returns false if there is no memory for it; one that was masked before is
- * copied again, since there must be memory to write it.
+ * Return false if there is no memory to copy and write the statement.  A
+ * statement that was masked before is copied again, to test whether there is
+ * still memory to write it.
  */
 static bool
 redact_statement(void)
@@ -127,14 +137,15 @@ redact_statement(void)
 }
 
 /*
- * Mask this backend's own entry of pg_stat_activity, in place: nobody else
- * writes it, and nothing in between can raise.  The entry counts its changes,
- * so one that was looked at is not looked at again.
+ * Mask this backend's own entry of pg_stat_activity, and application_name.
+ * The entry is masked in place, because no other process writes it, and
+ * nothing in between can raise.  The entry counts its changes, so an entry
+ * without a change is skipped.
  */
 static void
 redact_activity(void)
 {
-	static int	changes_seen = -1;	/* odd, so never the count of a whole one */
+	static int	changes_seen = -1;	/* odd: never the count of a whole entry */
 	volatile PgBackendStatus *entry = MyBEEntry;
 
 	if (!settings_redact_logs || entry == NULL)
@@ -154,7 +165,7 @@ redact_activity(void)
 	}
 }
 
-/* emit_log_hook: called for what goes to the server log.  Never raises. */
+/* emit_log_hook: mask a message that goes to the server log.  Never raises. */
 static void
 redact_log(ErrorData *edata)
 {
@@ -172,7 +183,7 @@ redact_log(ErrorData *edata)
 		if (!edata->hide_stmt && !redact_statement())
 			edata->hide_stmt = true;
 		redact_application_name();
-		/* A statement that failed before it was parsed. */
+		/* The statement may have failed before it was parsed. */
 		redact_activity();
 		busy = false;
 	}
@@ -180,8 +191,9 @@ redact_log(ErrorData *edata)
 		previous_emit_log_hook(edata);
 }
 
+/* post_parse_analyze_hook: the statement was parsed. */
 static void
-redact_parsed(ParseState *pstate, Query *query, JumbleState *jstate)
+redact_parsed(ParseState *pstate, Query *query, COMPAT_JUMBLE_STATE *jstate)
 {
 	if (previous_post_parse_analyze_hook)
 		previous_post_parse_analyze_hook(pstate, query, jstate);
@@ -189,8 +201,9 @@ redact_parsed(ParseState *pstate, Query *query, JumbleState *jstate)
 }
 
 /*
- * A statement that was parsed earlier is reported anew when its parameters are
- * bound, which starts the executor, and again when it is executed.
+ * ExecutorStart_hook.  The server reports a statement that was parsed earlier
+ * to pg_stat_activity again when its parameters are bound.  Bind starts the
+ * executor.
  */
 static void
 redact_started(QueryDesc *query_desc, int eflags)
@@ -202,6 +215,7 @@ redact_started(QueryDesc *query_desc, int eflags)
 		standard_ExecutorStart(query_desc, eflags);
 }
 
+/* ExecutorRun_hook.  The server reports the statement again to execute it. */
 static void
 redact_run(QueryDesc *query_desc, ScanDirection direction, COMPAT_RUN_PARAMS)
 {
@@ -210,13 +224,15 @@ redact_run(QueryDesc *query_desc, ScanDirection direction, COMPAT_RUN_PARAMS)
 		previous_executor_run_hook(query_desc, direction, COMPAT_RUN_ARGS);
 	else
 		standard_ExecutorRun(query_desc, direction, COMPAT_RUN_ARGS);
-	/* The application's name that it has set. */
+	/* The statement may have set application_name. */
 	redact_activity();
 }
 
 /*
- * The workers that build an index or vacuum show the statement, and run no
- * statement of their own; without memory for it they show it as it came.
+ * ProcessUtility_hook.  The parallel workers that build an index or vacuum show
+ * the leader's statement, and run no statement of their own.  So the statement
+ * is masked before they start.  Without memory to mask it, they show it
+ * unmasked.
  */
 static void
 redact_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
@@ -240,8 +256,9 @@ redact_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 }
 
 /*
- * The application's name of a new connection, which is set in its first
- * transaction; a statement that has failed and is not logged.
+ * Transaction callback.  It masks the application_name of a new connection,
+ * which is set in the connection's first transaction, and a statement that
+ * failed and is not logged.
  */
 static void
 redact_ended(XactEvent event, void *arg)
@@ -249,6 +266,7 @@ redact_ended(XactEvent event, void *arg)
 	redact_activity();
 }
 
+/* Install the hooks and the callback. */
 void
 redact_init(void)
 {

@@ -1,6 +1,6 @@
 /*
  * redact.h
- *		Tokens are kept out of the log and of pg_stat_activity.
+ *		Tokens are kept out of the server log and of pg_stat_activity.
  */
 #ifndef REDACT_H
 #define REDACT_H

@@ -5,8 +5,9 @@
  * The launcher reads shared catalogs only.  Every
  * rk_apikeys.usage_flush_interval it starts a short worker for each database
  * with pending entries, one after the other.  The worker writes the entries to
- * the tables or, on a standby or subscriber with a primary_conninfo, sends them.
- * On a standby without one the launcher starts no worker and only makes room.
+ * the tables or, on a standby or subscriber with a primary_conninfo, sends
+ * them.  On a standby without a primary_conninfo the launcher starts no worker
+ * and only removes entries to make room.
  *
  * Trust: a worker forces the settings that its statements depend on, because a
  * database or role may have settings of its own.
@@ -34,7 +35,10 @@
 #include "compat.h"
 #include "usage/usage.h"
 
-/* Between two workers in a database; DROP DATABASE looks ten times a second. */
+/*
+ * The pause between two workers in a database.  It lets DROP DATABASE find the
+ * database empty, because DROP DATABASE looks ten times a second.
+ */
 #define WORKER_PAUSE_MS 250
 
 PGDLLEXPORT void rk_apikeys_launcher_main(Datum arg);
@@ -45,6 +49,7 @@ static UsageEnd run_worker(Oid database);
 static void pause_for(int milliseconds);
 static bool database_is_open(Oid database);
 
+/* The main function of the launcher: a round every usage_flush_interval. */
 void
 rk_apikeys_launcher_main(Datum arg)
 {
@@ -63,7 +68,7 @@ rk_apikeys_launcher_main(Datum arg)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 
-		/* The clock may be set back. */
+		/* If the clock was set back, do not wait until it reaches "last". */
 		last = Min(last, now);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 Max(settings_usage_flush_interval -
@@ -76,7 +81,7 @@ rk_apikeys_launcher_main(Datum arg)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 		}
-		/* Other processes set the latch too. */
+		/* Other processes set the latch too, so check the time. */
 		if (ShutdownRequestPending ||
 			!TimestampDifferenceExceeds(last, GetCurrentTimestamp(),
 										settings_usage_flush_interval))
@@ -87,7 +92,7 @@ rk_apikeys_launcher_main(Datum arg)
 	proc_exit(0);
 }
 
-/* Flush every database with pending entries, one after the other. */
+/* One round: flush every database with pending entries, one after the other. */
 static void
 flush_all(void)
 {
@@ -98,7 +103,7 @@ flush_all(void)
 	List	   *databases;
 	ListCell   *cell;
 
-	/* A standby that sends nothing must not fill up. */
+	/* The memory of a standby that sends nothing must not fill up. */
 	if (is_standby && settings_primary_conninfo[0] == '\0')
 	{
 		was_standby = true;
@@ -154,8 +159,8 @@ flush_all(void)
 /*
  * Run a worker in a database and return how it ended.  If it failed, or could
  * not be started, the pending entries wait for the next round.  A worker may
- * have failed because the server is too slow for its batch, so the next batch is
- * half as large.
+ * have failed because the server is too slow for its batch, so the next batch
+ * is half as large.
  */
 static UsageEnd
 run_worker(Oid database)
@@ -219,6 +224,7 @@ database_is_open(Oid database)
 	return open;
 }
 
+/* The main function of a worker: flush one database, then exit. */
 void
 rk_apikeys_flush_main(Datum database)
 {
@@ -229,7 +235,7 @@ rk_apikeys_flush_main(Datum database)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(database),
 											  InvalidOid, 0);
-	/* The database's and the role's own settings do not count. */
+	/* Override the settings of the database and of the role. */
 	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("default_transaction_isolation", "read committed", PGC_SUSET, PGC_S_OVERRIDE);

@@ -1,9 +1,10 @@
 /*
  * digest.c
- *		Digests of tokens, and their constant-time compare.
+ *		Digests of tokens, and their constant-time comparison.
  *
- * Knows no catalog and no setting.  The hashes are PostgreSQL's own
- * (common/cryptohash.h), so the server's OpenSSL where it is built with it.
+ * This file reads no catalog and no setting.  The hashes are PostgreSQL's own
+ * (common/cryptohash.h).  A server that is built with OpenSSL uses the hashes
+ * of OpenSSL.
  */
 #include "postgres.h"
 
@@ -18,7 +19,9 @@
 
 static pg_cryptohash_ctx *sha256_context(void);
 
-/* SHA-256 (FIPS 180-4) of the data into out, DIGEST_SHA256_LEN bytes. */
+/*
+ * Write the SHA-256 (FIPS 180-4) of the data to out, DIGEST_SHA256_LEN bytes.
+ */
 void
 digest_sha256(const char *data, size_t len, uint8 *out)
 {
@@ -28,7 +31,9 @@ digest_sha256(const char *data, size_t len, uint8 *out)
 	digest_end(&work, data, len, out);
 }
 
-/* SHA-512 (FIPS 180-4) of the data into out, DIGEST_SHA512_LEN bytes. */
+/*
+ * Write the SHA-512 (FIPS 180-4) of the data to out, DIGEST_SHA512_LEN bytes.
+ */
 void
 digest_sha512(const char *data, size_t len, uint8 *out)
 {
@@ -43,7 +48,10 @@ digest_sha512(const char *data, size_t len, uint8 *out)
 	pg_cryptohash_free(hash);
 }
 
-/* HMAC-SHA-256 (RFC 2104) of the data into out, DIGEST_SHA256_LEN bytes. */
+/*
+ * Write the HMAC-SHA-256 (RFC 2104) of the data to out, DIGEST_SHA256_LEN
+ * bytes.
+ */
 void
 digest_hmac_sha256(const uint8 *secret, size_t secret_len, const char *data,
 				   size_t len, uint8 *out)
@@ -55,9 +63,9 @@ digest_hmac_sha256(const uint8 *secret, size_t secret_len, const char *data,
 }
 
 /*
- * Begin what one of the two above does: HMAC-SHA-256 with the secret, or (NULL)
- * SHA-256.  It takes as long as the rest, and needs no data yet.  No other
- * digest may be made before it ends.
+ * Begin a digest: HMAC-SHA-256 with the secret, or SHA-256 if the secret is
+ * NULL.  This step takes about as long as digest_end(), and needs no data yet.
+ * The caller must call digest_end() before it begins another digest.
  */
 void
 digest_begin(DigestWork *work, const uint8 *secret, size_t secret_len)
@@ -81,7 +89,10 @@ digest_begin(DigestWork *work, const uint8 *secret, size_t secret_len)
 	}
 }
 
-/* Make the digest that was begun, of the data, into out. */
+/*
+ * End a digest that was begun: write the digest of the data, DIGEST_SHA256_LEN
+ * bytes, to out.
+ */
 void
 digest_end(DigestWork *work, const char *data, size_t len, uint8 *out)
 {
@@ -101,8 +112,8 @@ digest_end(DigestWork *work, const char *data, size_t len, uint8 *out)
 }
 
 /*
- * Whether two digests are equal.  The time that it takes tells the length and
- * nothing of the contents.  Not for telling which of two is greater.
+ * Return whether two digests are equal.  The time depends on the length, and
+ * not on the contents.  The result does not show which digest is greater.
  */
 bool
 digest_matches(const uint8 *a, const uint8 *b, size_t len)
@@ -111,10 +122,12 @@ digest_matches(const uint8 *a, const uint8 *b, size_t len)
 }
 
 /*
- * The context for SHA-256, made once: making one costs as much as a digest.  A
- * digest that is finished leaves nothing of its data in it.  It belongs to a
- * resource owner of its own, since it outlives every transaction's, and to a
- * memory context that does.
+ * Return this backend's context for SHA-256; NULL if it cannot be made.  The
+ * context is made once, because making it costs as much as a digest.  A
+ * finished digest leaves none of its data in the context.
+ *
+ * Memory: the context lives in TopMemoryContext and has a resource owner of its
+ * own, because it must outlive every transaction.
  */
 static pg_cryptohash_ctx *
 sha256_context(void)

@@ -1,6 +1,6 @@
 /*
  * digest.h
- *		Digests of tokens, and their constant-time compare.
+ *		Digests of tokens, and their constant-time comparison.
  */
 #ifndef DIGEST_H
 #define DIGEST_H
@@ -8,10 +8,10 @@
 #define DIGEST_SHA256_LEN 32
 #define DIGEST_SHA512_LEN 64
 
-/* A digest that is being made. */
+/* A digest that was begun and has not ended. */
 typedef struct DigestWork
 {
-	struct pg_cryptohash_ctx *hash;
+	struct pg_cryptohash_ctx *hash; /* NULL: with a secret */
 	struct pg_hmac_ctx *hmac;	/* NULL: without a secret */
 } DigestWork;
 

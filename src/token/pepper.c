@@ -1,19 +1,21 @@
 /*
  * pepper.c
- *		The secrets outside the database that digests are made with.
+ *		The peppers: secrets outside the database that sign digests.
  *
  * With the setting rk_apikeys.pepper_file the digest of a token is
- * HMAC-SHA-256(pepper, token) (RFC 2104, FIPS 198-1), so that whoever has the
- * whole database, but not that file, can neither check a guess nor write a
- * digest of his own.
+ * HMAC-SHA-256(pepper, token) (RFC 2104, FIPS 198-1).  Whoever has the whole
+ * database, but not that file, can neither check a guess nor write a digest of
+ * his own.
  *
- * The file has a line id:base64 for each pepper; blank lines and lines that
+ * The file has a line id:base64 for each pepper.  Blank lines and lines that
  * begin with # are skipped.  The highest id signs; the others still verify.
- * Each backend reads it when it first needs it, and again after a reload of
- * the configuration.  If it is set and cannot be used nothing verifies, and
- * the error, 58030, says why; its name goes to the log alone.
+ * Each backend reads the file when it first needs a pepper, and again after a
+ * reload of the configuration.
  *
- * Memory: static, wiped before the file is read again.
+ * If the setting names a file that cannot be used, no native token verifies.
+ * The error, 58030, reports the reason.  Only the log shows the file's name.
+ *
+ * Memory: the peppers are static, and wiped before the file is read again.
  */
 #include "postgres.h"
 
@@ -32,14 +34,14 @@
 
 char	   *pepper_file = NULL;
 
-/* By rising id; none if pepper_file is empty. */
+/* In ascending order of id.  Without a pepper_file there are none. */
 static Pepper peppers[PEPPERS_MAX];
 static int	pepper_count = 0;
 
-/* The line of the file that is being read; wiped with it. */
+/* The decoded secret of the line that is read.  Wiped after each load. */
 static uint8 decoded[PEPPER_MAX_LEN + 3];
 
-/* The peppers are those of the file that the setting names. */
+/* Whether the peppers are those of the file that the setting names. */
 static bool loaded = false;
 
 static void load(void);
@@ -49,8 +51,9 @@ static void parse_line(char *line, int number);
 pg_noreturn static void refuse(const char *reason);
 
 /*
- * The setting's assign hook: read the file again before it is next used.  A
- * reload of the configuration calls the hook, whether the name changed or not.
+ * The setting's assign hook: have the file read again before the next use of a
+ * pepper.  A reload of the configuration calls the hook, whether the name
+ * changed or not.
  */
 void
 pepper_assign_file(const char *newval, void *extra)
@@ -59,8 +62,8 @@ pepper_assign_file(const char *newval, void *extra)
 }
 
 /*
- * The pepper that signs new keys; NULL if there is to be none.  Raises 58030
- * if there is, and it cannot be had.
+ * Return the pepper that signs new keys; NULL if the setting names no file.
+ * Raise 58030 if the file cannot be used.
  */
 const Pepper *
 pepper_current(void)
@@ -69,7 +72,10 @@ pepper_current(void)
 	return pepper_count > 0 ? &peppers[pepper_count - 1] : NULL;
 }
 
-/* The pepper that a key was signed with.  Raises 58030 if it cannot be had. */
+/*
+ * Return the pepper that a key was signed with.  Raise 58030 if the file cannot
+ * be used, or has no pepper of that id.
+ */
 const Pepper *
 pepper_find(int id, const char *key_id)
 {
@@ -81,9 +87,13 @@ pepper_find(int id, const char *key_id)
 			(errcode(ERRCODE_IO_ERROR),
 			 errmsg("API key \"%s\" was signed with pepper %d, which is missing",
 					key_id, id),
-			 errhint("Put it back into the file that rk_apikeys.pepper_file names, and reload the configuration.")));
+			 errhint("Put the pepper back into the file that rk_apikeys.pepper_file names, and reload the configuration.")));
 }
 
+/*
+ * Read the file unless its peppers are loaded.  Raise 58030 if the file cannot
+ * be used.  After the error no pepper is left in memory.
+ */
 static void
 load(void)
 {
@@ -117,11 +127,14 @@ load(void)
 	PG_END_TRY();
 }
 
-/* Read the file; returns its length, at most FILE_MAX_LEN. */
+/*
+ * Read the file and return its length, at most FILE_MAX_LEN.  Raise 58030 if
+ * the file cannot be read, or if its owner or mode is wrong.
+ */
 static int
 read_file(char *contents)
 {
-	/* What is no file is refused below, and a pipe not waited for. */
+	/* A pipe is refused below.  O_NONBLOCK, so that it is not waited for. */
 	int			fd = OpenTransientFile(pepper_file,
 									   O_RDONLY | O_NONBLOCK | PG_BINARY);
 	struct stat st;
@@ -131,13 +144,13 @@ read_file(char *contents)
 	if (fd < 0)
 		refuse(psprintf("could not open it: %m"));
 	if (fstat(fd, &st) < 0)
-		refuse(psprintf("could not look at it: %m"));
+		refuse(psprintf("could not stat it: %m"));
 	if (!S_ISREG(st.st_mode))
-		refuse("it is no regular file");
+		refuse("it is not a regular file");
 	if (st.st_uid != geteuid())
 		refuse("it is not owned by the server's user");
 	if ((st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
-		refuse("it is open to others than its owner");
+		refuse("it has group or world access");
 	if (st.st_size > FILE_MAX_LEN)
 		refuse("it is too long");
 	while ((got = read(fd, contents + len, FILE_MAX_LEN - len)) > 0)
@@ -148,6 +161,7 @@ read_file(char *contents)
 	return len;
 }
 
+/* Load the peppers of all lines.  Raise 58030 if a line is wrong. */
 static void
 parse_file(char *contents)
 {
@@ -163,10 +177,10 @@ parse_file(char *contents)
 		line = end;
 	}
 	if (pepper_count == 0)
-		refuse("it holds no pepper");
+		refuse("it contains no pepper");
 }
 
-/* Take over one line of the file. */
+/* Add the pepper of a line, if it has one, in the order of ids. */
 static void
 parse_line(char *line, int number)
 {
@@ -192,15 +206,15 @@ parse_line(char *line, int number)
 	if (len < 0)
 		refuse(psprintf("line %d is not id:base64", number));
 	if (len < PEPPER_MIN_LEN || len > PEPPER_MAX_LEN)
-		refuse(psprintf("the pepper in line %d has not %d to %d bytes", number,
+		refuse(psprintf("the pepper in line %d must have %d to %d bytes", number,
 						PEPPER_MIN_LEN, PEPPER_MAX_LEN));
 
 	for (at = 0; at < pepper_count && peppers[at].id < id; at++)
 		;
 	if (at < pepper_count && peppers[at].id == id)
-		refuse(psprintf("pepper %ld is there twice", id));
+		refuse(psprintf("pepper %ld occurs twice", id));
 	if (pepper_count == PEPPERS_MAX)
-		refuse(psprintf("it holds more than %d peppers", PEPPERS_MAX));
+		refuse(psprintf("it contains more than %d peppers", PEPPERS_MAX));
 	memmove(&peppers[at + 1], &peppers[at],
 			(pepper_count - at) * sizeof(Pepper));
 	pepper_count++;
@@ -209,12 +223,13 @@ parse_line(char *line, int number)
 	memcpy(peppers[at].secret, decoded, len);
 }
 
+/* Raise 58030 with the reason.  The log alone shows the file's name. */
 static void
 refuse(const char *reason)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_IO_ERROR),
-			 errmsg("pepper file cannot be used: %s", reason),
+			 errmsg("could not use pepper file: %s", reason),
 			 errdetail_log("The file is \"%s\".", pepper_file),
-			 errhint("See rk_apikeys.pepper_file: lines of id:base64, owned by the server's user, mode 0600.")));
+			 errhint("rk_apikeys.pepper_file must name a file of lines of id:base64 that the server's user owns, with mode 0600.")));
 }

@@ -5,9 +5,9 @@
  *		rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j
  *		prefix_environment_key id (12)_secret (43) and check digits (6)
  *
- * Knows no catalog and no setting.  Takes any bytes; reads none beyond the
- * length that it is given.  The server's encodings have no ASCII byte inside a
- * longer character, so bytes can be looked at one by one.
+ * This file reads no catalog and no setting.  Its functions accept any bytes,
+ * and read none beyond the given length.  They look at single bytes, because in
+ * the server's encodings no longer character contains an ASCII byte.
  */
 #include "postgres.h"
 
@@ -19,31 +19,33 @@
 static const char base62[] =
 "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/* Stars of a masked secret. */
+/* The number of stars that replace a secret. */
 #define MASK_LEN 8
 
 /*
- * Digits at the end of a token that tell a token from a name, where no more is
- * known; fewer leave more of the secret unknown than can be guessed.
+ * Where a text may be a name, an end of fewer base62 digits is not masked as
+ * the end of a token.  So few digits of a token leave so much of its secret
+ * unknown that nobody can guess the rest.
  */
 #define LONG_TAIL 20
 
-/* What is known of a field, a run of base62 digits, in a text. */
+/* The facts about a field of a text.  A field is a run of base62 digits. */
 typedef struct Field
 {
-	size_t		len;
-	bool		name;			/* its bytes make a name, but for its length */
-	size_t		since_letter;	/* bytes of names at its end, from the last
-								 * letter on; 0: none has a letter */
+	size_t		len;			/* bytes */
+	bool		name;			/* all bytes fit a name, whatever the length */
+	size_t		since_letter;	/* bytes from the last small letter to the end,
+								 * if all of them fit a name; 0: no such
+								 * letter */
 } Field;
 
 /* The last fields of a text that is read byte by byte, one '_' between them. */
 typedef struct FieldScan
 {
-	Field		prefix;			/* it, or what ends in it */
+	Field		prefix;			/* this field, or its end, may be a prefix */
 	Field		environment;
 	Field		key_id;
-	Field		current;
+	Field		current;		/* the field of the last byte */
 } FieldScan;
 
 static size_t redact(char *s, size_t len, size_t min_tail);
@@ -54,7 +56,7 @@ static size_t prefix_begin(const char *s, size_t prefix_end, size_t floor);
 static void random_digits(char *out, int count);
 static void check_digits(const char *s, size_t len, char *out);
 
-/* What a byte may be; ASCII. */
+/* The class of a byte, in ASCII.  Other bytes have the class 0. */
 #define DIGIT 1
 #define SMALL 2
 #define CAPITAL 4
@@ -96,13 +98,16 @@ all_base62(const char *s, size_t len)
 {
 	bool		good = true;
 
-	/* No branch: nearly always all of them are. */
+	/* No branch, because nearly always all of the bytes are digits. */
 	for (size_t i = 0; i < len; i++)
 		good &= is_base62(s[i]);
 	return good;
 }
 
-/* Whether it is [a-z][a-z0-9]{0,15}: a prefix or an environment. */
+/*
+ * Return whether the string is a valid prefix or environment:
+ * [a-z][a-z0-9]{0,15}.
+ */
 bool
 token_name_ok(const char *s, size_t len)
 {
@@ -115,7 +120,8 @@ token_name_ok(const char *s, size_t len)
 }
 
 /*
- * Whether the string is a token, by its shape and check digits, and its parts.
+ * Return whether the string has the shape and the check digits of a token, and
+ * set its parts.
  */
 bool
 token_parse(const char *s, size_t len, TokenParts *parts)
@@ -124,8 +130,8 @@ token_parse(const char *s, size_t len, TokenParts *parts)
 }
 
 /*
- * Whether the string has the shape of a token, and its parts.  Works from the
- * right, where the parts have fixed lengths.
+ * Return whether the string has the shape of a token, and set its parts.  The
+ * parts are split off from the right, where they have fixed lengths.
  */
 bool
 token_split(const char *s, size_t len, TokenParts *parts)
@@ -154,7 +160,10 @@ token_split(const char *s, size_t len, TokenParts *parts)
 		token_name_ok(parts->environment, parts->environment_len);
 }
 
-/* Whether the check digits of what has the shape of a token are right. */
+/*
+ * Return whether the check digits of a string are right.  The string must have
+ * the shape of a token.
+ */
 bool
 token_check(const char *s, size_t len)
 {
@@ -168,8 +177,9 @@ token_check(const char *s, size_t len)
 }
 
 /*
- * Make a token of a good prefix and environment into a buffer of
- * TOKEN_MAX_LEN + 1 bytes, terminated; returns its length.
+ * Make a token and return its length.  The prefix and the environment must be
+ * valid names.  The buffer has TOKEN_MAX_LEN + 1 bytes, and the token is
+ * terminated.  The caller must wipe the buffer.
  */
 size_t
 token_make(const char *prefix, const char *environment, char *token)
@@ -188,7 +198,10 @@ token_make(const char *prefix, const char *environment, char *token)
 	return len;
 }
 
-/* Make a key id into a buffer of TOKEN_KEY_ID_LEN + 1 bytes, terminated. */
+/*
+ * Make a key id.  The buffer has TOKEN_KEY_ID_LEN + 1 bytes, and the key id is
+ * terminated.
+ */
 void
 token_make_key_id(char *key_id)
 {
@@ -197,8 +210,9 @@ token_make_key_id(char *key_id)
 }
 
 /*
- * Write the masked form of a token, rk_prod_7Yh2kQ9mZp1x_********DeFg, into a
- * buffer of TOKEN_MAX_LEN bytes, not terminated; returns its length.
+ * Write the masked form of a token, rk_prod_7Yh2kQ9mZp1x_********DeFg, and
+ * return its length.  The buffer has TOKEN_MAX_LEN bytes, and the masked form
+ * is not terminated.
  */
 size_t
 token_mask(const TokenParts *parts, char *out)
@@ -213,10 +227,13 @@ token_mask(const TokenParts *parts, char *out)
 }
 
 /*
- * The next token at or after a position.  The check digits decide where its
- * prefix begins: the longest that fits them.  Of a longer run of base62 digits
- * at its end, what belongs to the token counts.  Linear in what it walks over:
- * a walk that goes on from each token's end sees each byte a bounded number of
+ * Return whether a text has a token at or after the position "from", and set
+ * the token's parts, start and length.  The prefix is the longest one for
+ * which the check digits are right.  If base62 digits follow the token, they
+ * do not belong to it.
+ *
+ * The time is linear in the bytes up to the token's end.  If the next call
+ * continues at that end, each byte of the text is read a bounded number of
  * times.
  */
 bool
@@ -250,9 +267,9 @@ token_find(const char *s, size_t len, size_t from, TokenParts *parts,
 }
 
 /*
- * Whether there may be something to mask, at the speed of memchr(): two
- * underscores with a key id between them.  False means that token_redact()
- * would change nothing.
+ * Return whether a text may hold something to mask: two underscores with a key
+ * id between them.  False means that token_redact() would change nothing.  Runs
+ * at the speed of memchr().
  */
 bool
 token_suspected(const char *s, size_t len)
@@ -271,12 +288,15 @@ token_suspected(const char *s, size_t len)
 }
 
 /*
- * Mask, in place, all that looks like a token: any run of base62 digits behind
- * prefix_environment_12 digits_, since texts are cut within a token, and
- * tokens are mistyped.  The parts of one may be parts of another, as where two
- * were pasted without a blank between them.  Returns the new length, never
- * more than the old one; the rest is wiped.  Linear; allocates nothing and
- * raises nothing.
+ * Mask, in place, all that looks like a token, and return the new length.
+ *
+ * Any run of base62 digits after prefix_environment_<12 digits>_ is masked,
+ * whatever its length and check digits.  Texts are cut within a token, and
+ * tokens are mistyped.  A part of one token may also be a part of the next, for
+ * example where two tokens were pasted without a blank between them.
+ *
+ * The new length is never greater than the old one, and the bytes that become
+ * free are wiped.  The time is linear.  Allocates nothing and raises nothing.
  */
 size_t
 token_redact(char *s, size_t len)
@@ -285,8 +305,9 @@ token_redact(char *s, size_t len)
 }
 
 /*
- * The same for a text that is kept, which may be a name such as
- * app_billing_subscription_reader: only what ends in LONG_TAIL digits or more.
+ * Do the same as token_redact(), but mask only runs of LONG_TAIL digits or
+ * more.  This is for a text that is kept, because such a text may be a name
+ * that only looks like a token, for example app_billing_subscription_reader.
  */
 size_t
 token_redact_kept(char *s, size_t len)
@@ -295,16 +316,17 @@ token_redact_kept(char *s, size_t len)
 }
 
 /*
- * Mask, in place, what may be the end of a token whose beginning was cut away,
- * as errors in JSON and XML do: runs of LONG_TAIL base62 digits or more in the
- * word behind "..." or a line break.  Returns and wipes as token_redact() does.
+ * Mask, in place, every end of a token whose beginning may have been cut away.
+ * Errors in JSON and XML cut texts so.  A run of LONG_TAIL base62 digits or
+ * more is masked in a word after "..." or after a line break.  Return and wipe
+ * as token_redact() does.
  */
 size_t
 token_redact_cut(char *s, size_t len)
 {
 	size_t		from = 0;		/* as in redact() */
 	size_t		to = 0;
-	bool		cut = false;	/* in such a word */
+	bool		cut = false;	/* in a word whose beginning may be cut away */
 
 	for (size_t at = 0; at < len;)
 	{
@@ -330,13 +352,16 @@ token_redact_cut(char *s, size_t len)
 	return finish_redaction(s, len, from, to);
 }
 
-/* Of fewer base62 digits than min_tail nothing is masked. */
+/*
+ * Do the work of token_redact(), but leave runs of fewer than min_tail base62
+ * digits as they are.
+ */
 static size_t
 redact(char *s, size_t len, size_t min_tail)
 {
 	FieldScan	scan = {0};
-	size_t		from = 0;		/* first byte that was not moved yet */
-	size_t		to = 0;			/* where it goes */
+	size_t		from = 0;		/* the first byte that was not moved yet */
+	size_t		to = 0;			/* the byte s[from] moves to here */
 
 	for (size_t tail = 0; tail < len;)
 	{
@@ -360,8 +385,8 @@ redact(char *s, size_t len, size_t min_tail)
 		memset(masked, '*', masked_len);
 
 		/*
-		 * The last digits of the secret are shown of a whole token alone, and
-		 * only if none of it was dealt with before.
+		 * Show the last digits of the secret only if the token is whole and no
+		 * part of it was masked before.
 		 */
 		if (end - tail == TOKEN_TAIL_LEN)
 			for (size_t begin = prefix_begin(s, prefix_end, from);
@@ -373,7 +398,7 @@ redact(char *s, size_t len, size_t min_tail)
 						   parts.secret + TOKEN_SECRET_LEN - TOKEN_HINT_LEN,
 						   TOKEN_HINT_LEN);
 					masked_len += TOKEN_HINT_LEN;
-					/* these digits, unlike the last ones, may end a prefix */
+					/* The shown digits now end the field: maybe a prefix */
 					scan.current.since_letter = 1;
 					break;
 				}
@@ -389,8 +414,9 @@ redact(char *s, size_t len, size_t min_tail)
 }
 
 /*
- * Move what is left, and wipe what it leaves behind, which may be half a token,
- * and makes a shorter C string end.  Returns the new length.
+ * Move the rest of the text to its place, and return the new length.  Wipe the
+ * bytes behind the new end, because they may hold half a token.  The zero bytes
+ * also terminate a C string that became shorter.
  */
 static size_t
 finish_redaction(char *s, size_t len, size_t from, size_t to)
@@ -403,8 +429,9 @@ finish_redaction(char *s, size_t len, size_t from, size_t to)
 }
 
 /*
- * Take in the next byte of a text.  Returns whether the last part of a token
- * could begin behind it: it ends prefix_environment_12 digits_.
+ * Add the next byte of a text to the scan.  Return whether the secret of a
+ * token could begin after this byte: the byte ends prefix_environment_<12
+ * digits>_.
  */
 static bool
 scan_byte(FieldScan *scan, char c)
@@ -441,7 +468,7 @@ scan_byte(FieldScan *scan, char c)
 		scan->prefix.since_letter <= TOKEN_NAME_MAX;
 }
 
-/* How far before a token's last part its environment begins. */
+/* Return how many bytes before a token's secret its environment begins. */
 static size_t
 environment_to_tail(const FieldScan *scan)
 {
@@ -449,8 +476,8 @@ environment_to_tail(const FieldScan *scan)
 }
 
 /*
- * The first place where a prefix with a given end could begin, none of it
- * before floor; its end, if it could not.
+ * Return the first place at or after floor where a prefix that ends at
+ * prefix_end could begin; prefix_end if there is no such place.
  */
 static size_t
 prefix_begin(const char *s, size_t prefix_end, size_t floor)
@@ -464,8 +491,9 @@ prefix_begin(const char *s, size_t prefix_end, size_t floor)
 }
 
 /*
- * Random base62 digits, each equally likely: of the 64 values of six random
- * bits the two that are no digit are thrown away.
+ * Write random base62 digits, each equally likely.  Six random bits have 64
+ * values.  The two values without a digit are discarded.  Raise XX000 without
+ * random bytes.
  */
 static void
 random_digits(char *out, int count)
@@ -492,7 +520,10 @@ random_digits(char *out, int count)
 	explicit_bzero(pool, sizeof(pool));
 }
 
-/* CRC-32 (IEEE 802.3, as zlib's) as 6 base62 digits, the highest first. */
+/*
+ * Write the check digits of a string: its CRC-32 (IEEE 802.3, as in zlib) as
+ * TOKEN_CHECK_LEN base62 digits, the highest digit first.
+ */
 static void
 check_digits(const char *s, size_t len, char *out)
 {

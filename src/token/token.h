@@ -5,7 +5,7 @@
 #ifndef TOKEN_H
 #define TOKEN_H
 
-#define TOKEN_NAME_MAX 16		/* prefix and environment, each */
+#define TOKEN_NAME_MAX 16		/* of the prefix and of the environment */
 #define TOKEN_KEY_ID_LEN 12
 #define TOKEN_SECRET_LEN 43
 #define TOKEN_CHECK_LEN 6
@@ -22,13 +22,14 @@ typedef struct TokenParts
 	int			prefix_len;
 	const char *environment;
 	int			environment_len;
-	const char *key_id;			/* TOKEN_KEY_ID_LEN */
-	const char *secret;			/* TOKEN_SECRET_LEN */
+	const char *key_id;			/* TOKEN_KEY_ID_LEN bytes */
+	const char *secret;			/* TOKEN_SECRET_LEN bytes */
 } TokenParts;
 
 /*
- * A hash of a key id, of which each bit is as good as another; different for
- * another seed.  Nobody chooses key ids, so nobody makes them collide.
+ * Return a hash of a key id (TOKEN_KEY_ID_LEN bytes).  All bits of the hash
+ * are equally good.  Another seed gives another hash.  Key ids are random and
+ * nobody chooses them, so nobody can make them collide.
  */
 static inline uint64
 token_hash_key_id(const char *key_id, uint32 seed)

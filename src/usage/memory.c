@@ -38,7 +38,7 @@
 static bool attach(void);
 static void attach_segment(void *arg);
 static void place(char *memory);
-static void init(void *memory);
+static void init(COMPAT_DSM_INIT_PARAMS);
 
 /* Reserve memory and locks; while the library is preloaded. */
 void
@@ -122,7 +122,7 @@ attach_segment(void *arg)
 	size = add_size(size, usage_outbox_size());
 	PG_TRY();
 	{
-		place(GetNamedDSMSegment(SEGMENT, size, init, &found));
+		place(GetNamedDSMSegment(SEGMENT, size, init, &found, NULL));
 		if (usage_shared->tranche == 0)
 			elog(ERROR, "shared memory is not initialized");
 		LWLockRegisterTranche(usage_shared->tranche, USAGE_TRANCHE);
@@ -157,9 +157,9 @@ place(char *memory)
  * that it is made, tranche, is set last.
  */
 static void
-init(void *memory)
+init(COMPAT_DSM_INIT_PARAMS)
 {
-	int			tranche = LWLockNewTrancheId();
+	int			tranche = LWLockNewTrancheId(USAGE_TRANCHE);
 
 	place(memory);
 	memset(memory, 0, usage_hash_size(MAX_TRACKED));

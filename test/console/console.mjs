@@ -35,7 +35,7 @@ const complaints = [];
 
 async function newPage(options = {}) {
   const context = await browser.newContext({ permissions: ['clipboard-read', 'clipboard-write'], reducedMotion: 'reduce', ...options });
-  context.setDefaultTimeout(10_000);
+  context.setDefaultTimeout(60_000);
   const page = await context.newPage();
   page.on('pageerror', (error) => complaints.push(error.message));
   // a refused request is told of there too
@@ -271,8 +271,8 @@ like(await page.locator('.legend.uses').innerText(), new RegExp(`^Used: ${total.
 
 await page.goto(`${origin}/keys`);
 for (const [code, values, pattern] of [
-  ['22023', { 'API key name': 'x', 'Expire date (optional)': '2020-01-01' }, /lies in the past: 2020-01-01.*\n+.*revoke or disable it/],
-  ['23514', { 'API key name': 'x', Scopes: 'Pay' }, /scope of an API key cannot be "Pay"\n+Use words of/i],
+  ['22023', { 'API key name': 'x', 'Expire date (optional)': '2020-01-01' }, /is in the past: 2020-01-01.*\n+.*revoke or disable it/],
+  ['23514', { 'API key name': 'x', Scopes: 'Pay' }, /invalid scope of an API key: "Pay"\n+Use words of/i],
   ['23514', { 'API key name': ' ' }, /name of an API key is empty/i],
   ['22P02', { 'API key name': 'x', Addresses: '10.0.0.300' }, /10\.0\.0\.300/],
   ['22P02', { 'API key name': 'x', 'Rate limit': 'ten' }, /ten/]]) {

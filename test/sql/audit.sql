@@ -76,3 +76,75 @@ RESET ROLE;
 \pset format aligned
 DELETE FROM rk_apikeys.api_keys;
 TRUNCATE rk_apikeys.key_events;
+
+-- A column that a DBA adds stands in the events as a setting does. The ROLLBACK removes the columns again.
+BEGIN;
+CREATE TYPE place AS (street text, number integer);
+ALTER TABLE rk_apikeys.api_keys ADD COLUMN note text DEFAULT 'none', ADD COLUMN place place, ADD COLUMN gone text;
+CREATE FUNCTION long(seed text) RETURNS text LANGUAGE sql AS $$ SELECT string_agg(md5(seed || n), '') FROM generate_series(1, 200) n $$;
+SET ROLE rk_test_manager;
+SELECT count(*) FROM (SELECT * FROM rk_apikeys.create_key('annotated')) x;
+RESET ROLE;
+UPDATE rk_apikeys.api_keys SET note = 'none';
+UPDATE rk_apikeys.api_keys SET note = 'first';
+UPDATE rk_apikeys.api_keys SET note = 'first';
+UPDATE rk_apikeys.api_keys SET note = NULL, name = 'renamed';
+UPDATE rk_apikeys.api_keys SET place = ROW('High Street', 1);
+UPDATE rk_apikeys.api_keys SET place = ROW('High Street', 1);
+UPDATE rk_apikeys.api_keys SET place = ROW('High Street', 2), gone = 'x';
+ALTER TABLE rk_apikeys.api_keys DROP COLUMN gone;
+UPDATE rk_apikeys.api_keys SET note = NULL;
+UPDATE rk_apikeys.api_keys SET note = 'last';
+SELECT event, changes FROM rk_apikeys.key_events ORDER BY event_id;
+-- A value that is stored out of line, in whole.
+UPDATE rk_apikeys.api_keys SET note = long('a');
+UPDATE rk_apikeys.api_keys SET note = long('a');
+UPDATE rk_apikeys.api_keys SET note = long('b');
+SELECT event, changes #>> '{note,old}' = long('a') AS old, changes #>> '{note,new}' = long('b') AS new, count(*) OVER ()
+  FROM rk_apikeys.key_events WHERE length(changes::text) > 5000 ORDER BY event_id;
+UPDATE rk_apikeys.api_keys SET note = 'last';
+DELETE FROM rk_apikeys.api_keys;
+SELECT event, changes FROM rk_apikeys.key_events ORDER BY event_id DESC LIMIT 1;
+ROLLBACK;
+
+-- What a change of each column does. The settings stand in the event, and nothing else does.
+BEGIN;
+-- Makes a key with a value in every column, and changes it.
+CREATE FUNCTION change(assignment text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  DELETE FROM rk_apikeys.api_keys;
+  INSERT INTO rk_apikeys.api_keys VALUES ('000000000001', 'rk_test_manager', 'a', 'a', 'rk', 'prod', '{a}', '{10.0.0.0/8}', 5, '1 minute',
+    '{"a": 1}', true, now() + interval '1 day', '000000000002', now() + interval '1 hour', NULL, NULL, now() - interval '1 day', 'a',
+    now() - interval '1 day', 'a', 'aaaa', sha256('a'), 'native', NULL);
+  DELETE FROM rk_apikeys.key_events;
+  EXECUTE 'UPDATE rk_apikeys.api_keys SET ' || assignment;
+END $$;
+CREATE FUNCTION effect(assignment text, col name, OUT moved boolean, OUT told boolean) LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM change(assignment);
+  SELECT updated_at = now() AND updated_by = session_user INTO moved FROM rk_apikeys.api_keys;
+  told := EXISTS (SELECT FROM rk_apikeys.key_events WHERE changes ? col::text);
+END $$;
+SELECT attname AS "column", moved AS moves_updated_at, told AS in_event
+  FROM pg_attribute LEFT JOIN (VALUES
+      ('key_id', $$key_id = '000000000003'$$), ('tenant', $$tenant = 'rk_test_other'$$), ('name', $$name = 'b'$$),
+      ('description', $$description = 'b'$$), ('prefix', $$prefix = 'b'$$), ('environment', $$environment = 'dev'$$),
+      ('scopes', $$scopes = '{b}'$$), ('allowed_cidrs', $$allowed_cidrs = '{10.1.0.0/16}'$$),
+      ('rate_limit', 'rate_limit = NULL, rate_window = NULL'), ('rate_window', 'rate_limit = NULL, rate_window = NULL'),
+      ('metadata', $$metadata = '{"b": 1}'$$), ('enabled', 'enabled = false'), ('expires_at', $$expires_at = now() + interval '2 days'$$),
+      ('replaces', $$replaces = '000000000003'$$), ('grace_until', 'grace_until = now()'), ('revoked_at', 'revoked_at = now()'),
+      ('revoked_reason', $$revoked_at = now(), revoked_reason = 'b'$$), ('created_at', $$created_at = now() - interval '2 days'$$),
+      ('created_by', $$created_by = 'b'$$), ('updated_at', $$updated_at = now() - interval '2 days'$$), ('updated_by', $$updated_by = 'b'$$),
+      ('hint', $$hint = 'bbbb'$$), ('digest', $$digest = sha256('b')$$), ('digest_kind', $$digest_kind = 'sha256'$$),
+      ('pepper_id', 'pepper_id = 1')) a(col, assignment) ON attname = col, effect(assignment, attname)
+  WHERE attrelid = 'rk_apikeys.api_keys'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum;
+-- All columns that are not settings at once, with a setting and without; and what a deleted key had in them.
+SELECT change($$name = 'b', created_at = now(), created_by = 'b', updated_by = 'b', hint = 'bbbb', digest = sha256('b'), pepper_id = 1, tenant = 'b'$$);
+SELECT event, changes FROM rk_apikeys.key_events;
+SELECT change($$created_at = now(), created_by = 'b', updated_by = 'b', hint = 'bbbb', digest = sha256('b'), pepper_id = 1, tenant = 'b'$$);
+SELECT count(*) FROM rk_apikeys.key_events;
+SELECT change($$revoked_at = now(), revoked_reason = 'b', pepper_id = 1$$);
+DELETE FROM rk_apikeys.api_keys;
+SELECT string_agg(col, ' ' ORDER BY col COLLATE "C") AS deleted
+  FROM rk_apikeys.key_events, jsonb_object_keys(changes) col WHERE event = 'deleted';
+ROLLBACK;

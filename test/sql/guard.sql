@@ -80,6 +80,37 @@ INSERT INTO rk_apikeys.api_keys (name) VALUES ('made twice'); -- fails: another 
 ROLLBACK;
 DROP TABLE elsewhere;
 
+-- A column that a DBA adds counts as a setting. The ROLLBACK removes the columns again.
+BEGIN;
+CREATE TYPE place AS (street text, number integer);
+ALTER TABLE rk_apikeys.api_keys ADD COLUMN note text DEFAULT 'none', ADD COLUMN place place, ADD COLUMN gone text;
+GRANT SELECT (note), UPDATE (note) ON rk_apikeys.api_keys TO rk_test_manager;
+-- A text that is stored out of line.
+CREATE FUNCTION long(seed text) RETURNS text LANGUAGE sql AS $$ SELECT string_agg(md5(seed || n), '') FROM generate_series(1, 200) n $$;
+-- Returns whether an assignment moves updated_at and updated_by.
+CREATE FUNCTION moves(assignment text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+  UPDATE rk_apikeys.api_keys SET updated_at = now() - interval '1 day', updated_by = 'before';
+  EXECUTE 'UPDATE rk_apikeys.api_keys SET ' || assignment;
+  RETURN (SELECT CASE WHEN updated_at = now() AND updated_by = session_user THEN 'both'
+      WHEN updated_at = now() - interval '1 day' AND updated_by = 'before' THEN 'none' END FROM rk_apikeys.api_keys);
+END $$;
+SELECT assignment, moves(assignment) FROM (VALUES
+    ($$note = 'none'$$), ($$note = 'first'$$), ($$note = 'first'$$), ($$note = NULL$$), ($$note = NULL$$),
+    ($$note = long('a')$$), ($$note = long('a')$$), ($$note = note$$), ($$note = long('b')$$), ($$note = 'first'$$),
+    ($$place = ROW('High Street', 1)$$), ($$place = ROW('High Street', 1)$$), ($$place = ROW('High Street', 2)$$),
+    ($$place = ROW(long('a'), 1)$$), ($$place = ROW(long('a'), 1)$$), ($$place = ROW(long('b'), 1)$$),
+    ($$place = ROW(NULL, NULL)$$), ($$place = NULL$$), ($$place = NULL$$), ($$gone = 'x'$$)) a(assignment);
+-- The row keeps the value of a dropped column until an UPDATE, which does not count as a change.
+UPDATE rk_apikeys.api_keys SET updated_at = now() - interval '1 day', updated_by = 'before';
+ALTER TABLE rk_apikeys.api_keys DROP COLUMN gone;
+SET ROLE rk_test_manager;
+UPDATE rk_apikeys.api_keys SET note = 'first';
+SELECT updated_at = now() AS moved, updated_by = session_user AS by_me FROM rk_apikeys.keys;
+UPDATE rk_apikeys.api_keys SET note = 'by a manager';
+SELECT updated_at = now() AS moved, updated_by = session_user AS by_me FROM rk_apikeys.keys;
+ROLLBACK;
+
 -- Deleting a key deletes its usage.
 SET ROLE rk_test_manager;
 SELECT count(*) FROM rk_apikeys.keys;

@@ -27,3 +27,25 @@ CREATE EXTENSION rk_apikeys CASCADE; -- fails: LOGIN
 ALTER ROLE rk_apikeys_auditor NOLOGIN;
 \c contrib_regression
 DROP DATABASE rk_test_trap;
+
+-- A key that has expired. A busy machine may need longer to make it than it is to last: then one that lasts longer.
+CREATE FUNCTION rk_test_expired(name text) RETURNS TABLE (key_id text, secret text) LANGUAGE plpgsql AS $$
+DECLARE
+  life interval := '50 ms';
+  ends timestamptz;
+BEGIN
+  LOOP
+    ends := clock_timestamp() + life;
+    BEGIN
+      SELECT k.key_id, k.secret INTO key_id, secret FROM rk_apikeys.create_key(name, expires_at => ends) k;
+      PERFORM pg_sleep_until(ends);
+      RETURN NEXT;
+      RETURN;
+    EXCEPTION WHEN invalid_parameter_value THEN
+      IF life > interval '1 minute' THEN
+        RAISE;
+      END IF;
+      life := life * 2;
+    END;
+  END LOOP;
+END $$;

@@ -34,8 +34,7 @@ SELECT rk_apikeys.rotate_key(:'key_id', '1 hour', now() - interval '1 day'); -- 
 SELECT status FROM rk_apikeys.keys WHERE key_id = :'key_id';
 SELECT rk_apikeys.revoke_key(:'key_id');
 SELECT rk_apikeys.rotate_key(:'key_id'); -- fails: revoked
-SELECT key_id FROM rk_apikeys.create_key('brief', expires_at => clock_timestamp() + interval '400 ms') \gset
-SELECT pg_sleep(0.5);
+SELECT key_id FROM rk_test_expired('brief') \gset
 SELECT rk_apikeys.rotate_key(:'key_id'); -- fails: expired
 -- A disabled key's successor is disabled too.
 SELECT key_id FROM rk_apikeys.create_key('paused') \gset

@@ -127,18 +127,18 @@ is($node->safe_psql('postgres', qq{SELECT count(*) FROM rk_apikeys.api_keys WHER
 
 # Files that are no good: nothing verifies, and the reason is told, but not the name.
 my @bad = (
-	[ 0640, ["2:$second"], qr/open to others/ ],
-	[ 0604, ["2:$second"], qr/open to others/ ],
+	[ 0640, ["2:$second"], qr/group or world access/ ],
+	[ 0604, ["2:$second"], qr/group or world access/ ],
 	[ 0600, ["1:$first"], qr/signed with pepper 2, which is missing/ ],
 	[ 0600, ["2:$first"], qr/^$/ ],
-	[ 0600, [''], qr/holds no pepper/ ],
-	[ 0600, ["2:$second", "2:$first"], qr/there twice/ ],
+	[ 0600, [''], qr/contains no pepper/ ],
+	[ 0600, ["2:$second", "2:$first"], qr/occurs twice/ ],
 	[ 0600, ["x:$second"], qr/line 1 is not id:base64/ ],
 	[ 0600, ["0:$second"], qr/line 1 is not id:base64/ ],
 	[ 0600, ["2:$second", '40000:AAAA'], qr/line 2 is not id:base64/ ],
 	[ 0600, ['2:!!!!'], qr/line 1 is not id:base64/ ],
-	[ 0600, ['2:c2hvcnQ='], qr/has not 16 to 64 bytes/ ],
-	[ 0600, [ '2:' . encode_base64('x' x 65, '') ], qr/has not 16 to 64 bytes/ ],
+	[ 0600, ['2:c2hvcnQ='], qr/must have 16 to 64 bytes/ ],
+	[ 0600, [ '2:' . encode_base64('x' x 65, '') ], qr/must have 16 to 64 bytes/ ],
 	[ 0600, [ '2:' . ('A' x 20000) ], qr/too long/ ],
 	[ 0600, [ map { "$_:$second" } 1 .. 65 ], qr/more than 64 peppers/ ]);
 foreach (@bad)
@@ -162,7 +162,7 @@ unlink $file;
 mkfifo($file, 0600) or die;
 $node->reload;
 wait_for_verdict($token{first}, '58030');
-like(error_of('backend', "SELECT rk_apikeys.verify('$token{first}')"), qr/58030.*no regular file/, 'a pipe is refused, and not waited for');
+like(error_of('backend', "SELECT rk_apikeys.verify('$token{first}')"), qr/58030.*not a regular file/, 'a pipe is refused, and not waited for');
 unlink $file;
 $node->reload;
 wait_for_verdict($token{first}, 'could not open it');

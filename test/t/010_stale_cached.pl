@@ -22,7 +22,7 @@ my @changes = (
 	[ 'enable', 'acme', q{UPDATE rk_apikeys.keys SET enabled = true WHERE key_id = 'ID'}, 'valid' ],
 	[ 'disable by the owner', 'postgres', q{UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = 'ID'}, 'disabled' ],
 	[ 'enable among others', 'boss', q{UPDATE rk_apikeys.keys SET enabled = true}, 'valid' ],
-	[ 'an end that comes', 'acme', q{UPDATE rk_apikeys.keys SET expires_at = clock_timestamp() + interval '1 second'
+	[ 'an end that comes', 'acme', q{UPDATE rk_apikeys.keys SET expires_at = clock_timestamp() + LIFE
 		WHERE key_id = 'ID'; SELECT pg_sleep_until(expires_at) FROM rk_apikeys.keys WHERE key_id = 'ID'}, 'expired' ],
 	[ 'a later end', 'acme', q{UPDATE rk_apikeys.keys SET expires_at = now() + interval '1 day' WHERE key_id = 'ID'}, 'valid' ],
 	[ 'rotate with grace', 'acme', q{SELECT FROM rk_apikeys.rotate_key('ID', '1 hour')}, 'valid' ],
@@ -63,7 +63,7 @@ foreach my $preloaded (0, 1)
 
 		$sql =~ s/ID/$id/g;
 		$sql =~ s/TOKEN/$token/g;
-		sql_as($node, $role, $sql);
+		$sql =~ /LIFE/ ? sql_in_time($node, $role, $sql, qr/^/) : sql_as($node, $role, $sql);
 		foreach (sort keys %begin)
 		{
 			is(code($session{$_}, $token), $after, "$with, $name: $after in $_");

@@ -12,8 +12,8 @@ use Test::More;
 use Time::HiRes qw(time usleep);
 
 my $kills = 20;
-# Seconds: the interval, and how late a flush may be on a busy machine.
-my ($interval, $late) = (0.3, 2);
+# Seconds: the interval, and how late a flush may be; on a busy machine it may take ten times what a psql that connects and asks takes then.
+my ($interval, $late) = (0.3, 1);
 
 my $node = rk_node('killed', PRELOAD, "rk_apikeys.usage_flush_interval = '${interval}s'");
 my $token = keys_of_every_state($node);
@@ -27,7 +27,7 @@ append_to_file("$dir/verify.sql", "SELECT 1 / (rk_apikeys.verify('$used') AND NO
 my @load = ('pgbench', '-n', '-M', 'prepared', '-c', 4, '-T', 600, '-U', 'backend', '-f', "$dir/verify.sql",
 	'-h', $node->host, '-p', $node->port, 'postgres');
 
-my ($slowest, $count) = (0, 0);
+my ($slowest, $count) = (-$interval, 0);
 foreach my $kill (1 .. $kills)
 {
 	my ($out, $err) = ('', '');
@@ -40,8 +40,10 @@ foreach my $kill (1 .. $kills)
 	# What was used before a flush began is in the table when it has ended.
 	my $start = time;
 	$count = use_count($node, $id);
+	my $psql = time - $start;
 	ok($node->poll_query_until('postgres', "SELECT ($flushed) >= $count"), "kill $kill: a flush writes $count uses");
-	$slowest = time - $start if time - $start > $slowest;
+	my $lateness = time - $start - $interval - 10 * $psql;
+	$slowest = $lateness if $lateness > $slowest;
 
 	# At some moment of the interval, with a change that was just committed
 	usleep(rand $interval * 1e6);
@@ -60,6 +62,6 @@ foreach my $kill (1 .. $kills)
 	is(use_count($node, $id), ++$count, "kill $kill: and goes on from there");
 	is_deeply(verdicts($node, { %$token, new => $new }), { %$expected, new => 'valid' }, "kill $kill: same verdicts");
 }
-cmp_ok($slowest, '<=', $interval + $late, sprintf 'every flush came in time, the last of them after %.1f s', $slowest);
+cmp_ok($slowest, '<=', $late, 'every flush came in time');
 
 done_testing();

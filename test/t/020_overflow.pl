@@ -12,7 +12,7 @@ use Test::More;
 my $node = rk_node('overflow', PRELOAD, 'rk_apikeys.max_tracked_keys = 16', "rk_apikeys.usage_flush_interval = '1h'");
 my @token = split /\n/, sql_as($node, 'acme', q{WITH k AS (
 	INSERT INTO rk_apikeys.keys (name) SELECT 'key ' || i FROM generate_series(1, 200) i RETURNING secret) SELECT secret FROM k});
-my ($limited_id, $limited) = create_key($node, 'limited', "rate_limit => 100, rate_window => '1 hour'");
+my ($limited_id, $limited) = create_key($node, 'limited', "rate_limit => 100, rate_window => '30 days'");
 my $all = 'unnest(ARRAY[' . join(', ', map { "'$_'" } @token) . '])';
 
 is(stat_of($node, 'max_tracked_keys'), '16', 'the smallest table');

@@ -53,8 +53,8 @@ foreach my $change (
 	[ 'revoke', q{SELECT rk_apikeys.revoke_key('ID')} ],
 	[ 'rotate', q{SELECT FROM rk_apikeys.rotate_key('ID', '0')} ],
 	[ 'delete', q{DELETE FROM rk_apikeys.api_keys WHERE key_id = 'ID'} ],
-	[ 'an end that comes', q{UPDATE rk_apikeys.api_keys SET expires_at = clock_timestamp() + interval '0.3 s' WHERE key_id = 'ID';
-		SELECT rk_apikeys.verify('TOKEN'), rk_apikeys.verify('TOKEN'); SELECT pg_sleep(0.4)} ],
+	[ 'an end that comes', q{UPDATE rk_apikeys.api_keys SET expires_at = clock_timestamp() + LIFE WHERE key_id = 'ID';
+		SELECT rk_apikeys.verify('TOKEN'), rk_apikeys.verify('TOKEN'); SELECT pg_sleep_until(expires_at) FROM rk_apikeys.api_keys WHERE key_id = 'ID'} ],
 	[ 'a list of addresses', q{UPDATE rk_apikeys.api_keys SET allowed_cidrs = '{10.0.0.0/8}' WHERE key_id = 'ID'} ],
 	[ 'a new digest', q{UPDATE rk_apikeys.api_keys SET digest = sha256('x') WHERE key_id = 'ID'} ],
 	[ 'disable, prepared', q{BEGIN; UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = 'ID';
@@ -73,7 +73,7 @@ foreach my $change (
 	remember($node, $token, $name);
 	$sql =~ s/ID/$id/g;
 	$sql =~ s/TOKEN/$token/g;
-	$node->safe_psql('postgres', $sql);
+	$sql =~ /LIFE/ ? sql_in_time($node, 'postgres', $sql, qr/^t\|t$/m) : $node->safe_psql('postgres', $sql);
 	is(join(' ', map { fresh($node, $token) } 1 .. 4), 'f f f f', "$name: seen by new sessions");
 }
 

@@ -12,7 +12,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(PRELOAD INITDB rk_node rk_initdb rk_extend kill_server client sql_as session create_key code use_count stat_of token_of verdicts
+our @EXPORT = qw(PRELOAD INITDB rk_node rk_initdb rk_extend kill_server client sql_as sql_in_time session create_key code use_count stat_of token_of verdicts
   expected_verdicts keys_of_every_state contents catalog same_catalog install_version files_holding logged);
 
 # What makes a server load the library at its start.
@@ -89,6 +89,19 @@ sub sql_as
 {
 	my ($node, $role, $sql, $database) = @_;
 	return $node->safe_psql($database // 'postgres', $sql, extra_params => [ '-U', $role ]);
+}
+
+# The same for SQL that makes a key end after LIFE and must get somewhere before that: shortly, but later each time until it succeeds and
+# prints what is wanted, since a busy machine may need longer.
+sub sql_in_time
+{
+	my ($node, $role, $sql, $wanted) = @_;
+	for (my $life = 0.1; $life < $PostgreSQL::Test::Utils::timeout_default; $life *= 2)
+	{
+		my ($status, $out) = $node->psql('postgres', $sql =~ s/LIFE/interval '$life s'/gr, extra_params => [ '-U', $role ], on_error_stop => 1);
+		return $out if $status == 0 && $out =~ $wanted;
+	}
+	die "not in time: $sql";
 }
 
 # A role's session that stays open: see PostgreSQL::Test::BackgroundPsql.
@@ -177,13 +190,14 @@ sub keys_of_every_state
 		SELECT 'grace', secret FROM rk_apikeys.create_key('grace');
 		SELECT 'rotated', secret FROM rk_apikeys.create_key('rotated');
 		SELECT 'deleted', secret FROM rk_apikeys.create_key('deleted');
-		SELECT 'expired', secret FROM rk_apikeys.create_key('expired', expires_at => clock_timestamp() + interval '1 second');
 		UPDATE rk_apikeys.keys SET enabled = false WHERE name = 'disabled';
 		DELETE FROM rk_apikeys.keys WHERE name = 'deleted';
 		SELECT FROM rk_apikeys.keys, rk_apikeys.revoke_key(key_id, 'it''s leaked') WHERE name = 'revoked' \g /dev/null
 		SELECT 'successor', r.secret FROM rk_apikeys.keys k, rk_apikeys.rotate_key(k.key_id, '1 day') r WHERE name = 'grace';
 		SELECT 'replacement', r.secret FROM rk_apikeys.keys k, rk_apikeys.rotate_key(k.key_id, '0') r WHERE name = 'rotated';
 	});
+	(undef, $token{expired}) = split /\|/, sql_in_time($node, 'acme', q{SELECT * FROM rk_apikeys.create_key('expired',
+		expires_at => clock_timestamp() + LIFE)}, qr/./);
 	%token = (%token, token_of($node, 'globex', q{SELECT 'neighbour', secret FROM rk_apikeys.create_key('neighbour')}));
 	$token{imported} = 'legacy-key-0123456789';
 	sql_as($node, 'boss', qq{SELECT rk_apikeys.import_key('imported', sha256('$token{imported}'), 'sha256', tenant => 'acme')});
