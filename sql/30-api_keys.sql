@@ -31,7 +31,7 @@ CREATE TABLE rk_apikeys.api_keys (
   -- have expired.
   CONSTRAINT api_keys_key_id_check CHECK (key_id ~ '^[0-9A-Za-z]{12}$'),
   CONSTRAINT api_keys_tenant_check CHECK (char_length(tenant) BETWEEN 1 AND 200),
-  CONSTRAINT api_keys_name_check CHECK (char_length(btrim(name, E' \t\n\r\f\v')) BETWEEN 1 AND 200),
+  CONSTRAINT api_keys_name_check CHECK (char_length(btrim(name, E' \t\n\r\f\x0b')) BETWEEN 1 AND 200),
   CONSTRAINT api_keys_description_check CHECK (char_length(description) <= 2000),
   CONSTRAINT api_keys_prefix_check CHECK (prefix ~ '^[a-z][a-z0-9]{0,15}$'),
   CONSTRAINT api_keys_environment_check CHECK (environment ~ '^[a-z][a-z0-9]{0,15}$'),

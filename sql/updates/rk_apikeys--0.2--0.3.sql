@@ -2,6 +2,11 @@
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
+-- Before PostgreSQL 16, E'\v' is the letter v and not a vertical tab, so the
+-- constraint refused the name "v".
+ALTER TABLE rk_apikeys.api_keys DROP CONSTRAINT api_keys_name_check,
+  ADD CONSTRAINT api_keys_name_check CHECK (char_length(btrim(name, E' \t\n\r\f\x0b')) BETWEEN 1 AND 200);
+
 CREATE OR REPLACE FUNCTION rk_apikeys.rotate_key(key_id text, grace interval DEFAULT '24 hours',
     expires_at timestamptz DEFAULT NULL) RETURNS rk_apikeys.new_key
   LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE

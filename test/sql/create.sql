@@ -90,5 +90,8 @@ RESET ROLE;
 RESET rk_apikeys.max_lifetime;
 SET rk_apikeys.max_lifetime = '-1 day'; -- fails: negative
 SET rk_apikeys.max_lifetime = 'soon'; -- fails: no interval
+
+-- A vertical tab is trimmed as other blanks are; the letter v is a name.
+INSERT INTO rk_apikeys.keys (name) VALUES ('v'), (E'\x0b v \x0b') RETURNING name = 'v' AS named_v;
 DELETE FROM rk_apikeys.api_keys;
 TRUNCATE rk_apikeys.key_events;
