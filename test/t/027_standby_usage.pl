@@ -164,7 +164,7 @@ foreach my $bad ("ARRAY['x'], '{prod}', '{NULL}', '{NULL}', '{1}', '{1}', '{1}',
 {
 	isnt($primary->psql('postgres', "SELECT rk_apikeys.receive_usage('00000000-0000-0000-0000-000000000001', 9, $bad)",
 			extra_params => [ '-U', 'boss' ], stderr => \my $refusal), 0, "refused: $bad");
-	like($refusal, qr/batch of usage/, 'as no batch');
+	like($refusal, qr/usage batch/, 'as no batch');
 }
 arrives($primary, 'after all that');
 

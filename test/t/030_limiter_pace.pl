@@ -10,7 +10,7 @@ use Test::More;
 
 # The algorithm under a clock of the test's own
 chomp(my $server = `pg_config --includedir-server`);
-my ($tap) = run_command([ client('limiter', '-isystem', $server) ]);
+my ($tap) = run_command([ client('limiter', "-I$FindBin::Bin/../../src", '-isystem', $server) ]);
 cmp_ok(scalar(() = $tap =~ /^ok /mg), '>', 40, 'the limiter was tested under a clock of its own');
 is_deeply([ grep { /^not ok/ } split /\n/, $tap ], [], 'and did right');
 
