@@ -31,6 +31,11 @@ PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
+# Before the others, macOS exports all of a loadable module.
+ifeq ($(PORTNAME), darwin)
+SHLIB_LINK += $(exported_symbols_list)
+endif
+
 # Races for what a verify writes, which from 17 on it does not.
 ifneq ($(filter 15 16,$(MAJORVERSION)),)
 ISOLATION += first_use delete_vs_verify

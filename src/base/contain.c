@@ -17,8 +17,8 @@
 /*
  * Run work(arg) in a subtransaction.  Return NULL if the work succeeded.  If it
  * raised, roll the subtransaction back and return the error, palloc'd in the
- * caller's context; the caller frees it with FreeErrorData().  A cancel that
- * the client asked for is raised again.
+ * caller's context; the caller frees it with FreeErrorData().  A cancel, by
+ * the client or by a timeout, is raised again.
  *
  * Must run in a transaction, and not in parallel mode.
  */
@@ -29,6 +29,7 @@ contain_errors(ContainedWork work, void *arg)
 	ResourceOwner owner = CurrentResourceOwner;
 	ErrorData  *volatile error = NULL;
 
+	Assert(IsTransactionState() && !IsInParallelMode());
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();

@@ -27,8 +27,9 @@
  *   or dropped the table itself.
  *
  * Buffers: a pin by ReadRecentBuffer() does not raise the buffer's usage count,
- * so the busiest pages of the server would be the first to be evicted.  So about
- * one pin of a place in PLAIN_PIN_EVERY, at random, is a plain ReadBuffer().
+ * so the busiest pages of the server would be the first to be evicted.  So a
+ * session's first pin of a place, and then about one in PLAIN_PIN_EVERY, at
+ * random, is a plain ReadBuffer().
  *
  * Locking: AccessShareLock on table and index, released at once, so an idle
  * transaction that has verified a key blocks nobody.  A brief key takes only a
@@ -89,8 +90,8 @@
 static RelFileLocator file;
 static Oid	file_table = InvalidOid;
 
-/* Pins of places until a plain one is due. */
-static uint32 pins_left = PLAIN_PIN_EVERY;
+/* Pins of places until a plain one is due; in a new session it is the first. */
+static uint32 pins_left = 0;
 
 /* The columns that a StoredKey's pointers point to; the metadata is last. */
 static const struct
@@ -189,7 +190,7 @@ store_forget_file(void)
 }
 
 /*
- * Have the processor fetch the lines of memory that a read at that place will
+ * Have the processor fetch the lines of the page that a read at that place will
  * touch, while the caller does other work.
  */
 void
@@ -237,11 +238,13 @@ store_brief_holds(Oid table, const StoredBrief *brief)
 	bool		same;
 
 	if (XLogRecPtrIsInvalid(place->lsn) || !OidIsValid(table) || file_table != table ||
-		place->buffer < 1 || place->buffer > NBuffers || pins_left == 0 ||
+		place->buffer < 1 || place->buffer > NBuffers ||
+		(pins_left == 0 && !IsInParallelMode()) ||
 		TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
 		!ReadRecentBuffer(file, MAIN_FORKNUM, place->block, place->buffer))
 		return false;
-	pins_left--;
+	if (pins_left > 0)
+		pins_left--;
 	same = BufferGetLSNAtomic(place->buffer) == place->lsn;
 	ReleaseBuffer(place->buffer);
 	return same && GetCurrentTimestamp() < brief->good_until;
@@ -358,7 +361,7 @@ pin_place(Relation rel, const StoredPlace *place)
 		pins_left--;
 		return place->buffer;
 	}
-	pins_left = pg_prng_uint32(&pg_global_prng_state) % (2 * PLAIN_PIN_EVERY);
+	pins_left = 1 + pg_prng_uint32(&pg_global_prng_state) % (2 * PLAIN_PIN_EVERY - 1);
 	/* The block exists, because the lock of its table is held. */
 	ReleaseBuffer(place->buffer);
 	return ReadBuffer(rel, place->block);

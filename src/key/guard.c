@@ -182,7 +182,9 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 
 		if (column <= KEY_COLUMNS)
 			changed[column - 1] = differs;
-		if (differs && (columns_flags(column) & COLUMN_DATED) != 0)
+		/* A flush changes no setting; what a DBA's trigger adds does not count. */
+		if (differs && (columns_flags(column) & COLUMN_DATED) != 0 &&
+			(column <= KEY_COLUMNS || !caller_borrows()))
 			dated = true;
 	}
 

@@ -4,26 +4,26 @@
  *
  * judge() makes all checks, in this order: the token's shape and check digits,
  * the row of its key id, the digest in constant time, the key's state, the
- * requirements of the call.  A bad token raises no error, whatever its bytes.
- * A token with an unknown key id takes as long as a token with a wrong secret.
+ * requirements of the call.  The check digits of a key that the session has kept
+ * are looked at last, and only if the digest differs.  A bad token raises no
+ * error, whatever its bytes.  A token with an unknown key id causes the same
+ * digest and comparison as a token with a wrong secret.
  *
  * The clock is GetCurrentTimestamp(), because now() stands still during a
  * transaction.  In a long transaction now() would accept an expired key.
  *
- * Memory: a detoasted copy of a token is wiped on every exit, and so is a
- * digest.
+ * Memory: a detoasted copy of a token is wiped on every exit, a digest on every
+ * exit without an error.
  */
 #include "postgres.h"
 
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
-#include "catalog/pg_type_d.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/inet.h"
-#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 #include "base/grant.h"

@@ -7,8 +7,9 @@
  * writes only to tables that are members of the extension, as their owner and
  * as a security-restricted operation.
  *
- * A worker keeps a database busy for less than two seconds, or four if it
- * sends, because DROP DATABASE waits for five.  If that is not enough, another
+ * A worker keeps a database busy for at most WORKER_BUDGET_MS +
+ * BATCH_TIMEOUT_MS, or four seconds if it sends, because DROP DATABASE waits for
+ * five.  If that is not enough, another
  * worker continues after a pause.
  */
 #include "postgres.h"

@@ -19,7 +19,6 @@
  */
 #include "postgres.h"
 
-#include "access/parallel.h"
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
@@ -81,9 +80,9 @@ usage_is_preloaded(void)
 }
 
 /*
- * Attach the memory and return whether it is there.  Raise nothing, except
- * where no subtransaction can be begun to contain an error: in parallel mode,
- * and in the launcher and its workers.
+ * Attach the memory and return whether it is there.  Raise nothing but a cancel,
+ * except where no subtransaction can be begun to contain an error: in parallel
+ * mode, and in the launcher and its workers.
  */
 static bool
 attach(void)

@@ -50,7 +50,7 @@ my @checks = (
 	'headers are included with their folder', 'files use their own folder or a lower one', 'usage/shared.h is included by usage/ alone',
 	'no file declares what another one defines', 'what is declared is defined, once', 'no circle of files',
 	'the Makefile exports what src/exports.txt lists, and no more', 'no sentence of the pages has more than 30 words',
-	'a shellcheck directive gives its reason', 'shellcheck finds nothing');
+	'a shellcheck directive gives its reason', 'shellcheck finds nothing', 'files of C that the pages name are there');
 
 # A fault: what it is, the check, what that must say, and each file with what is replaced in it by what (the whole, if nothing is).
 my @faults = (
@@ -117,6 +117,8 @@ my @faults = (
 	[ 'one of an update script', $checks[1], 'sql/updates/a--b.sql:1', 'sql/updates/a--b.sql' => [ qr/\n/, " -- \xc3\xa9\n" ] ],
 	[ 'a symbol exported beside the list', $checks[10], 'usage_record may not be', 'src/exports.txt' => [ qr/\z/, "usage_record 5\n" ] ],
 	[ 'no list of exports', $checks[10], 'SHLIB_EXPORTS', 'Makefile' => [ qr/SHLIB/, 'X' ] ],
+	[ 'a file that is not there', $checks[14], 'doc/page.md:1: there is no key/gone.c',
+		'doc/page.md' => [ qr/\A/, "See key/verify.c, src/key/verify.h and key/gone.c.\n\n" ] ],
 	[ 'a sentence of 31 words', $checks[11], 'README.md:3: 31 words', 'README.md' => [ qr/(?= word\.)/, ' and' ] ],
 	[ 'one in a paragraph of an item', $checks[11], 'doc/page.md:3: 31 words',
 		'doc/page.md' => [ qr/\A/, "- An item.\n\n  " . join(' ', ('w') x 31) . ".\n\n" ] ],

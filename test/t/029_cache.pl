@@ -52,4 +52,13 @@ foreach my $case ([ 0, 'rows that are read' ], [ 4, 'brief keys' ])
 	cmp_ok($least, '>=', 4, "$what: the usage count of each page has risen");
 }
 
+# So do verifies of sessions that are too short to keep a key.
+$node->restart;
+my $secret = $node->safe_psql('postgres', 'SELECT secret FROM sample ORDER BY block LIMIT 1');
+sql_as($node, 'backend', "SELECT rk_apikeys.verify('$secret')") foreach 1 .. 6;
+cmp_ok($node->safe_psql('postgres', q{SELECT usagecount FROM pg_buffercache JOIN sample ON relblocknumber = block
+	WHERE relfilenode = pg_relation_filenode('rk_apikeys.api_keys') AND relforknumber = 0
+		AND reldatabase = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY block LIMIT 1}),
+	'>=', 4, 'sessions of one verify each raise the usage count too');
+
 done_testing();
