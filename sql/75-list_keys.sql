@@ -86,9 +86,9 @@ BEGIN
 
   IF after IS NOT NULL THEN
     -- A cursor gives only a position. Policies decide anew which rows the caller
-    -- sees.
+    -- sees. SQL_ASCII takes the bytes as they are, in every database encoding.
     BEGIN
-      position := regexp_match(convert_from(decode(after, 'hex'), getdatabaseencoding()),
+      position := regexp_match(convert_from(decode(after, 'hex'), 'SQL_ASCII'),
         '^([a-z_]+)([+-])([0-9A-Za-z]{12})(?:=(.*))?$');
       start_key := position[3];
       start_value := position[4];
@@ -139,7 +139,7 @@ BEGIN
         v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
         v.created_at, v.created_by, v.updated_at, v.updated_by,
         encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || v.key_id
-          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), getdatabaseencoding()), 'hex')
+          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex')
       FROM %s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
       ORDER BY v.sort_value %s %s, v.key_id %2$s$q$,
       page, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END),

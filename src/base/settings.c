@@ -26,16 +26,11 @@
 #include "token/shown.h"
 #include "token/token.h"
 
-/* A tenant's name, in characters: the table's CHECK has the same bound. */
-#define TENANT_MAX_CHARS 200
-
 char	   *settings_default_environment = NULL;
 char	   *settings_primary_conninfo = NULL;
 char	   *settings_tenant = NULL;
 char	   *settings_token_prefix = NULL;
-char	   *settings_expiring_window = NULL;
 char	   *settings_max_lifetime = NULL;
-char	   *settings_stale_after = NULL;
 int			settings_cache_size = 1024;
 int			settings_max_tracked_keys = 65536;
 bool		settings_notify = false;
@@ -43,6 +38,10 @@ bool		settings_redact_logs = true;
 bool		settings_track_usage = true;
 int			settings_usage_flush_interval = 10000;
 int			settings_usage_resolution = 60;
+
+/* Only rk_apikeys._setting_interval() reads these. */
+static char *expiring_window = NULL;
+static char *stale_after = NULL;
 
 static bool interval_parse(const char *value, Interval *result);
 static bool check_interval(char **newval, void **extra, GucSource source);
@@ -71,7 +70,7 @@ settings_init(void)
 	DefineCustomStringVariable("rk_apikeys.expiring_window",
 							   "How far ahead the view expiring_keys looks.",
 							   NULL,
-							   &settings_expiring_window, "14 days",
+							   &expiring_window, "14 days",
 							   PGC_USERSET, 0,
 							   check_interval, NULL, NULL);
 	DefineCustomStringVariable("rk_apikeys.max_lifetime",
@@ -126,7 +125,7 @@ settings_init(void)
 	DefineCustomStringVariable("rk_apikeys.stale_after",
 							   "How long a key goes unused before the view stale_keys shows it.",
 							   NULL,
-							   &settings_stale_after, "90 days",
+							   &stale_after, "90 days",
 							   PGC_USERSET, 0,
 							   check_interval, NULL, NULL);
 	DefineCustomStringVariable("rk_apikeys.tenant",
@@ -175,9 +174,9 @@ rk_apikeys_setting_interval(PG_FUNCTION_ARGS)
 	Interval   *result = palloc0(sizeof(Interval));
 
 	if (strcmp(name, "expiring_window") == 0)
-		settings_interval(settings_expiring_window, result);
+		settings_interval(expiring_window, result);
 	else if (strcmp(name, "stale_after") == 0)
-		settings_interval(settings_stale_after, result);
+		settings_interval(stale_after, result);
 	else if (strcmp(name, "max_lifetime") == 0)
 	{
 		settings_interval(settings_max_lifetime, result);
@@ -260,9 +259,9 @@ static bool
 check_tenant(char **newval, void **extra, GucSource source)
 {
 	/* An upper bound in bytes; the table's CHECK counts characters. */
-	if (strlen(*newval) <= TENANT_MAX_CHARS * MAX_MULTIBYTE_CHAR_LEN)
+	if (strlen(*newval) <= SETTINGS_TENANT_MAX_CHARS * MAX_MULTIBYTE_CHAR_LEN)
 		return true;
 	GUC_check_errdetail("A tenant's name has at most %d characters.",
-						TENANT_MAX_CHARS);
+						SETTINGS_TENANT_MAX_CHARS);
 	return false;
 }

@@ -10,16 +10,17 @@
 
 #include "utils/timestamp.h"
 
+/* A tenant's name, in characters: the table's CHECK has the same bound. */
+#define SETTINGS_TENANT_MAX_CHARS 200
+
 /* Strings; never NULL once the library is loaded. */
 extern char *settings_default_environment;
 extern char *settings_primary_conninfo; /* empty: none */
 extern char *settings_tenant;
 extern char *settings_token_prefix;
 
-/* Intervals, as text; settings_interval() parses them. */
-extern char *settings_expiring_window;
+/* An interval, as text; settings_interval() parses it. */
 extern char *settings_max_lifetime;
-extern char *settings_stale_after;
 
 extern int	settings_cache_size;	/* keys */
 extern int	settings_max_tracked_keys;

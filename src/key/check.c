@@ -32,7 +32,6 @@
 
 /* The same limits as in the CHECK constraints of api_keys. */
 #define NAME_MAX_CHARS 200
-#define TENANT_MAX_CHARS 200
 #define DESCRIPTION_MAX_CHARS 2000
 #define REASON_MAX_CHARS 500
 #define SCOPES_MAX 64
@@ -92,7 +91,7 @@ check_settings(Datum *values, bool *nulls, const bool *changed,
 	if (CHECKED(KEY_HINT))
 		check_length("hint", TEXT(KEY_HINT), 0, TOKEN_HINT_LEN);
 	if (CHECKED(KEY_TENANT))
-		check_length("tenant", TEXT(KEY_TENANT), 1, TENANT_MAX_CHARS);
+		check_length("tenant", TEXT(KEY_TENANT), 1, SETTINGS_TENANT_MAX_CHARS);
 	if (CHECKED(KEY_NAME))
 	{
 		values[KEY_NAME - 1] =

@@ -25,6 +25,7 @@ static const struct
 	[KEY_TENANT - 1] = {"tenant", COLUMN_DATED | COLUMN_FIXED},
 	[KEY_NAME - 1] = {"name", COLUMN_SETTING},
 	[KEY_DESCRIPTION - 1] = {"description", COLUMN_SETTING},
+	/* A part of the token, like its key id. */
 	[KEY_PREFIX - 1] = {"prefix", COLUMN_DATED | COLUMN_FIXED | COLUMN_MADE},
 	[KEY_ENVIRONMENT - 1] = {"environment", COLUMN_SETTING | COLUMN_FIXED},
 	[KEY_SCOPES - 1] = {"scopes", COLUMN_SETTING},
