@@ -202,6 +202,19 @@ BEGIN
     search, status, environment, start_value, start_key, sort_by, descending);
 END $$;
 
+-- A restore, or ALTER TABLE ... ENABLE TRIGGER, may have left other states.
+ALTER TABLE rk_apikeys.api_keys
+  ENABLE TRIGGER api_keys_make, ENABLE TRIGGER api_keys_guard,
+  ENABLE ALWAYS TRIGGER api_keys_settle, ENABLE ALWAYS TRIGGER api_keys_settle_imported,
+  ENABLE TRIGGER api_keys_audit_insert, ENABLE TRIGGER api_keys_audit_update,
+  ENABLE TRIGGER api_keys_audit_delete;
+
+-- After a restore of rows alone, the sequence was behind the events.
+SELECT setval('rk_apikeys.key_events_event_id_seq', e.last)
+  FROM (SELECT max(event_id) AS last FROM rk_apikeys.key_events) e,
+    rk_apikeys.key_events_event_id_seq s
+  WHERE e.last > s.last_value OR (e.last = s.last_value AND NOT s.is_called);
+
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.verdict IS
   'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set.';

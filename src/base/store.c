@@ -51,6 +51,7 @@
 #include "catalog/pg_am_d.h"
 #include "catalog/pg_collation_d.h"
 #include "catalog/pg_type_d.h"
+#include "commands/trigger.h"
 #include "common/pg_prng.h"
 #include "executor/tuptable.h"
 #include "storage/bufmgr.h"
@@ -65,6 +66,11 @@
 
 #define SCHEMA_NAME "rk_apikeys"
 #define IMPORTED_INDEX "api_keys_imported_digest"
+
+/* The triggers that send a message with each change of api_keys. */
+static const char *const settle_triggers[] = {
+	"api_keys_settle", "api_keys_settle_imported"
+};
 
 /* Every how many pins of a place, on average, one is a plain ReadBuffer(). */
 #define PLAIN_PIN_EVERY 64
@@ -180,6 +186,30 @@ store_find(Oid table, const char *key_id, const StoredPlace *place)
 	}
 	pfree(id);
 	return key;
+}
+
+/*
+ * Return whether each change of api_keys sends a message, whoever makes it: both
+ * triggers that send it exist and are ENABLE ALWAYS.
+ */
+bool
+store_changes_are_told(Oid table)
+{
+	Relation	rel;
+	TriggerDesc *triggers;
+	int			always = 0;
+
+	if (!OidIsValid(table) ||
+		(rel = try_table_open(table, AccessShareLock)) == NULL)
+		return false;
+	triggers = rel->trigdesc;
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+		for (int j = 0; j < (int) lengthof(settle_triggers); j++)
+			if (strcmp(triggers->triggers[i].tgname, settle_triggers[j]) == 0 &&
+				triggers->triggers[i].tgenabled == TRIGGER_FIRES_ALWAYS)
+				always++;
+	table_close(rel, AccessShareLock);
+	return always == (int) lengthof(settle_triggers);
 }
 
 /* Forget the table's file: after a message the table may have another. */

@@ -114,6 +114,7 @@ typedef struct StoredUsage
 } StoredUsage;
 
 extern Oid	store_table(const char *name, bool missing_ok);
+extern bool store_changes_are_told(Oid table);
 extern void store_forget_file(void);
 extern void store_prefetch(const StoredPlace *place);
 extern StoredKey *store_find(Oid table, const char *key_id,

@@ -22,6 +22,7 @@
 #include "base/principal.h"
 #include "base/store.h"
 #include "compat.h"
+#include "key/audit.h"
 #include "key/verify.h"
 #include "token/shown.h"
 #include "usage/usage.h"
@@ -207,6 +208,7 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
 	values[2] = CStringGetTextDatum(caller_application_name());
+	caller_run_as_owner(store_table("key_events", false), audit_mend_numbers, NULL);
 	run_as_owner(&query);
 	PG_RETURN_DATUM(DirectFunctionCall1(int8in,
 										CStringGetDatum(text_to_cstring(query.first))));

@@ -20,20 +20,25 @@
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "catalog/pg_type_d.h"
 #include "commands/async.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 #include "base/caller.h"
 #include "base/principal.h"
 #include "base/settings.h"
 #include "compat.h"
+#include "key/audit.h"
 #include "key/columns.h"
 #include "key/guard.h"
 
@@ -90,9 +95,16 @@ INSERT_EVENTS
 "    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(o) - $4)) a)"
 "  FROM old_keys o";
 
+/* Whether a row of key_events has a number that the sequence has yet to give. */
+#define NUMBER_IS_TAKEN \
+	" FROM (SELECT max(event_id) AS last FROM rk_apikeys.key_events) e," \
+	"  rk_apikeys.key_events_event_id_seq s" \
+	" WHERE e.last > s.last_value OR (e.last = s.last_value AND NOT s.is_called)"
+
 static Datum audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 						 const char *query);
 static void insert_events(void *arg);
+static bool run_now(SPIPlanPtr *plan, const char *query);
 static bool notify_has_room(void);
 static void notify_events(void);
 
@@ -147,6 +159,7 @@ insert_events(void *arg)
 	char		nulls[4] = {' ', 'n', ' ', ' '};
 	bool		notify = settings_notify && notify_has_room();
 
+	audit_mend_numbers(NULL);
 	values[0] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
 	if (principal_is_set())
 	{
@@ -160,6 +173,59 @@ insert_events(void *arg)
 	SPI_execute_with_args(query, 4, types, values, nulls, false, 0);
 	if (notify)
 		notify_events();
+}
+
+/*
+ * OwnerWork: let the sequence continue after the last event.  A restore of rows
+ * alone, logical replication or COPY adds events and leaves the sequence behind.
+ * Then an event would get the number of another one.  The argument is not used.
+ *
+ * Locking: ShareUpdateExclusiveLock on the sequence, only while it is behind,
+ * released at once.  Without the lock, a session could set the sequence back
+ * after another session has set it and taken a number.
+ */
+void
+audit_mend_numbers(void *arg)
+{
+	static SPIPlanPtr look = NULL;
+	static SPIPlanPtr mend = NULL;
+
+	SPI_connect();
+	if (run_now(&look, "SELECT" NUMBER_IS_TAKEN))
+	{
+		Oid			schema = get_namespace_oid("rk_apikeys", false);
+		Oid			sequence = get_relname_relid("key_events_event_id_seq", schema);
+
+		LockRelationOid(sequence, ShareUpdateExclusiveLock);
+		run_now(&mend, "SELECT setval('rk_apikeys.key_events_event_id_seq', e.last)"
+				NUMBER_IS_TAKEN);
+		UnlockRelationOid(sequence, ShareUpdateExclusiveLock);
+	}
+	SPI_finish();
+}
+
+/*
+ * Run a statement, whose plan is kept, under the latest snapshot.  The snapshot
+ * of a REPEATABLE READ transaction may be older than the restored rows.  Return
+ * whether the statement returns a row.
+ */
+static bool
+run_now(SPIPlanPtr *plan, const char *query)
+{
+	Snapshot	snapshot;
+
+	if (*plan == NULL)
+	{
+		SPIPlanPtr	made = SPI_prepare(query, 0, NULL);
+
+		SPI_keepplan(made);
+		*plan = made;
+	}
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SPI_execute_snapshot(*plan, NULL, NULL, snapshot, InvalidSnapshot, false,
+						 false, 1);
+	UnregisterSnapshot(snapshot);
+	return SPI_processed > 0;
 }
 
 /*

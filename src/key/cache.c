@@ -7,6 +7,12 @@
  * message into the shared queue before it returns to its client, and every look
  * here first takes the messages from the queue.
  *
+ * The message is sent only while both triggers that settle a change are ENABLE
+ * ALWAYS.  ALTER TABLE ... ENABLE TRIGGER, as pg_restore --disable-triggers
+ * runs it, leaves them at ENABLE, and then a change that replication applies
+ * sends none.  So a flush looks at the triggers, and while one of them is not
+ * ENABLE ALWAYS nothing is kept.  A change of a trigger is a message too.
+ *
  * The callback may run whenever a relation is opened, so it only counts.  The
  * next look flushes.  A row is kept only if no message was taken since before
  * its snapshot.  Otherwise the message may have been about this row, and the
@@ -78,6 +84,9 @@ static uint64 messages_done = 0;
 
 /* The table that messages are about; looked up by a flush. */
 static Oid	table = InvalidOid;
+
+/* Whether each change of the table sends a message; looked up by a flush. */
+static bool changes_are_told = false;
 
 /* Whether there are imported keys, as of a count of messages. */
 static uint64 has_imported_since = 0;
@@ -211,7 +220,7 @@ cache_has_imported(void)
 	before = messages;
 	found = store_has_imported(table);
 	/* If a key of this transaction is rolled back, that costs a look only. */
-	if (before == messages)
+	if (before == messages && changes_are_told)
 	{
 		has_imported = found;
 		has_imported_since = before;
@@ -238,7 +247,8 @@ take_messages(void)
 	flushes++;
 	store_forget_file();
 	table = store_table("api_keys", true);
-	/* Last, because store_table() may raise, and the flush is then to be redone. */
+	changes_are_told = store_changes_are_told(table);
+	/* Last, because these may raise, and the flush is then to be redone. */
 	messages_done = taken;
 }
 
@@ -340,7 +350,7 @@ keep(uint32 hash, StoredKey *row, uint64 messages_before)
 
 	stats_count(STATS_CACHE_MISSES);
 	if (row == NULL || messages != messages_before ||
-		messages != messages_done || made_for == 0 ||
+		messages != messages_done || !changes_are_told || made_for == 0 ||
 		IsInParallelMode() ||
 		TransactionIdIsCurrentTransactionId(row->xmin) ||
 		row->size - row->metadata_size > ENTRY_MAX_SIZE ||

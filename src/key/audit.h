@@ -1,0 +1,10 @@
+/*
+ * audit.h
+ *		The events of a key.
+ */
+#ifndef AUDIT_H
+#define AUDIT_H
+
+extern void audit_mend_numbers(void *arg);
+
+#endif
