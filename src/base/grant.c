@@ -16,6 +16,7 @@
 #include "base/grant.h"
 #include "compat.h"
 
+static bool in_networks(ArrayType *cidrs, inet *address);
 static inet *unmapped(inet *address);
 
 /*
@@ -80,16 +81,39 @@ grant_scope(ArrayType *scopes, text *wanted)
 bool
 grant_address(ArrayType *cidrs, inet *address)
 {
-	Datum	   *elements;
-	bool	   *nulls;
-	int			count;
-	int			i;
-
 	if (address == NULL)
 		return false;
 	address = unmapped(address);
 	/* A client is a host: ignore a netmask behind its address. */
 	ip_bits(address) = ip_maxbits(address);
+	return in_networks(cidrs, address);
+}
+
+/* Return whether each of the wanted networks lies in one of the networks. */
+bool
+grant_networks(ArrayType *cidrs, ArrayType *wanted)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+
+	deconstruct_array(wanted, CIDROID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &count);
+	for (int i = 0; i < count; i++)
+		if (!nulls[i] && !in_networks(cidrs, unmapped(DatumGetInetPP(elements[i]))))
+			return false;
+	return true;
+}
+
+/* Return whether the address or network, unmapped, lies in one of the networks. */
+static bool
+in_networks(ArrayType *cidrs, inet *address)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+	int			i;
+
 	deconstruct_array(cidrs, CIDROID, -1, false, TYPALIGN_INT,
 					  &elements, &nulls, &count);
 	for (i = 0; i < count; i++)

@@ -32,6 +32,7 @@
 
 #include "base/caller.h"
 #include "base/grant.h"
+#include "base/limiter.h"
 #include "base/principal.h"
 #include "base/settings.h"
 #include "base/store.h"
@@ -57,7 +58,11 @@ static const char *column_name(Relation rel, int column);
 static void make_token(KeyTuple *key);
 static void make_imported(KeyTuple *key);
 static bool same_text(Datum a, text *b);
-static void check_principal(KeyTuple *key);
+static const StoredKey *find_principal(void);
+static char *scope_beyond(const StoredKey *principal, KeyTuple *key);
+static void check_principal_old(KeyTuple *key);
+static void check_principal(KeyTuple *key, const bool *changed);
+static bool limit_is_beyond(const StoredKey *principal, KeyTuple *key);
 static void check_replaces(KeyTuple *key);
 static void check_transition(KeyTuple *old, KeyTuple *new,
 							 const bool *changed, Relation rel);
@@ -148,7 +153,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 
 	memset(all, true, sizeof(all));
 	check_settings(key->values, key->nulls, all, DatumGetTimestampTz(now));
-	check_principal(key);
+	check_principal(key, all);
 	if (!ISNULL(key, KEY_REPLACES))
 		check_replaces(key);
 	set_value(key, KEY_CREATED_AT, now);
@@ -192,7 +197,10 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 				   DatumGetTimestampTz(VALUE(new, KEY_CREATED_AT)));
 	/* With borrowed rights, revoke_token() and a flush give a key no rights. */
 	if (!caller_borrows())
-		check_principal(new);
+	{
+		check_principal_old(old);
+		check_principal(new, changed);
+	}
 	if (!caller_owns(RelationGetRelid(trigger->tg_relation)))
 		check_transition(old, new, changed, trigger->tg_relation);
 	if (ISNULL(old, KEY_GRACE_UNTIL) && !ISNULL(new, KEY_GRACE_UNTIL))
@@ -210,8 +218,8 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 /*
  * api_keys_settle, AFTER UPDATE OR DELETE.
  *
- * Invalidate the cached keys of all sessions, and delete the usage row of a
- * deleted key.
+ * Invalidate the cached keys of all sessions.  Check who deletes a key, and delete
+ * the usage row of a deleted key.
  */
 Datum
 rk_apikeys_keys_settle(PG_FUNCTION_ARGS)
@@ -220,13 +228,15 @@ rk_apikeys_keys_settle(PG_FUNCTION_ARGS)
 	Oid			usage;
 
 	CacheInvalidateRelcache(trigger->tg_relation);
-	if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event) &&
-		OidIsValid(usage = store_table("key_usage", true)))
+	if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
 	{
 		KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
 
-		caller_run_as_owner(usage, delete_usage,
-							DatumGetPointer(VALUE(key, KEY_KEY_ID)));
+		if (!caller_borrows())
+			check_principal_old(key);
+		if (OidIsValid(usage = store_table("key_usage", true)))
+			caller_run_as_owner(usage, delete_usage,
+								DatumGetPointer(VALUE(key, KEY_KEY_ID)));
 	}
 	return PointerGetDatum(NULL);
 }
@@ -404,25 +414,78 @@ same_text(Datum a, text *b)
 }
 
 /*
- * Check a key that a principal makes or changes.  Raise 42501 unless the key
- * has the principal's tenant and environment, and only scopes that the
- * principal's scopes grant.
+ * Return the principal that makes, changes or deletes a key; NULL without a
+ * principal.  Raise 42501 if the principal is no longer good.
  */
-static void
-check_principal(KeyTuple *key)
+static const StoredKey *
+find_principal(void)
 {
 	const StoredKey *principal;
-	Datum	   *scopes;
-	int			count;
 
 	if (!principal_is_set())
-		return;
+		return NULL;
 	principal = session_principal();
 	if (principal == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("API key \"%s\" is no longer good",
 						principal_key_id())));
+	return principal;
+}
+
+/*
+ * Return a scope of the key that the principal's scopes do not grant, palloc'd;
+ * NULL if they grant all.
+ */
+static char *
+scope_beyond(const StoredKey *principal, KeyTuple *key)
+{
+	Datum	   *scopes;
+	int			count;
+
+	deconstruct_array(DatumGetArrayTypeP(VALUE(key, KEY_SCOPES)), TEXTOID, -1,
+					  false, TYPALIGN_INT, &scopes, NULL, &count);
+	for (int i = 0; i < count; i++)
+		if (!grant_scope(principal->scopes, DatumGetTextPP(scopes[i])))
+			return TextDatumGetCString(scopes[i]);
+	return NULL;
+}
+
+/*
+ * Check a key that a principal changes or deletes, as it was.  Raise 42501 if
+ * the key has a scope that the principal's scopes do not grant.
+ */
+static void
+check_principal_old(KeyTuple *key)
+{
+	const StoredKey *principal = find_principal();
+	char	   *scope;
+
+	if (principal != NULL && (scope = scope_beyond(principal, key)) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("API key \"%s\" cannot change or delete API key \"%s\"",
+						principal->key_id,
+						TextDatumGetCString(VALUE(key, KEY_KEY_ID))),
+				 errdetail("The key has scope \"%s\", which the caller's key does not have.",
+						   scope)));
+}
+
+/*
+ * Check a key that a principal makes or changes.  Raise 42501 unless the key
+ * has the principal's tenant and environment, only scopes that the principal's
+ * scopes grant, and no value beyond the principal's own in a column that
+ * changes.
+ */
+static void
+check_principal(KeyTuple *key, const bool *changed)
+{
+	const StoredKey *principal = find_principal();
+	const char *beyond = NULL;
+	char	   *scope;
+
+	if (principal == NULL)
+		return;
 	if (!same_text(VALUE(key, KEY_TENANT), principal->tenant))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -434,14 +497,50 @@ check_principal(KeyTuple *key)
 				 errmsg("API key \"%s\" cannot manage keys of environment \"%s\"",
 						principal->key_id,
 						TextDatumGetCString(VALUE(key, KEY_ENVIRONMENT)))));
-	deconstruct_array(DatumGetArrayTypeP(VALUE(key, KEY_SCOPES)), TEXTOID, -1,
-					  false, TYPALIGN_INT, &scopes, NULL, &count);
-	for (int i = 0; i < count; i++)
-		if (!grant_scope(principal->scopes, DatumGetTextPP(scopes[i])))
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("API key \"%s\" cannot grant scope \"%s\", which it does not have",
-							principal->key_id, TextDatumGetCString(scopes[i]))));
+	if ((scope = scope_beyond(principal, key)) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("API key \"%s\" cannot grant scope \"%s\", which it does not have",
+						principal->key_id, scope)));
+
+	if (changed[KEY_EXPIRES_AT - 1] &&
+		(ISNULL(key, KEY_EXPIRES_AT) ? principal->expires_at != DT_NOEND :
+		 DatumGetTimestampTz(VALUE(key, KEY_EXPIRES_AT)) > principal->expires_at))
+		beyond = "expires_at";
+	else if (changed[KEY_ALLOWED_CIDRS - 1] && principal->allowed_cidrs != NULL &&
+			 (ISNULL(key, KEY_ALLOWED_CIDRS) ||
+			  !grant_networks(principal->allowed_cidrs,
+							  DatumGetArrayTypeP(VALUE(key, KEY_ALLOWED_CIDRS)))))
+		beyond = "allowed_cidrs";
+	else if ((changed[KEY_RATE_LIMIT - 1] || changed[KEY_RATE_WINDOW - 1]) &&
+			 limit_is_beyond(principal, key))
+		beyond = "rate_limit";
+	if (beyond != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("API key \"%s\" cannot give a key \"%s\" beyond its own",
+						principal->key_id, beyond),
+				 errhint("Give a value within that of the key that authenticated.")));
+}
+
+/*
+ * Return whether a key's rate limit lets more through than the principal's: more
+ * at once, or more over time.
+ */
+static bool
+limit_is_beyond(const StoredKey *principal, KeyTuple *key)
+{
+	int32		limit;
+
+	if (principal->rate_limit == 0)
+		return false;
+	if (ISNULL(key, KEY_RATE_LIMIT) || ISNULL(key, KEY_RATE_WINDOW))
+		return true;
+	limit = DatumGetInt32(VALUE(key, KEY_RATE_LIMIT));
+	return limit > principal->rate_limit ||
+		(double) limit * limiter_window(&principal->rate_window) >
+		(double) principal->rate_limit *
+		limiter_window(DatumGetIntervalP(VALUE(key, KEY_RATE_WINDOW)));
 }
 
 /*
