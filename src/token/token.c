@@ -33,6 +33,7 @@ static const char base62[] =
 typedef struct Field
 {
 	size_t		len;			/* bytes */
+	uint8		classes;		/* the classes of all bytes together */
 	bool		name;			/* all bytes fit a name, whatever the length */
 	size_t		since_letter;	/* bytes from the last small letter to the end,
 								 * if all of them fit a name; 0: no such
@@ -52,19 +53,24 @@ static size_t redact(char *s, size_t len, size_t min_tail);
 static size_t finish_redaction(char *s, size_t len, size_t from, size_t to);
 static bool scan_byte(FieldScan *scan, char c);
 static size_t environment_to_tail(const FieldScan *scan);
+static bool tail_of_name(const FieldScan *scan);
+static bool plain(uint8 byte_classes);
 static size_t prefix_begin(const char *s, size_t prefix_end, size_t floor);
 static void random_digits(char *out, int count);
 static void check_digits(const char *s, size_t len, char *out);
 
-/* The class of a byte, in ASCII.  Other bytes have the class 0. */
+/* The classes of a byte, in ASCII.  Other bytes have no class. */
 #define DIGIT 1
 #define SMALL 2
 #define CAPITAL 4
+#define NOT_HEX 8				/* a letter after f */
 
 static const uint8 classes[256] = {
 	['0'] = DIGIT, ['1'] = DIGIT, ['2'] = DIGIT, ['3'] = DIGIT, ['4'] = DIGIT,
 	['5'] = DIGIT, ['6'] = DIGIT, ['7'] = DIGIT, ['8'] = DIGIT, ['9'] = DIGIT,
-#define LETTER(capital, small) [capital] = CAPITAL, [small] = SMALL
+#define LETTER(capital, small) \
+	[capital] = CAPITAL | ((small) > 'f' ? NOT_HEX : 0), \
+	[small] = SMALL | ((small) > 'f' ? NOT_HEX : 0)
 	LETTER('A', 'a'), LETTER('B', 'b'), LETTER('C', 'c'), LETTER('D', 'd'),
 	LETTER('E', 'e'), LETTER('F', 'f'), LETTER('G', 'g'), LETTER('H', 'h'),
 	LETTER('I', 'i'), LETTER('J', 'j'), LETTER('K', 'k'), LETTER('L', 'l'),
@@ -291,8 +297,8 @@ token_suspected(const char *s, size_t len)
  * Mask, in place, all that looks like a token, and return the new length.
  *
  * Any run of base62 digits after prefix_environment_<12 digits>_ is masked,
- * whatever its length and check digits.  Texts are cut within a token, and
- * tokens are mistyped.  A part of one token may also be a part of the next, for
+ * whatever its length and check digits, unless it ends a name: see
+ * tail_of_name().  Texts are cut within a token, and tokens are mistyped.  A part of one token may also be a part of the next, for
  * example where two tokens were pasted without a blank between them.
  *
  * The new length is never greater than the old one, and the bytes that become
@@ -318,8 +324,8 @@ token_redact_kept(char *s, size_t len)
 /*
  * Mask, in place, every end of a token whose beginning may have been cut away.
  * Errors in JSON and XML cut texts so.  A run of LONG_TAIL base62 digits or
- * more is masked in a word after "..." or after a line break.  Return and wipe
- * as token_redact() does.
+ * more that is not plain() is masked in a word after "..." or after a line
+ * break.  Return and wipe as token_redact() does.
  */
 size_t
 token_redact_cut(char *s, size_t len)
@@ -331,10 +337,11 @@ token_redact_cut(char *s, size_t len)
 	for (size_t at = 0; at < len;)
 	{
 		size_t		begin = at;
+		uint8		run_classes = 0;
 
 		while (at < len && is_base62(s[at]))
-			at++;
-		if (cut && at - begin >= LONG_TAIL)
+			run_classes |= classes[(uint8) s[at++]];
+		if (cut && at - begin >= LONG_TAIL && !plain(run_classes))
 		{
 			memmove(s + to, s + from, begin - from);
 			to += begin - from;
@@ -376,7 +383,7 @@ redact(char *s, size_t len, size_t min_tail)
 		prefix_end = tail - environment_to_tail(&scan) - 1;
 		for (end = tail; end < len && is_base62(s[end]); end++)
 			scan_byte(&scan, s[end]);
-		if (end - tail < min_tail)
+		if (end - tail < min_tail || tail_of_name(&scan))
 		{
 			tail = end;
 			continue;
@@ -450,6 +457,7 @@ scan_byte(FieldScan *scan, char c)
 			field->since_letter = 0;
 		else if (field->since_letter > 0)
 			field->since_letter++;
+		field->classes |= classes[(uint8) c];
 		field->len++;
 		return false;
 	}
@@ -473,6 +481,36 @@ static size_t
 environment_to_tail(const FieldScan *scan)
 {
 	return scan->environment.len + 1 + TOKEN_KEY_ID_LEN + 1;
+}
+
+/*
+ * Return whether the field after a key id ends a name rather than a token, for
+ * example app_user_subscription_items.  Names have no capital letter.  A short
+ * tail may be left, because it tells too little of a secret.  A long one must
+ * be plain, and so must the key id: small letters and digits together may be a
+ * token that the server has folded to small letters.
+ */
+static bool
+tail_of_name(const FieldScan *scan)
+{
+	uint8		key_id = scan->key_id.classes;
+	uint8		tail = scan->current.classes;
+
+	if (scan->current.len < LONG_TAIL)
+		return ((key_id | tail) & CAPITAL) == 0;
+	return plain(key_id) && plain(tail);
+}
+
+/*
+ * Return whether bytes of these classes are small letters alone, or hexadecimal
+ * digits with small letters.  LONG_TAIL random base62 digits are so with a
+ * probability of (26/62)^20, 3 in 10^8.
+ */
+static bool
+plain(uint8 byte_classes)
+{
+	return (byte_classes & CAPITAL) == 0 &&
+		(byte_classes & (DIGIT | NOT_HEX)) != (DIGIT | NOT_HEX);
 }
 
 /*

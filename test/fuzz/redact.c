@@ -76,7 +76,7 @@ split(const char *s, size_t len, Text *texts)
 	}
 }
 
-/* Runs of digits behind a key id are shorter than so many. */
+/* Runs of digits behind a key id are shorter than so many, or end a name. */
 static void
 check_masked(const char *s, const Text *text, size_t run)
 {
@@ -91,7 +91,7 @@ check_masked(const char *s, const Text *text, size_t run)
 			continue;
 		while (texts_base62(s[end]))
 			end++;
-		HOLDS(end - i < run);
+		HOLDS(end - i < run || texts_tail_of_name(s, i, end));
 	}
 }
 

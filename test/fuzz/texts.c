@@ -89,3 +89,31 @@ texts_behind_key_id(const char *s, size_t at)
 			return true;
 	return false;
 }
+
+/* Small letters alone, or hexadecimal digits with small letters. */
+static bool
+plain(const char *s, size_t len)
+{
+	return strspn(s, "abcdefghijklmnopqrstuvwxyz") >= len ||
+		strspn(s, "0123456789abcdef") >= len;
+}
+
+/* Whether a run of digits behind a key id ends a name, said anew. */
+bool
+texts_tail_of_name(const char *s, size_t at, size_t end)
+{
+	char		key_id[TOKEN_KEY_ID_LEN + 1] = "";
+	char		tail[TEXTS_MAX] = "";
+
+	memcpy(key_id, s + at - 1 - TOKEN_KEY_ID_LEN, TOKEN_KEY_ID_LEN);
+	memcpy(tail, s + at, end - at);
+	if (end - at >= 20)
+		return plain(key_id, strlen(key_id)) && plain(tail, end - at);
+	for (size_t i = 0; i < TOKEN_KEY_ID_LEN; i++)
+		if (!name_char(key_id[i]))
+			return false;
+	for (size_t i = at; i < end; i++)
+		if (!name_char(s[i]))
+			return false;
+	return true;
+}

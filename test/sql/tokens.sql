@@ -66,8 +66,18 @@ SELECT n, f.token_mask, f.key_id, f.start, rk_apikeys.mask(substr(document, f.st
 -- Redacted is what looks like a token: cut and mistyped ones too.
 SELECT n, rk_apikeys.redact(document) FROM documents ORDER BY n;
 -- Also where the end of one is the beginning of another.
-SELECT s AS string, rk_apikeys.redact(s) FROM unnest(ARRAY['a_b_000000000000_r_d_A0a9Z0z9b8Y7_QwErTyUi',
-  'rk_prod_000000000000_rk_prod_A0a9Z0z9b8Y7_QwErTyUi', 'a_b_c00000000000_d_A0a9Z0z9b8Y7_QwErTyUi']) s;
+SELECT s AS string, rk_apikeys.redact(s) FROM unnest(ARRAY['a_b_00000000000A_r_d_A0a9Z0z9b8Y7_QwErTyUi',
+  'rk_prod_00000000000A_rk_prod_A0a9Z0z9b8Y7_QwErTyUi', 'a_b_c00000000000_d_A0a9Z0z9b8Y7_QwErTyUi']) s;
+-- A text without a token stays: names, times, digests. Not so a token that was folded to small letters, or a name with capitals.
+SELECT s AS string, rk_apikeys.redact(s) = s AS stays FROM unnest(ARRAY['app_user_subscription_items', 'no_such_subscription_' || repeat('very', 12) || 'long',
+  'table_name_of_2024_partition_p01', 'orders_by_partition024_p01', 'log_events_202401011230_p01', 'img_prod_0123456789ab_' || repeat('0a9f', 16),
+  'img_prod_0123456789ab_latest', 'a_b_c2d81acf-4d6b-4c1e-9b6a-0123456789ab', 'https://example.com/a_b_subscription_items?x_y_organization_id=1',
+  lower(left('rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j', 63)), 'app_user_getUserItems_list',
+  'rk_prod_7Yh2kQ9mZp1x_a', 'rk_prod_abcdefghijkl_Ab', 'rk_prod_abcdefghijkl_' || repeat('z', 19) || '9']) s;
+-- Nor does an error that quotes the end of a long name change.
+\set VERBOSITY default
+SELECT ('{"' || repeat('very', 10) || 'longfieldname":}')::json;
+\set VERBOSITY sqlstate
 SELECT count(*) AS longer FROM documents WHERE length(rk_apikeys.redact(document)) > length(document);
 
 -- Linear: eight times the text takes about eight times as long.
