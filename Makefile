@@ -7,13 +7,15 @@ MODULE_big = rk_apikeys
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*/*.c)))
 # Only these symbols are visible to other libraries.
 SHLIB_EXPORTS = src/exports.txt
-DATA_built = $(SCRIPT)
+# From the last release to this one.
+UPDATE = $(notdir $(wildcard sql/updates/$(EXTENSION)--*--$(EXTVERSION).sql))
+DATA_built = $(SCRIPT) $(UPDATE)
 # For the use that a standby sends to its primary.
 PG_CPPFLAGS = -I$(libpq_srcdir) -I$(srcdir)/src
 SHLIB_LINK = $(libpq)
-# From each release to the next.
-DATA = $(sort $(wildcard sql/updates/*.sql))
-EXTRA_CLEAN = $(SCRIPT) src/exports.list
+# From each earlier release to the next.
+DATA = $(filter-out sql/updates/$(UPDATE), $(sort $(wildcard sql/updates/*.sql)))
+EXTRA_CLEAN = $(SCRIPT) $(UPDATE) src/exports.list
 # What the library says that it is.
 PG_CPPFLAGS += -DRK_APIKEYS_VERSION='"$(EXTVERSION)"'
 
@@ -46,6 +48,10 @@ $(OBJS): $(wildcard src/*.h src/*/*.h) rk_apikeys.control
 # The parts are joined in the order of their names.
 $(SCRIPT): $(sort $(wildcard sql/*.sql)) rk_apikeys.control
 	cat $(sort $(wildcard sql/*.sql)) > $@
+
+# An update ends with the same grants.
+$(UPDATE): %: sql/updates/% sql/90-grants.sql
+	cat $^ > $@
 
 # The TAP tests against the installed extension, by PGXS alone, as a user who may run a server: all, or those of PROVE_TESTS.
 .PHONY: check-tap

@@ -1,8 +1,61 @@
--- The whole access policy.
+-- The whole access policy. The update script ends with it too.
 
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA rk_apikeys FROM PUBLIC;
-REVOKE ALL ON ALL TABLES IN SCHEMA rk_apikeys FROM PUBLIC;
+-- Nobody but the owner has a right to an object of the extension, except the
+-- rights below. ALTER DEFAULT PRIVILEGES may have given or taken others.
+DO $$
+DECLARE
+  object record;
+  whom text;
+BEGIN
+  FOR object IN
+    WITH member AS (
+      SELECT d.classid, d.objid
+        FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+        WHERE d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
+          AND d.deptype = 'e' AND e.extname = 'rk_apikeys'
+    ), owned AS (
+      SELECT 'SCHEMA' AS kind, objid, pg_catalog.quote_ident(nspname) AS name, nspowner AS owner,
+          coalesce(nspacl, pg_catalog.acldefault('n', nspowner)) AS acl
+        FROM member JOIN pg_catalog.pg_namespace n
+          ON classid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND objid = n.oid
+      UNION ALL
+      SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, objid, c.oid::pg_catalog.regclass::text,
+          relowner, relacl
+        FROM member JOIN pg_catalog.pg_class c
+          ON classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND objid = c.oid
+        WHERE relkind IN ('r', 'v', 'S')
+      UNION ALL
+      SELECT 'FUNCTION', objid, p.oid::pg_catalog.regprocedure::text, proowner,
+          coalesce(proacl, pg_catalog.acldefault('f', proowner))
+        FROM member JOIN pg_catalog.pg_proc p
+          ON classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND objid = p.oid
+      UNION ALL
+      SELECT 'TYPE', objid, t.oid::pg_catalog.regtype::text, typowner,
+          coalesce(typacl, pg_catalog.acldefault('T', typowner))
+        FROM member JOIN pg_catalog.pg_type t
+          ON classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND objid = t.oid
+          JOIN pg_catalog.pg_class c ON c.oid = typrelid
+        WHERE relkind = 'c'
+    )
+    SELECT kind, name, owner, ARRAY(
+        SELECT grantee FROM pg_catalog.aclexplode(acl)
+        UNION SELECT grantee FROM pg_catalog.pg_attribute, pg_catalog.aclexplode(attacl)
+          WHERE kind = 'TABLE' AND attrelid = objid) AS grantees
+      FROM owned
+  LOOP
+    FOR whom IN
+      SELECT CASE g WHEN 0 THEN 'PUBLIC' ELSE g::pg_catalog.regrole::text END
+        FROM pg_catalog.unnest(object.grantees) g
+    LOOP
+      EXECUTE pg_catalog.format('REVOKE ALL ON %s %s FROM %s CASCADE', object.kind, object.name, whom);
+    END LOOP;
+    EXECUTE pg_catalog.format('GRANT ALL ON %s %s TO %s', object.kind, object.name,
+      object.owner::pg_catalog.regrole);
+  END LOOP;
+END $$;
+
 GRANT USAGE ON SCHEMA rk_apikeys TO PUBLIC;
+GRANT USAGE ON TYPE rk_apikeys.verdict, rk_apikeys.new_key, rk_apikeys.listed_key TO PUBLIC;
 
 -- Any role: tokens as text, and the session's tenant and principal.
 GRANT EXECUTE ON FUNCTION
