@@ -79,15 +79,18 @@ settings_init(void)
 							   &settings_max_lifetime, "0",
 							   PGC_SUSET, 0,
 							   check_interval, NULL, NULL);
-	/* It sizes shared memory, so it means nothing later. */
-	if (process_shared_preload_libraries_in_progress)
-		DefineCustomIntVariable("rk_apikeys.max_tracked_keys",
-								"The number of keys whose use is kept in shared memory.",
-								NULL,
-								&settings_max_tracked_keys,
-								65536, 16, 16777216,
-								PGC_POSTMASTER, 0,
-								NULL, NULL, NULL);
+	/*
+	 * Without preload it has no effect, but the configuration file may still
+	 * have it.  PostgreSQL refuses to define a PGC_POSTMASTER setting then.
+	 */
+	DefineCustomIntVariable("rk_apikeys.max_tracked_keys",
+							"The number of keys whose use is kept in shared memory.",
+							"It has no effect unless shared_preload_libraries has the library.",
+							&settings_max_tracked_keys,
+							65536, 16, 16777216,
+							process_shared_preload_libraries_in_progress ?
+							PGC_POSTMASTER : PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
 	DefineCustomBoolVariable("rk_apikeys.notify",
 							 "Send a notification on channel rk_apikeys for each committed change of a key.",
 							 "Every role of the database can listen. A transaction that sends one cannot be prepared.",

@@ -60,8 +60,8 @@ typedef struct CacheSet
 {
 	StoredKey  *rows[SET_SIZE]; /* the one used last first; NULLs at the end */
 	uint32		hashes[SET_SIZE];	/* of the rows' key ids or digests */
-	uint32		flush;			/* the flush after which the set was filled */
-	uint32		unused[3];
+	uint64		flush;			/* the flush after which the set was filled */
+	uint32		unused[2];
 } CacheSet;
 
 StaticAssertDecl(sizeof(CacheSet) == 64 || sizeof(void *) < 8,
@@ -73,7 +73,7 @@ static uint32 set_mask = 0;
 
 /* The rows, and how many times they were thrown away. */
 static MemoryContext context = NULL;
-static uint32 flushes = 0;
+static uint64 flushes = 0;
 
 /* The cache_size that the table was made for. */
 static int	made_for = 0;

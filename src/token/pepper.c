@@ -147,10 +147,13 @@ read_file(char *contents)
 		refuse(psprintf("could not stat it: %m"));
 	if (!S_ISREG(st.st_mode))
 		refuse("it is not a regular file");
-	if (st.st_uid != geteuid())
-		refuse("it is not owned by the server's user");
-	if ((st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
+	/* PostgreSQL has the same rules for ssl_key_file. */
+	if (st.st_uid != geteuid() && st.st_uid != 0)
+		refuse("it is not owned by the server's user or root");
+	if (st.st_uid == geteuid() && (st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
 		refuse("it has group or world access");
+	if (st.st_uid == 0 && (st.st_mode & (S_IWGRP | S_IXGRP | S_IRWXO)) != 0)
+		refuse("it is owned by root and has more access than 0640");
 	if (st.st_size > FILE_MAX_LEN)
 		refuse("it is too long");
 	while ((got = read(fd, contents + len, FILE_MAX_LEN - len)) > 0)
@@ -231,5 +234,5 @@ refuse(const char *reason)
 			(errcode(ERRCODE_IO_ERROR),
 			 errmsg("could not use pepper file: %s", reason),
 			 errdetail_log("The file is \"%s\".", pepper_file),
-			 errhint("rk_apikeys.pepper_file must name a file of lines of id:base64 that the server's user owns, with mode 0600.")));
+			 errhint("rk_apikeys.pepper_file must name a file of lines of id:base64, with mode 0600 and owned by the server's user, or with mode 0640 and owned by root.")));
 }

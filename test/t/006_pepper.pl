@@ -202,6 +202,30 @@ is($open->query_safe("SELECT code FROM rk_apikeys.verify_key('$token{first}')"),
 like(error_of('backend', 'SHOW rk_apikeys.pepper_file'), qr/42501/, 'the setting is hidden from ordinary roles');
 like(error_of('postgres', q{SET rk_apikeys.pepper_file = '/dev/null'}), qr/55P02/, 'and is not for a session to set');
 $open->quit;
+
+# A secret of Kubernetes: root's file, which the server's group may read, behind two links. The server is told that a file with the
+# sticky bit is root's, because the tests do not run as root.
+my $volume = $node->basedir . '/volume';
+mkdir $_ or die foreach $volume, "$volume/..v1";
+symlink '..v1', "$volume/..data" or die;
+symlink '..data/peppers', "$volume/peppers" or die;
+append_to_file("$volume/..v1/peppers", "2:$second\n");
+$node->append_conf('postgresql.conf', "rk_apikeys.pepper_file = '$volume/peppers'");
+{
+	my $owner = client('root_owned', '-shared', '-fPIC');
+	local $ENV{LD_PRELOAD} = $owner;
+	$node->restart;
+}
+foreach ([ 01640, '' ], [ 01440, '' ], [ 01600, '' ], [ 0600, '' ], [ 0640, 'group or world access' ], [ 0440, 'group or world access' ],
+	(map { [ $_, 'owned by root and has more access' ] } 01660, 01650, 01644, 01641, 01642))
+{
+	my ($mode, $why) = @$_;
+	my $label = sprintf '%s, mode %04o', $mode & 01000 ? 'owned by root' : "the server's", $mode & 0777;
+	chmod $mode, "$volume/..v1/peppers" or die;
+	# Each call is a new session, which reads the file anew.
+	my $error = error_of('backend', "SELECT code FROM rk_apikeys.verify_key('$token{first}')");
+	like($error, $why ? qr/58030.*$why/ : qr/^none, but valid$/, "$label: $error");
+}
 is(() = glob($node->data_dir . '/pg_stat/*pepper*'), 0, 'nothing of it is written');
 $node->stop;
 

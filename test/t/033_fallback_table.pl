@@ -25,7 +25,19 @@ my $token = keys_of_every_state($node);
 is_deeply(verdicts($node, $token), expected_verdicts(), 'every verdict as with preload');
 is(sql_as($node, 'boss', 'SELECT preloaded, verified, pending_keys FROM rk_apikeys.stats'), 'f||', 'the server tells that it is not preloaded');
 is(sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()'), '0', 'there is nothing to flush');
-isnt($node->psql('postgres', "LOAD 'rk_apikeys'; SHOW rk_apikeys.max_tracked_keys", stderr => \my $err), 0, 'no size of what is not there');
+
+# The configuration file may keep the setting that sizes the memory of a preloaded library.
+$node->append_conf('postgresql.conf', 'rk_apikeys.max_tracked_keys = 100000');
+$node->reload;
+$node->poll_query_until('postgres', q{SELECT current_setting('rk_apikeys.max_tracked_keys', true) = '100000'}) or die;
+my $place = -s $node->logfile;
+my $err;
+is($node->psql('postgres', "LOAD 'rk_apikeys'; SHOW rk_apikeys.max_tracked_keys; SELECT count(*) FROM rk_apikeys.stats", stdout => \my $shown, stderr => \$err),
+	0, 'a session loads the library');
+is("$shown$err", "100000\n1", 'without a warning for the setting of a preloaded library');
+unlike(slurp_file($node->logfile, $place), qr/WARNING/, 'in the log neither');
+$node->psql('postgres', "\\set VERBOSITY sqlstate\nLOAD 'rk_apikeys';\nSET rk_apikeys.max_tracked_keys = 17", stderr => \$err);
+like($err, qr/55P02/, 'no session can set it');
 
 # Rate limits: every way to set one
 my ($id, $plain) = create_key($node, 'plain');
