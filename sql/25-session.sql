@@ -45,6 +45,12 @@ CREATE FUNCTION rk_apikeys._no_principal() RETURNS boolean
 COMMENT ON FUNCTION rk_apikeys._no_principal() IS
   'Private: false if a principal is set, even one that is no longer good. While it is false, no role reaches other tenants.';
 
+CREATE FUNCTION rk_apikeys._principal_environment() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_principal_environment';
+COMMENT ON FUNCTION rk_apikeys._principal_environment() IS
+  'Private: the environment of the principal''s key. NULL without a good principal.';
+
 CREATE FUNCTION rk_apikeys._default_environment() RETURNS text
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_setting_environment';

@@ -104,6 +104,7 @@ COMMENT ON POLICY all_tenants_read ON rk_apikeys.api_keys IS 'An auditor reads e
 COMMENT ON POLICY own_tenant ON rk_apikeys.api_keys IS 'A manager manages the keys of its own tenant.';
 CREATE POLICY principal ON rk_apikeys.api_keys AS RESTRICTIVE
   TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
-  USING ((SELECT rk_apikeys._may_manage()));
-COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A principal sees and changes keys only if it has the scope apikeys:manage.';
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR environment = (SELECT rk_apikeys._principal_environment())));
+COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A principal sees and changes keys only of its environment, and only if it has the scope apikeys:manage.';
 

@@ -112,8 +112,9 @@ COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_usage IS 'Admins and audito
 COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_usage IS 'A manager reads its own tenant''s usage.';
 CREATE POLICY principal ON rk_apikeys.key_usage AS RESTRICTIVE
   TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
-  USING ((SELECT rk_apikeys._may_manage()));
-COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A principal sees usage only if it has the scope apikeys:manage.';
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_usage.key_id)));
+COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A principal sees usage only of keys that it sees.';
 
 ALTER TABLE rk_apikeys.key_usage_daily ENABLE ROW LEVEL SECURITY;
 CREATE POLICY all_tenants_read ON rk_apikeys.key_usage_daily FOR SELECT
@@ -125,8 +126,9 @@ COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_usage_daily IS 'Admins and 
 COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_usage_daily IS 'A manager reads its own tenant''s usage.';
 CREATE POLICY principal ON rk_apikeys.key_usage_daily AS RESTRICTIVE
   TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
-  USING ((SELECT rk_apikeys._may_manage()));
-COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A principal sees usage only if it has the scope apikeys:manage.';
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR environment = (SELECT rk_apikeys._principal_environment())));
+COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A principal sees usage only of its environment, and only if it has the scope apikeys:manage.';
 
 ALTER TABLE rk_apikeys.usage_senders ENABLE ROW LEVEL SECURITY;
 CREATE POLICY all_tenants_read ON rk_apikeys.usage_senders FOR SELECT
@@ -144,6 +146,7 @@ COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_events IS 'Admins and audit
 COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_events IS 'A manager reads its own tenant''s events.';
 CREATE POLICY principal ON rk_apikeys.key_events AS RESTRICTIVE
   TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
-  USING ((SELECT rk_apikeys._may_manage()));
-COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A principal sees events only if it has the scope apikeys:manage.';
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_events.key_id)));
+COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A principal sees events only of keys that it sees.';
 

@@ -2,6 +2,11 @@
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
+-- A verify without preload locks key_usage, then api_keys.  Locks in this order,
+-- at full strength from the start, keep the update from a deadlock with it.
+LOCK TABLE rk_apikeys.key_usage, rk_apikeys.api_keys, rk_apikeys.key_usage_daily,
+  rk_apikeys.key_events;
+
 -- The lists of a tenant, by use and by day.
 CREATE INDEX key_usage_tenant ON rk_apikeys.key_usage (tenant, key_id);
 COMMENT ON INDEX rk_apikeys.key_usage_tenant IS 'A tenant''s lists, by use.';

@@ -2,6 +2,11 @@
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
+-- A verify without preload locks key_usage, then api_keys.  Locks in this order,
+-- at full strength from the start, keep the update from a deadlock with it.
+LOCK TABLE rk_apikeys.key_usage, rk_apikeys.api_keys, rk_apikeys.key_usage_daily,
+  rk_apikeys.key_events;
+
 -- Before PostgreSQL 16, E'\v' is the letter v and not a vertical tab, so the
 -- constraint refused the name "v".
 ALTER TABLE rk_apikeys.api_keys DROP CONSTRAINT api_keys_name_check,
@@ -215,6 +220,29 @@ SELECT setval('rk_apikeys.key_events_event_id_seq', e.last)
     rk_apikeys.key_events_event_id_seq s
   WHERE e.last > s.last_value OR (e.last = s.last_value AND NOT s.is_called);
 
+-- A principal sees only the keys of its environment.
+CREATE FUNCTION rk_apikeys._principal_environment() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_principal_environment';
+COMMENT ON FUNCTION rk_apikeys._principal_environment() IS
+  'Private: the environment of the principal''s key. NULL without a good principal.';
+ALTER POLICY principal ON rk_apikeys.api_keys
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR environment = (SELECT rk_apikeys._principal_environment())));
+COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A principal sees and changes keys only of its environment, and only if it has the scope apikeys:manage.';
+ALTER POLICY principal ON rk_apikeys.key_usage
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_usage.key_id)));
+COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A principal sees usage only of keys that it sees.';
+ALTER POLICY principal ON rk_apikeys.key_usage_daily
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR environment = (SELECT rk_apikeys._principal_environment())));
+COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A principal sees usage only of its environment, and only if it has the scope apikeys:manage.';
+ALTER POLICY principal ON rk_apikeys.key_events
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_events.key_id)));
+COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A principal sees events only of keys that it sees.';
+
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.verdict IS
   'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set.';
@@ -265,7 +293,6 @@ COMMENT ON COLUMN rk_apikeys.api_keys.pepper_id IS 'The pepper with which the di
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'For pages of a tenant''s keys, ordered by created_at.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'For pages of a tenant''s keys, ordered by key id.';
 COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'verify finds an imported key by this index.';
-COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A principal sees and changes keys only if it has the scope apikeys:manage.';
 COMMENT ON TABLE rk_apikeys.key_usage IS 'When and how often each key was used. Only the extension writes it.';
 COMMENT ON COLUMN rk_apikeys.key_usage.key_id IS 'The key id.';
 COMMENT ON COLUMN rk_apikeys.key_usage.last_used_at IS 'The time of the last use. It only moves forward.';
@@ -293,9 +320,6 @@ COMMENT ON COLUMN rk_apikeys.key_events.principal IS 'The id of the key that the
 COMMENT ON COLUMN rk_apikeys.key_events.client_addr IS 'The database client''s address. NULL over a Unix-domain socket.';
 COMMENT ON COLUMN rk_apikeys.key_events.changes IS 'The old and new value of each changed setting. Never a digest or secret.';
 COMMENT ON INDEX rk_apikeys.key_events_key IS 'For the history of one key.';
-COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A principal sees usage only if it has the scope apikeys:manage.';
-COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A principal sees usage only if it has the scope apikeys:manage.';
-COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A principal sees events only if it has the scope apikeys:manage.';
 COMMENT ON FUNCTION rk_apikeys._keys_make() IS
   'Private: gives a new key its id, token and digest. Stores a restored row as it is.';
 COMMENT ON FUNCTION rk_apikeys._keys_guard() IS

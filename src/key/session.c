@@ -28,6 +28,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_current_scopes);
 PG_FUNCTION_INFO_V1(rk_apikeys_has_scope);
 PG_FUNCTION_INFO_V1(rk_apikeys_may_manage);
 PG_FUNCTION_INFO_V1(rk_apikeys_no_principal);
+PG_FUNCTION_INFO_V1(rk_apikeys_principal_environment);
 
 /*
  * Return the principal's key; NULL without a principal, or if its key is not
@@ -79,6 +80,18 @@ session_tenant(void)
 	if (settings_tenant[0] != '\0')
 		return pstrdup(settings_tenant);
 	return GetUserNameFromId(caller_role(), false);
+}
+
+/*
+ * Return the environment of the principal's key, palloc'd; NULL without a good
+ * principal.  A principal manages the keys of its own environment only.
+ */
+char *
+session_environment(void)
+{
+	const StoredKey *key = session_principal();
+
+	return key == NULL ? NULL : text_to_cstring(key->environment);
 }
 
 /*
@@ -183,4 +196,15 @@ Datum
 rk_apikeys_no_principal(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(!principal_is_set());
+}
+
+/* rk_apikeys._principal_environment() -> text: session_environment(). */
+Datum
+rk_apikeys_principal_environment(PG_FUNCTION_ARGS)
+{
+	char	   *environment = session_environment();
+
+	if (environment == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(environment));
 }

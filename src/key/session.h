@@ -13,6 +13,7 @@
 extern const StoredKey *session_principal(void);
 extern bool session_may_manage(void);
 extern char *session_tenant(void);
+extern char *session_environment(void);
 extern bool session_sees_all_tenants(void);
 
 #endif

@@ -27,7 +27,7 @@
 /* Of _stats(): the counters are between the first and the last five. */
 #define STATS_COLUMNS (1 + STATS_ALL + 5)
 
-static bool find_viewer(char **tenant);
+static bool find_viewer(char **tenant, char **environment);
 static bool look_for_caller(FunctionCallInfo fcinfo, UsageLook *look);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_at);
@@ -73,13 +73,14 @@ rk_apikeys_live_usage(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	char	   *tenant;
+	char	   *environment;
 	UsageLook  *looks;
 	int			count;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (result->setDesc->natts != LIVE_COLUMNS)
 		elog(ERROR, "_live_usage returns another row than expected");
-	if (!find_viewer(&tenant))
+	if (!find_viewer(&tenant, &environment))
 		return (Datum) 0;
 	looks = usage_look_all(tenant, GetCurrentTransactionStartTimestamp(), &count);
 	for (int i = 0; i < count; i++)
@@ -88,6 +89,8 @@ rk_apikeys_live_usage(PG_FUNCTION_ARGS)
 		bool		nulls[LIVE_COLUMNS] = {false, false, false};
 
 		CHECK_FOR_INTERRUPTS();
+		if (environment != NULL && strcmp(looks[i].environment, environment) != 0)
+			continue;
 		values[0] = CStringGetTextDatum(looks[i].key_id);
 		values[1] = TimestampTzGetDatum(looks[i].last_used_at);
 		nulls[1] = looks[i].last_used_at == 0;
@@ -140,14 +143,16 @@ rk_apikeys_stats(PG_FUNCTION_ARGS)
 }
 
 /*
- * Set *tenant to the tenant whose keys the caller may see; NULL: every tenant's.
- * Return false if the caller may see no key.
+ * Set *tenant and *environment to those whose keys the caller may see; NULL: of
+ * every tenant, and every environment.  Return false if the caller may see no
+ * key.
  */
 static bool
-find_viewer(char **tenant)
+find_viewer(char **tenant, char **environment)
 {
 	if (!session_may_manage() || (*tenant = session_tenant()) == NULL)
 		return false;
+	*environment = session_environment();
 	if (session_sees_all_tenants())
 		*tenant = NULL;
 	return true;
@@ -162,10 +167,12 @@ look_for_caller(FunctionCallInfo fcinfo, UsageLook *look)
 {
 	text	   *key_id = PG_GETARG_TEXT_PP(0);
 	char	   *tenant;
+	char	   *environment;
 
 	/* First whether there is an entry: most keys of a list have none. */
 	return VARSIZE_ANY_EXHDR(key_id) == TOKEN_KEY_ID_LEN &&
 		usage_look(VARDATA_ANY(key_id), NULL, look) &&
-		find_viewer(&tenant) &&
+		find_viewer(&tenant, &environment) &&
+		(environment == NULL || strcmp(look->environment, environment) == 0) &&
 		(tenant == NULL || usage_look(VARDATA_ANY(key_id), tenant, look));
 }

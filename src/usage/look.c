@@ -42,6 +42,7 @@ usage_look(const char *key_id, const char *tenant, UsageLook *look)
 	{
 		memcpy(look->key_id, key_id, TOKEN_KEY_ID_LEN);
 		look->key_id[TOKEN_KEY_ID_LEN] = '\0';
+		strlcpy(look->environment, entry->environment, sizeof(look->environment));
 		look->last_used_at = (TimestampTz) pg_atomic_read_u64(&entry->last_used_at);
 		look->use_count = (int64) pg_atomic_read_u64(&entry->use_count);
 	}
@@ -83,6 +84,8 @@ usage_look_all(const char *tenant, TimestampTz taken, int *count)
 	for (int i = 0; i < *count; i++)
 	{
 		memcpy(looks[i].key_id, copies[i].key_id, sizeof(looks[i].key_id));
+		strlcpy(looks[i].environment, copies[i].environment,
+				sizeof(looks[i].environment));
 		looks[i].last_used_at = copies[i].last_used_at;
 		looks[i].use_count = copies[i].use_count;
 	}

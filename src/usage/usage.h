@@ -43,6 +43,7 @@ typedef enum LimitResult
 typedef struct UsageLook
 {
 	char		key_id[TOKEN_KEY_ID_LEN + 1];
+	char		environment[TOKEN_NAME_MAX + 1];	/* of the key */
 	TimestampTz last_used_at;	/* 0: never */
 	int64		use_count;
 } UsageLook;

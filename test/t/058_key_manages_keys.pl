@@ -91,6 +91,29 @@ foreach my $case (@cases)
 	like(outcome($token, $sql), $expected, ($token eq $boss ? 'boss: ' : 'free: ') . $sql);
 }
 
+# What a principal sees: the keys of its environment, and their usage and events
+my ($prod_id, $prod) = split /\|/, sql_as($node, 'acme', q{SELECT key_id, secret FROM rk_apikeys.create_key('prod key', scopes => '{records:read}')});
+$node->safe_psql('postgres', "SELECT rk_apikeys.verify('$prod'), rk_apikeys.verify('$free')");
+sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()');
+$node->safe_psql('postgres', "SELECT rk_apikeys.verify('$prod'), rk_apikeys.verify('$free')");
+my $seen = <<"END" =~ s/\n/ /gr;
+SELECT (SELECT count(*) FROM rk_apikeys.keys WHERE key_id = k),
+  (SELECT count(*) FROM rk_apikeys.list_keys() l WHERE l.key_id = k),
+  (SELECT count(*) FROM rk_apikeys.key_usage u WHERE u.key_id = k),
+  (SELECT count(*) FROM rk_apikeys.key_usage_daily d WHERE d.key_id = k),
+  (SELECT count(*) > 0 FROM rk_apikeys.key_events e WHERE e.key_id = k),
+  (SELECT count(*) FROM rk_apikeys._live_usage() u WHERE u.key_id = k),
+  coalesce(rk_apikeys._live_use_count(k), 0) > 0, rk_apikeys._live_last_used_at(k) IS NOT NULL
+  FROM (VALUES ('$free_id', 1), ('$prod_id', 2)) v(k, n) ORDER BY n
+END
+my $all = '1|1|1|1|t|1|t|t';
+is(sql_as($node, 'acme', $seen), "$all\n$all", 'a manager sees both keys');
+my (undef, $out) = $node->psql('postgres', "BEGIN; SELECT code FROM rk_apikeys.authenticate('$free');\n$seen;\nROLLBACK;", extra_params => [ '-U', 'acme' ]);
+is($out, "valid\n$all\n0|0|0|0|f|0|f|f", 'a key of stage sees nothing of a key of prod');
+is(outcome($free, "UPDATE rk_apikeys.keys SET enabled = false WHERE key_id = '$prod_id'"), 'ok', 'and an UPDATE finds no such key');
+like(outcome($free, "SELECT rk_apikeys.revoke_key('$prod_id')"), qr/^42704/, 'nor does revoke_key');
+is(sql_as($node, 'acme', "SELECT status FROM rk_apikeys.keys WHERE key_id = '$prod_id'"), 'active', 'it is as it was');
+
 # Without a principal the same role does all that.
 is(sql_as($node, 'acme', "DELETE FROM rk_apikeys.keys WHERE key_id = '$strong_id' RETURNING 1"), '1', 'a manager without a principal deletes it');
 done_testing();
