@@ -13,6 +13,10 @@
  *   with it.  The end of a transaction or of a savepoint may restore an unmasked
  *   name, so the name is masked again there.
  *
+ * Without memory the server lists its memory contexts, past the hook for
+ * messages.  The contexts of a prepared statement have its text as identifier.
+ * Such an identifier is removed when the statement is analyzed, or executed.
+ *
  * token_redact() decides what looks like a token.
  *
  * If a message goes both to the log and to the client, the client's copy is
@@ -32,10 +36,14 @@
 #include "executor/executor.h"
 #include "parser/analyze.h"
 #include "pgstat.h"
+#include "tcop/pquery.h"
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/backend_status.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/portal.h"
 
 #include "base/settings.h"
 #include "compat.h"
@@ -52,6 +60,9 @@
  *		1 + 2 * 4
  */
 #define STATEMENT_ROOM 9
+
+/* How much of a memory context's identifier MemoryContextStats() shows. */
+#define IDENTIFIER_SHOWN 100
 
 /* Mask in place, wipe the bytes that become free, and return the new length. */
 typedef size_t (*Redactor) (char *s, size_t len);
@@ -165,6 +176,16 @@ redact_activity(void)
 	}
 }
 
+/* Remove a memory context's identifier if it may show a token.  Never raises. */
+static void
+hide_identifier(MemoryContext context)
+{
+	if (settings_redact_logs && context->ident != NULL &&
+		token_suspected(context->ident,
+						strnlen(context->ident, IDENTIFIER_SHOWN)))
+		MemoryContextSetIdentifier(context, NULL);
+}
+
 /* emit_log_hook: mask a message that goes to the server log.  Never raises. */
 static void
 redact_log(ErrorData *edata)
@@ -191,13 +212,20 @@ redact_log(ErrorData *edata)
 		previous_emit_log_hook(edata);
 }
 
-/* post_parse_analyze_hook: the statement was parsed. */
+/*
+ * post_parse_analyze_hook: the statement was parsed.  If it is to be prepared,
+ * the current memory context has the context of its plan source as a child.
+ */
 static void
 redact_parsed(ParseState *pstate, Query *query, COMPAT_JUMBLE_STATE *jstate)
 {
 	if (previous_post_parse_analyze_hook)
 		previous_post_parse_analyze_hook(pstate, query, jstate);
 	redact_activity();
+	for (MemoryContext child = CurrentMemoryContext->firstchild;
+		 child != NULL; child = child->nextchild)
+		if (strcmp(child->name, "CachedPlanSource") == 0)
+			hide_identifier(child);
 }
 
 /*
@@ -209,6 +237,8 @@ static void
 redact_started(QueryDesc *query_desc, int eflags)
 {
 	redact_activity();
+	if (ActivePortal != NULL && ActivePortal->cplan != NULL)
+		hide_identifier(ActivePortal->cplan->context);
 	if (previous_executor_start_hook)
 		previous_executor_start_hook(query_desc, eflags);
 	else

@@ -128,6 +128,18 @@ like($shown, qr/_\*{8}/, 'but its mask');
 $node->safe_psql('postgres', q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' AND backend_type = 'client backend'});
 eval { $builder->quit };
 
+# The server's list of memory contexts, which goes past the log's hook where memory is short, has the texts of prepared statements.
+my $contexts = "'$token' <> '' AS t, name, ident FROM pg_backend_memory_contexts WHERE name IN ('CachedPlan', 'CachedPlanSource')";
+my $bench = $node->basedir . '/contexts.sql';
+append_to_file($bench, "INSERT INTO contexts SELECT $contexts;\n");
+$node->safe_psql('postgres', 'CREATE TABLE contexts (t boolean, name text, ident text)');
+$node->safe_psql('postgres', "PREPARE p AS INSERT INTO contexts SELECT $contexts; EXECUTE p; EXECUTE p");
+$node->command_ok([ 'pgbench', '-n', '-h', $node->host, '-p', $node->port, '-M', $_, '-t', '3', '-f', $bench, 'postgres' ], "pgbench -M $_")
+  foreach qw(extended prepared);
+is($node->safe_psql('postgres', q{SELECT string_agg(DISTINCT name, ',' ORDER BY name) FROM contexts}), 'CachedPlan,CachedPlanSource',
+	'memory contexts of prepared statements are listed');
+unlike($node->safe_psql('postgres', 'SELECT ident FROM contexts'), qr/$secret/, 'without their token');
+
 my $three = $node->background_psql('postgres', on_error_stop => 0, extra_params => [ '-U', 'backend' ]);
 $three->query("SELEC '$token'");
 $node->poll_query_until('postgres',
