@@ -38,7 +38,7 @@ const HEADERS = {
 // --- errors -------------------------------------------------------------------------------------------------------------
 
 // What the database says to a person who asked for something that cannot be.
-const REFUSALS = { '22023': 400, '23514': 400, '23502': 400, '22P02': 400, '22007': 400, '22008': 400, '22003': 400, '42704': 404, '55000': 409, '42501': 403 };
+const REFUSALS = { '22021': 400, '22023': 400, '23514': 400, '23502': 400, '22P02': 400, '22007': 400, '22008': 400, '22003': 400, '42704': 404, '55000': 409, '42501': 403 };
 
 class Refusal extends Error {
   constructor(status, message, hint) {
@@ -109,6 +109,7 @@ const signedIn = { preHandler: async (request, reply) => {
 } };
 const change = { preHandler: async (request, reply) => {
   await signedIn.preHandler(request, reply);
+  if (typeof request.body !== 'object' || request.body === null) throw new Refusal(400, 'The request has no fields.');
   if (!same(request.headers['x-csrf-token'] ?? request.body?.csrf, request.session.csrf)) {
     throw new Refusal(403, 'This request did not come from the console\'s own page.', 'Reload the page.');
   }

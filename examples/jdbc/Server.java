@@ -16,6 +16,8 @@ import org.postgresql.ds.PGSimpleDataSource;
 import org.postgresql.util.PSQLException;
 
 public class Server {
+    static final int BODY_MAX = 65536; // whoever sends more has not authenticated yet
+
     record Answer(int status, String json) {}
 
     interface Action {
@@ -76,13 +78,23 @@ public class Server {
         }
     }
 
+    static Answer post(HttpExchange http) throws IOException, SQLException {
+        String announced = http.getRequestHeaders().getFirst("Content-Length");
+        byte[] body = announced != null && Long.parseLong(announced) > BODY_MAX
+            ? null : http.getRequestBody().readNBytes(BODY_MAX + 1);
+        if (body == null || body.length > BODY_MAX) {
+            http.getResponseHeaders().set("Connection", "close");
+            return new Answer(413, "\"too long\"");
+        }
+        return authenticated(http, "records:write", connection -> add(connection, new String(body, StandardCharsets.UTF_8)));
+    }
+
     static void handle(HttpExchange http) throws IOException {
         Answer answer;
         try {
-            String body = new String(http.getRequestBody().readAllBytes(), StandardCharsets.UTF_8);
             answer = switch (http.getRequestMethod()) {
                 case "GET" -> authenticated(http, "records:read", Server::list);
-                case "POST" -> authenticated(http, "records:write", connection -> add(connection, body));
+                case "POST" -> post(http);
                 default -> new Answer(405, "\"method\"");
             };
         } catch (SQLException error) {

@@ -9,6 +9,7 @@
  * One request at a time, over one connection: what matters is authenticated().
  */
 #include <arpa/inet.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -171,7 +172,10 @@ add_record(PGconn *db, Request *request, Answer *answer)
 	return ok;
 }
 
-/* Read a request: the head, and as much of a body as it announces. */
+/*
+ * Read a request: the head, and as much of a body as it announces.  Return 0 if
+ * it is not whole, or too long.
+ */
 static int
 read_request(int client, Request *request)
 {
@@ -191,6 +195,8 @@ read_request(int client, Request *request)
 		announced = header(request, "Content-Length");
 		got = announced == NULL ? 0 : atol(announced);
 		free(announced);
+		if (got >= request->text + REQUEST_MAX - request->body)
+			return 0;
 		if (request->text + len - request->body >= got)
 			return 1;
 	}
@@ -223,23 +229,26 @@ main(void)
 		perror("cannot listen");
 		return 1;
 	}
+	signal(SIGPIPE, SIG_IGN);	/* a client may be gone before the answer */
 	while ((client = accept(server, (struct sockaddr *) &address, &len)) >= 0)
 	{
-		Answer		answer = {405, "", NULL};
+		Answer		answer = {413, "", NULL};
 
 		inet_ntop(AF_INET, &address.sin_addr, request.client, sizeof(request.client));
 		if (read_request(client, &request))
 		{
+			answer.status = 405;
 			if (strncmp(request.text, "GET ", 4) == 0)
 				authenticated(db, &request, "records:read", list_records, &answer);
 			else if (strncmp(request.text, "POST ", 5) == 0)
 				authenticated(db, &request, "records:write", add_record, &answer);
+		}
+		if (request.body != NULL)
 			dprintf(client, "HTTP/1.1 %d .\r\nContent-Type: application/json\r\n"
 					"Connection: close\r\n%sContent-Length: %zu\r\n\r\n%s",
 					answer.status, answer.header,
 					answer.json == NULL ? 0 : strlen(answer.json),
 					answer.json == NULL ? "" : answer.json);
-		}
 		free(answer.json);
 		explicit_bzero(&request, sizeof(request));
 		close(client);

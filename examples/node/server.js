@@ -8,6 +8,7 @@ const http = require('node:http');
 const { Pool } = require('pg');
 
 const pool = new Pool(); // from PGHOST, PGUSER…
+const BODY_MAX = 65536; // whoever sends more has not authenticated yet
 const STATUS = { scope_missing: 403, address_denied: 403, rate_limited: 429, limiter_unavailable: 503 };
 
 // What to answer when the database refuses a key.
@@ -39,9 +40,14 @@ async function authenticated(request, scope, action) {
   }
 }
 
+// The body of a request; undefined if it is too long.
 async function read(request) {
   let body = '';
-  for await (const chunk of request.setEncoding('utf8')) body += chunk;
+  if (Number(request.headers['content-length']) > BODY_MAX) return undefined;
+  for await (const chunk of request.setEncoding('utf8')) {
+    body += chunk;
+    if (body.length > BODY_MAX) return undefined;
+  }
   return body;
 }
 
@@ -52,6 +58,7 @@ const routes = {
   }),
   POST: async (request) => {
     const body = await read(request);
+    if (body === undefined) return { status: 413, body: 'too long', headers: { Connection: 'close' } };
     return authenticated(request, 'records:write', async (client) => {
       await client.query('INSERT INTO records (body) VALUES ($1)', [body]);
       return { status: 201, body: 'added' };

@@ -10,6 +10,7 @@ import psycopg2
 from psycopg2.pool import ThreadedConnectionPool
 
 pool = ThreadedConnectionPool(1, 10, "")  # libpq's own settings: PGHOST, PGUSER…
+BODY_MAX = 65536  # whoever sends more has not authenticated yet
 STATUS = {"scope_missing": 403, "address_denied": 403, "rate_limited": 429, "limiter_unavailable": 503}
 
 
@@ -48,7 +49,11 @@ class Handler(BaseHTTPRequestHandler):
         self.run("records:read", self.list)
 
     def do_POST(self):
-        self.run("records:write", self.add)
+        length = self.headers.get("Content-Length", "0")
+        if re.fullmatch("[0-9]{1,5}", length) and int(length) <= BODY_MAX:
+            self.run("records:write", self.add)
+        else:
+            self.answer(413, '"too long"', {})
 
     def list(self, cursor):
         cursor.execute("SELECT coalesce(json_agg(body ORDER BY id), '[]')::text FROM records")

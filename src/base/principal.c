@@ -71,7 +71,7 @@ principal_key_id(void)
 }
 
 /*
- * Raise 42501 if a principal is set.  Functions that reach the keys of all
+ * Raise 42501 if a principal is set.  Functions that reach the data of all
  * tenants past the policies call this, because a principal belongs to one
  * tenant.
  */
@@ -81,7 +81,7 @@ principal_refuse(void)
 	if (principal_is_set())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" cannot administer the keys of all tenants",
+				 errmsg("API key \"%s\" has no access to the data of all tenants",
 						principal_key_id()),
-				 errhint("Call the function in a transaction that has not authenticated as a key.")));
+				 errhint("Use a transaction that has not authenticated as a key.")));
 }

@@ -5,7 +5,7 @@
  * A token exists in the clear from the insert of its key to the end of the
  * transaction, and only in the memory of this backend.  So the RETURNING of the
  * insert, or a later statement of the same transaction, can show the token to
- * the role that made the key.
+ * the role that made the key, while the principal is the same as then.
  *
  * A second list holds the keys that got their grace_until in this transaction.
  * Only these keys may be named in the column "replaces" of a new key.
@@ -25,6 +25,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+#include "base/principal.h"
 #include "compat.h"
 #include "key/issued.h"
 #include "token/token.h"
@@ -36,6 +37,7 @@
 typedef struct IssuedToken
 {
 	Oid			role;			/* made the key, and may see the token */
+	char		principal[TOKEN_KEY_ID_LEN + 1];	/* likewise; empty: none */
 	uint16		len;
 	char		token[TOKEN_MAX_LEN + 1];
 } IssuedToken;
@@ -182,6 +184,7 @@ issued_keep(const char *key_id, const char *token, size_t len)
 	key = hash_search(issued_keys, key_id, HASH_ENTER, &found);
 	key->token = slot;
 	slot->role = GetUserId();
+	strlcpy(slot->principal, principal_setting, sizeof(slot->principal));
 	slot->len = len;
 	memcpy(slot->token, token, len);
 	issued_blocks->used++;
@@ -211,8 +214,9 @@ issued_was_rotated(const char *key_id)
 /*
  * rk_apikeys.reveal(key_id text) -> text
  *
- * Return the token of a key that the current role made in this transaction;
- * NULL for any other key, role or transaction.
+ * Return the token of a key that the current role made in this transaction with
+ * the current principal, or with none if there is none.  Return NULL for any
+ * other key, role, principal or transaction.
  */
 Datum
 rk_apikeys_reveal(PG_FUNCTION_ARGS)
@@ -226,7 +230,8 @@ rk_apikeys_reveal(PG_FUNCTION_ARGS)
 	if (VARSIZE_ANY_EXHDR(id) != TOKEN_KEY_ID_LEN)
 		PG_RETURN_NULL();
 	key = hash_search(issued_keys, VARDATA_ANY(id), HASH_FIND, NULL);
-	if (key == NULL || key->token->role != GetUserId())
+	if (key == NULL || key->token->role != GetUserId() ||
+		strcmp(key->token->principal, principal_setting) != 0)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text_with_len(key->token->token,
 											  key->token->len));

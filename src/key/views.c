@@ -16,6 +16,7 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "base/principal.h"
 #include "base/stats.h"
 #include "compat.h"
 #include "key/session.h"
@@ -106,7 +107,8 @@ rk_apikeys_live_usage(PG_FUNCTION_ARGS)
 /*
  * rk_apikeys._stats() -> the columns of the view stats
  *
- * Without shared memory all columns except preloaded are NULL.
+ * Without shared memory all columns except preloaded are NULL.  Raise 42501 if a
+ * principal is set, because the counters are of all tenants.
  */
 Datum
 rk_apikeys_stats(PG_FUNCTION_ARGS)
@@ -118,6 +120,7 @@ rk_apikeys_stats(PG_FUNCTION_ARGS)
 	UsageTotals totals;
 	int			column = 0;
 
+	principal_refuse();
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
 		desc->natts != STATS_COLUMNS)
 		elog(ERROR, "_stats returns another row than expected");

@@ -19,6 +19,10 @@
  *
  * token_redact() decides what looks like a token.
  *
+ * PostgreSQL quotes the row that a constraint refuses, with its digest.  So
+ * messages about constraints of api_keys lose their detail, and the line that
+ * COPY quotes.
+ *
  * If a message goes both to the log and to the client, the client's copy is
  * masked too.  A text that other code has copied before is not masked.  For
  * example, pg_stat_statements keeps utility statements unmasked.  Imported
@@ -34,6 +38,7 @@
 
 #include "access/xact.h"
 #include "executor/executor.h"
+#include "miscadmin.h"
 #include "parser/analyze.h"
 #include "pgstat.h"
 #include "tcop/pquery.h"
@@ -186,6 +191,21 @@ hide_identifier(MemoryContext context)
 		MemoryContextSetIdentifier(context, NULL);
 }
 
+/* Remove what a message about a constraint of api_keys quotes of the row. */
+static void
+redact_row(ErrorData *edata)
+{
+	if (edata->constraint_name == NULL && edata->column_name == NULL)
+		return;
+	if (edata->schema_name == NULL || edata->table_name == NULL ||
+		strcmp(edata->schema_name, "rk_apikeys") != 0 ||
+		strcmp(edata->table_name, "api_keys") != 0)
+		return;
+	edata->detail = NULL;
+	if (edata->context != NULL && strstr(edata->context, "COPY") != NULL)
+		edata->context = NULL;
+}
+
 /* emit_log_hook: mask a message that goes to the server log.  Never raises. */
 static void
 redact_log(ErrorData *edata)
@@ -195,6 +215,8 @@ redact_log(ErrorData *edata)
 	if (settings_redact_logs && !busy)
 	{
 		busy = true;
+		HOLD_INTERRUPTS();
+		redact_row(edata);
 		redact_excerpt(edata->message);
 		redact_excerpt(edata->detail);
 		redact_text(edata->detail_log);
@@ -206,6 +228,7 @@ redact_log(ErrorData *edata)
 		redact_application_name();
 		/* The statement may have failed before it was parsed. */
 		redact_activity();
+		RESUME_INTERRUPTS();
 		busy = false;
 	}
 	if (previous_emit_log_hook)

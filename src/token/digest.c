@@ -11,16 +11,21 @@
 #include "common/cryptohash.h"
 #include "common/hmac.h"
 #include "common/sha2.h"
+#include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
 #include "compat.h"
 #include "token/digest.h"
 
+/* How much is hashed or compared between two looks for a cancel. */
+#define DIGEST_CHUNK (1024 * 1024)
+
 static pg_cryptohash_ctx *sha256_context(void);
 
 /*
  * Write the SHA-256 (FIPS 180-4) of the data to out, DIGEST_SHA256_LEN bytes.
+ * Data of more than DIGEST_CHUNK bytes can be cancelled.
  */
 void
 digest_sha256(const char *data, size_t len, uint8 *out)
@@ -28,6 +33,14 @@ digest_sha256(const char *data, size_t len, uint8 *out)
 	DigestWork	work;
 
 	digest_begin(&work, NULL, 0);
+	for (; len > DIGEST_CHUNK; data += DIGEST_CHUNK, len -= DIGEST_CHUNK)
+	{
+		if (pg_cryptohash_update(work.hash, (const uint8 *) data,
+								 DIGEST_CHUNK) < 0)
+			elog(ERROR, "could not compute a digest: %s",
+				 pg_cryptohash_error(work.hash));
+		CHECK_FOR_INTERRUPTS();
+	}
 	digest_end(&work, data, len, out);
 }
 
@@ -113,12 +126,20 @@ digest_end(DigestWork *work, const char *data, size_t len, uint8 *out)
 
 /*
  * Return whether two digests are equal.  The time depends on the length, and
- * not on the contents.  The result does not show which digest is greater.
+ * not on the contents.  The result does not show which digest is greater.  Data
+ * of more than DIGEST_CHUNK bytes can be cancelled.
  */
 bool
 digest_matches(const uint8 *a, const uint8 *b, size_t len)
 {
-	return timingsafe_bcmp(a, b, len) == 0;
+	int			differs = 0;
+
+	for (; len > DIGEST_CHUNK; a += DIGEST_CHUNK, b += DIGEST_CHUNK, len -= DIGEST_CHUNK)
+	{
+		differs |= timingsafe_bcmp(a, b, DIGEST_CHUNK);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return (differs | timingsafe_bcmp(a, b, len)) == 0;
 }
 
 /*

@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "miscadmin.h"
 #include "port.h"
 #include "utils/pg_crc.h"
 
@@ -18,6 +19,9 @@
 
 static const char base62[] =
 "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/* How much of a text is scanned between two looks for a cancel. */
+#define SCAN_CHUNK (1024 * 1024)
 
 /* The number of stars that replace a secret. */
 #define MASK_LEN 8
@@ -253,6 +257,8 @@ token_find(const char *s, size_t len, size_t from, TokenParts *parts,
 		size_t		tail = i + 1;
 		size_t		prefix_end;
 
+		if (tail % SCAN_CHUNK == 0)
+			CHECK_FOR_INTERRUPTS();
 		if (!scan_byte(&scan, s[i]))
 			continue;
 		if (len - tail < TOKEN_TAIL_LEN || !all_base62(s + tail, TOKEN_TAIL_LEN))
@@ -302,7 +308,8 @@ token_suspected(const char *s, size_t len)
  * example where two tokens were pasted without a blank between them.
  *
  * The new length is never greater than the old one, and the bytes that become
- * free are wiped.  The time is linear.  Allocates nothing and raises nothing.
+ * free are wiped.  The time is linear.  Allocates nothing, and raises nothing
+ * except that more than SCAN_CHUNK bytes can be cancelled.
  */
 size_t
 token_redact(char *s, size_t len)
@@ -369,6 +376,7 @@ redact(char *s, size_t len, size_t min_tail)
 	FieldScan	scan = {0};
 	size_t		from = 0;		/* the first byte that was not moved yet */
 	size_t		to = 0;			/* the byte s[from] moves to here */
+	size_t		checked = 0;	/* where a cancel was looked for */
 
 	for (size_t tail = 0; tail < len;)
 	{
@@ -378,6 +386,11 @@ redact(char *s, size_t len, size_t min_tail)
 		size_t		masked_len;
 		TokenParts	parts;
 
+		if (tail - checked >= SCAN_CHUNK)
+		{
+			checked = tail;
+			CHECK_FOR_INTERRUPTS();
+		}
 		if (!scan_byte(&scan, s[tail++]))
 			continue;
 		prefix_end = tail - environment_to_tail(&scan) - 1;

@@ -352,6 +352,14 @@ is(await off({ ...right, Origin: 'null' }), 403, 'from a frame that hides its Or
 is(await off({ ...right, Host: 'evil.example' }), 421, 'under another Host');
 is(await off(without('Cookie')), 401, 'without the session');
 is(await off({ ...right, 'Content-Type': 'text/plain' }), 415, 'as a form of another site can send it');
+for (const body of ['null', '1', '"text"', '']) {
+  is((await ask('POST', `/keys/${target}/enabled`, right, body)).status, 400, `nor with the body ${body || 'of no length'}`);
+  is((await ask('POST', '/keys', right, body)).status, 400, 'neither does such a body make a key');
+}
+is((await ask('POST', `/keys/${target}/enabled`, without('Content-Type'))).status, 400, 'nor without a body');
+is((await ask('POST', '/keys', right, '{"name":"a\\u0000b"}')).status, 400, 'nor with a character that is none');
+is((await ask('GET', '/keys?search=%00', { Cookie: right.Cookie })).status, 400, 'a search for such a character is refused');
+is((await ask('GET', '/keys/%00', { Cookie: right.Cookie })).status, 400, 'and a key of such a name');
 await page.reload();
 is(await page.getByRole('switch').getAttribute('aria-checked'), 'true', 'none of them changed the key');
 is(await off(right), 200, 'with all of it the change is made');

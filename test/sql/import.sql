@@ -54,8 +54,19 @@ SET ROLE rk_test_verifier;
 SELECT (rk_apikeys.verify_key('sk_live_0123456789abcdef')).code;
 SELECT rk_apikeys.revoke_token('Ünïcode – any bytes at all');
 SELECT (rk_apikeys.verify_key('Ünïcode – any bytes at all')).code;
--- Without any, what has no shape is malformed again.
+-- The owner's own rows: no message quotes the digest that is there already, or any digest of a refused row.
 RESET ROLE;
+\set VERBOSITY default
+INSERT INTO rk_apikeys.api_keys (name, digest, digest_kind) VALUES ('again', sha256('sk_live_0123456789abcdef'), 'sha256'); -- fails: there already
+UPDATE rk_apikeys.api_keys SET digest = sha256('sk_live_0123456789abcdef'), digest_kind = 'sha256' WHERE name = 'old 512'; -- fails: there already
+COPY rk_apikeys.api_keys (name, digest_kind, digest) FROM STDIN; -- fails: there already
+again	sha256	\\x4ab8bb1d0d1ef8ff5b3ee1bb1d4a0b94e46e3bb1a6a9a1e4ff4bb4d84d3b8b9a
+again	sha256	\\x4ab8bb1d0d1ef8ff5b3ee1bb1d4a0b94e46e3bb1a6a9a1e4ff4bb4d84d3b8b9a
+\.
+INSERT INTO rk_apikeys.api_keys SELECT (jsonb_populate_record(k, '{"key_id": "no id"}')).* FROM rk_apikeys.api_keys k WHERE name = 'old 512'; -- fails: key_id
+INSERT INTO rk_apikeys.api_keys SELECT (jsonb_populate_record(k, '{"key_id": "000000000000", "tenant": null}')).* FROM rk_apikeys.api_keys k WHERE name = 'old 512'; -- fails: null
+\set VERBOSITY sqlstate
+-- Without any, what has no shape is malformed again.
 DELETE FROM rk_apikeys.api_keys;
 SELECT (rk_apikeys.verify_key('sk_live_0123456789abcdef')).code;
 TRUNCATE rk_apikeys.key_events, rk_apikeys.key_usage_daily;

@@ -132,6 +132,28 @@ ROLLBACK;
 BEGIN;
 SELECT v.code FROM rk_apikeys.authenticate(:'reader') v;
 SELECT rk_apikeys._live_use_count(:'reader_id');
+SAVEPOINT s;
+SELECT verified FROM rk_apikeys.stats; -- fails: of all tenants
+ROLLBACK TO s;
+SELECT rk_apikeys._stats(); -- fails: of all tenants
+ROLLBACK;
+SELECT count(*) FROM rk_apikeys.stats;
+-- The secret of a new key is for the principal that made it, and for none if there was none.
+BEGIN;
+SELECT key_id AS plain_id FROM rk_apikeys.create_key('plain', tenant => 'acme', scopes => '{apikeys:manage,records:*}') \gset
+SELECT rk_apikeys.reveal(:'plain_id') IS NOT NULL AS shown;
+SAVEPOINT s;
+SELECT v.code FROM rk_apikeys.authenticate(:'boss') v;
+SELECT rk_apikeys.reveal(:'plain_id') IS NOT NULL AS shown;
+SELECT count(secret) FROM rk_apikeys.keys;
+INSERT INTO rk_apikeys.keys (name, scopes) VALUES ('second boss', '{apikeys:manage}') RETURNING key_id AS second_id, secret AS second \gset
+SELECT rk_apikeys.reveal(:'second_id') = :'second' AS shown;
+SELECT v.code FROM rk_apikeys.authenticate(:'second') v;
+SELECT rk_apikeys.reveal(:'second_id') IS NOT NULL AS shown;
+SELECT v.code FROM rk_apikeys.authenticate(:'boss') v;
+SELECT rk_apikeys.reveal(:'second_id') = :'second' AS shown;
+ROLLBACK TO s;
+SELECT rk_apikeys.reveal(:'plain_id') IS NOT NULL AS shown, rk_apikeys.reveal(:'second_id') IS NOT NULL AS others;
 ROLLBACK;
 RESET ROLE;
 REVOKE rk_apikeys_admin FROM rk_test_app;

@@ -104,5 +104,25 @@ END $$;
 
 SELECT rk_apikeys.digest_equal('\x00ff', '\x00ff') AS same, rk_apikeys.digest_equal('\x00ff', '\x00fe') AS differs,
   rk_apikeys.digest_equal('\x00ff', '\x00') AS shorter, rk_apikeys.digest_equal('\x00', '\x00ff') AS longer, rk_apikeys.digest_equal('', '') AS empty;
+-- Long values, in parts.
+SELECT rk_apikeys.hash_token(repeat('x', n)) = sha256(repeat('x', n)::bytea) AS same, rk_apikeys.digest_equal(a, a) AS equal,
+    rk_apikeys.digest_equal(a, set_byte(a, 0, 0)) AS first, rk_apikeys.digest_equal(a, set_byte(a, n - 1, 0)) AS last
+  FROM unnest('{1048575,1048576,1048577,3000000}'::int[]) n, LATERAL (SELECT repeat('x', n)::bytea AS a) a;
 RESET ROLE;
 DROP TABLE vectors, documents;
+-- A call can be cancelled: none comes to its end, where a sequence would move on.
+CREATE SEQUENCE came_to_its_end;
+CREATE TEMP TABLE large AS SELECT repeat('x', 100000000) AS t, repeat('x', 100000000)::bytea AS b;
+CREATE FUNCTION pg_temp.call_often(call text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  EXECUTE format('WITH large AS MATERIALIZED (SELECT t || '''' AS t, b || '''' AS b FROM large)
+    SELECT CASE WHEN %s true THEN nextval(''came_to_its_end'') END FROM large', repeat(call || ' AND ', 200));
+END $$;
+SET statement_timeout = '300ms';
+SELECT pg_temp.call_often('rk_apikeys.hash_token(t) IS NOT NULL'); -- fails: cancelled
+SELECT pg_temp.call_often('rk_apikeys.digest_equal(b, b)'); -- fails: cancelled
+SELECT pg_temp.call_often('rk_apikeys.redact(t) IS NOT NULL'); -- fails: cancelled
+RESET statement_timeout;
+SELECT is_called FROM came_to_its_end;
+DROP SEQUENCE came_to_its_end;
+DROP TABLE large;

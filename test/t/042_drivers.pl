@@ -6,6 +6,8 @@ use Cwd qw(abs_path);
 use FindBin;
 use lib $FindBin::Bin;
 use HTTP::Tiny;
+use IO::Select;
+use IO::Socket::INET;
 use IPC::Run qw(start);
 use RkApikeys;
 use PostgreSQL::Test::Utils;
@@ -121,6 +123,12 @@ foreach my $driver (sort keys %example)
 	$answers->('a writer writes', '201 "added"', 'POST', "Bearer $token->{writer}", q{a's "third"});
 	$answers->('from another address', '403 "address_denied"', 'GET', "Bearer $token->{elsewhere}");
 	$answers->('from this address', '200 ["a1","a ü 2","a\'s \"third\""]', 'GET', "Bearer $token->{here}");
+	# A body that is announced and never sent: it is refused before anybody reads it, or looks at the key.
+	my $long = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port, Timeout => 30) or die "cannot connect: $!";
+	print $long "POST /records HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10000000\r\n\r\n";
+	my $first = IO::Select->new($long)->can_read(30) ? <$long> : 'no answer';
+	like($first // 'closed', qr{^HTTP/1\.[01] 413 }, "$driver: a body of any length is refused");
+	close $long;
 	$answers->('within the limit', '201 "added"', 'POST', "Bearer $token->{twice}", "a4 $_") foreach 1, 2;
 	my ($status, $body, $headers) = $ask->('POST', "Bearer $token->{twice}", 'a5');
 	is("$status $body", '429 "rate_limited"', "$driver: beyond the limit");
