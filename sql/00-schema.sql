@@ -1,9 +1,8 @@
 -- rk_apikeys, the install script. make joins it from the parts in sql/.
 \echo Use "CREATE EXTENSION rk_apikeys CASCADE" to load this file. \quit
 
--- CREATE EXTENSION puts the schema of pgcrypto on search_path. Other users may
--- have made functions and operators there that match a call better than the
--- server's own.
+-- Other users may have made functions and operators in a schema of search_path
+-- that match a call better than the server's own.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
 -- This script makes the schema, and the control file does not, so that a schema
