@@ -121,4 +121,14 @@ $node->safe_psql('d', 'REVOKE EXECUTE ON FUNCTION d.pgp_pub_encrypt(text, bytea)
 fails('app', "SELECT rk_apikeys.seal('sesame', '$key')", qr/42501: permission denied for function pgp_pub_encrypt/, 'without EXECUTE');
 is($node->safe_psql('d', q{SELECT rk_apikeys.seal(NULL, 'x') IS NULL}), 't', 'NULL for NULL');
 
+# plpgsql is trusted too: its owner could drop the extension with it
+database('DROP EXTENSION plpgsql');
+sql_as($node, 'maker', 'CREATE EXTENSION plpgsql', 'd');
+fails('postgres', 'CREATE EXTENSION rk_apikeys', qr/55000: the owner of the extension plpgsql, role "maker", is not a superuser/, 'plpgsql of another');
+$node->safe_psql('d', 'DROP EXTENSION plpgsql; CREATE EXTENSION plpgsql; CREATE EXTENSION rk_apikeys');
+foreach my $sql ('DROP EXTENSION plpgsql CASCADE', 'DROP LANGUAGE plpgsql CASCADE', 'DROP EXTENSION rk_apikeys', 'DROP SCHEMA rk_apikeys CASCADE')
+{
+	fails($_, $sql, qr/42501: must be owner/, "$_ cannot $sql") foreach 'owner', 'maker';
+}
+
 done_testing();
