@@ -26,8 +26,7 @@ REGRESS_OPTS = --inputdir=test
 
 # Each a race between sessions.
 ISOLATION = revoke_vs_verify rotate_vs_rotate
-ISOLATION_OPTS = --inputdir=test/isolation --load-extension=pgcrypto \
-	--load-extension=rk_apikeys
+ISOLATION_OPTS = --inputdir=test/isolation --load-extension=rk_apikeys
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)

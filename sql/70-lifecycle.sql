@@ -145,16 +145,9 @@ CREATE FUNCTION rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text
 COMMENT ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[], bigint[], bigint[]) IS
   'Writes a batch of usage that a standby or subscriber has counted. The sending server calls it, as the role of its rk_apikeys.primary_conninfo. Returns for each written key its position in the batch and its counts now, or NULLs if the key does not exist. A batch that is sent again counts once. Errors: 22023 for an invalid batch, 55P03 while another flush is running.';
 
--- PostgreSQL resolves the names of pgcrypto's functions here, once, with the
--- schema of pgcrypto on search_path.
-SELECT set_config('search_path', format('pg_catalog, %s, pg_temp', extnamespace::regnamespace), true)
-  FROM pg_extension WHERE extname = 'pgcrypto';
 CREATE FUNCTION rk_apikeys.seal(secret text, pgp_public_key text) RETURNS text
-  LANGUAGE sql VOLATILE STRICT PARALLEL SAFE
-BEGIN ATOMIC
-  SELECT armor(pgp_pub_encrypt(secret, dearmor(pgp_public_key)));
-END;
-SET LOCAL search_path = pg_catalog, pg_temp;
+  LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_seal';
 COMMENT ON FUNCTION rk_apikeys.seal(text, text) IS
-  'Returns the secret as an OpenPGP message (RFC 4880, armoured). Only the owner of the armoured public key can read the message. Errors: those of pgcrypto for an invalid key.';
+  'Returns the secret as an OpenPGP message (RFC 4880, armoured). Only the owner of the armoured public key can read the message. Errors: 55000 without the extension pgcrypto, else those of pgcrypto for an invalid key.';
 

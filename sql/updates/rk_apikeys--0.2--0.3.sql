@@ -243,6 +243,11 @@ ALTER POLICY principal ON rk_apikeys.key_events
     OR EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_events.key_id)));
 COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A principal sees events only of keys that it sees.';
 
+-- seal() finds pgcrypto when it is called, so the extension does not depend on it.
+CREATE OR REPLACE FUNCTION rk_apikeys.seal(secret text, pgp_public_key text) RETURNS text
+  LANGUAGE C VOLATILE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_seal';
+
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.verdict IS
   'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set.';
@@ -405,7 +410,7 @@ COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
 COMMENT ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[], bigint[], bigint[]) IS
   'Writes a batch of usage that a standby or subscriber has counted. The sending server calls it, as the role of its rk_apikeys.primary_conninfo. Returns for each written key its position in the batch and its counts now, or NULLs if the key does not exist. A batch that is sent again counts once. Errors: 22023 for an invalid batch, 55P03 while another flush is running.';
 COMMENT ON FUNCTION rk_apikeys.seal(text, text) IS
-  'Returns the secret as an OpenPGP message (RFC 4880, armoured). Only the owner of the armoured public key can read the message. Errors: those of pgcrypto for an invalid key.';
+  'Returns the secret as an OpenPGP message (RFC 4880, armoured). Only the owner of the armoured public key can read the message. Errors: 55000 without the extension pgcrypto, else those of pgcrypto for an invalid key.';
 COMMENT ON FUNCTION rk_apikeys._page(text, text, text, text, text, text, text, boolean) IS
   'Private: runs the query that list_keys has built, with the caller''s rights, and keeps its plan.';
 COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS

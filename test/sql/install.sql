@@ -2,6 +2,7 @@
 \set VERBOSITY terse
 SET client_min_messages = warning;
 CREATE EXTENSION rk_apikeys CASCADE;
+CREATE EXTENSION pgcrypto;
 CREATE ROLE rk_test_manager IN ROLE rk_apikeys_manager;
 CREATE ROLE rk_test_other IN ROLE rk_apikeys_manager;
 CREATE ROLE rk_test_admin IN ROLE rk_apikeys_admin;

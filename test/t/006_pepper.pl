@@ -11,6 +11,7 @@ use Test::More;
 
 my $node = rk_node('main', "shared_preload_libraries = 'rk_apikeys, pg_stat_statements'", 'pg_stat_statements.track = all',
 	"rk_apikeys.usage_flush_interval = '100ms'");
+$node->safe_psql('postgres', 'CREATE EXTENSION pgcrypto');
 my $file = $node->basedir . '/peppers';
 my ($first, $second) = (encode_base64('the first pepper, of 32 bytes ..', ''), encode_base64('another one, which comes later ..', ''));
 

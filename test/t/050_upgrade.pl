@@ -12,7 +12,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 my @releases = map { m{rk_apikeys--([\d.]+)\.sql$} } sort glob "$FindBin::Bin/../upgrade/rk_apikeys--*.sql";
-install_version("rk_apikeys--$_.sql", slurp_file("$FindBin::Bin/../upgrade/rk_apikeys--$_.sql")) foreach @releases;
+install_release($_) foreach @releases;
 
 my $node = rk_initdb('upgrade', PRELOAD, "rk_apikeys.usage_flush_interval = '100ms'");
 $node->safe_psql('postgres', "CREATE DATABASE $_") foreach 'fresh', 'updated';
@@ -62,7 +62,7 @@ my $token;
 foreach my $release (reverse @releases)
 {
 	$node->safe_psql('postgres', 'DROP EXTENSION rk_apikeys');
-	$node->safe_psql('postgres', "CREATE EXTENSION rk_apikeys VERSION '$release'");
+	$node->safe_psql('postgres', "CREATE EXTENSION rk_apikeys VERSION '$release' CASCADE");
 	$token = keys_of_every_state($node);
 	is_deeply(verdicts($node, $token), expected_verdicts(), "every verdict with the SQL of $release");
 }

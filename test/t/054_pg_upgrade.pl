@@ -14,13 +14,12 @@ use Test::More;
 my $new_bin = `pg_config --bindir`;
 chomp $new_bin;
 my $old_bin = $ENV{RK_OLD_BINDIR} || $new_bin;
-my $first = slurp_file("$FindBin::Bin/../upgrade/rk_apikeys--0.1.sql");
-install_version('rk_apikeys--0.1.sql', $first);
+my %first = install_release('0.1');
 if ($old_bin ne $new_bin)
 {
 	my $dir = `$old_bin/pg_config --sharedir`;
 	chomp $dir;
-	append_to_file("$dir/extension/rk_apikeys--0.1.sql", $first);
+	append_to_file("$dir/extension/$_", $first{$_}) foreach sort keys %first;
 }
 
 # Checksums are the default from 18 on, and pg_upgrade wants them to be the same.

@@ -8,7 +8,7 @@ use RkApikeys;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-install_version('rk_apikeys--0.2.sql', slurp_file("$FindBin::Bin/../upgrade/rk_apikeys--0.2.sql"));
+install_release('0.2');
 
 my $node = rk_initdb('grants');
 rk_extend($node);

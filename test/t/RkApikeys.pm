@@ -13,7 +13,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(PRELOAD INITDB rk_node rk_initdb rk_extend kill_server client sql_as sql_in_time session create_key code use_count stat_of token_of verdicts
-  expected_verdicts keys_of_every_state contents catalog same_catalog install_version files_holding logged);
+  expected_verdicts keys_of_every_state contents catalog same_catalog install_version install_release files_holding logged);
 
 # What makes a server load the library at its start.
 use constant PRELOAD => "shared_preload_libraries = 'rk_apikeys'";
@@ -247,6 +247,16 @@ sub install_version
 	append_to_file($file, $text);
 }
 END { unlink @installed; }
+
+# The same for the SQL of an earlier release, which needed pgcrypto. Returns the names and texts.
+sub install_release
+{
+	my ($release) = @_;
+	my %file = ("rk_apikeys--$release.sql" => slurp_file("$FindBin::Bin/../upgrade/rk_apikeys--$release.sql"),
+		"rk_apikeys--$release.control" => "requires = 'pgcrypto'\n");
+	install_version($_, $file{$_}) foreach sort keys %file;
+	return %file;
+}
 
 # The lines of the server log that match, those apart that only repeat a statement.
 sub logged
