@@ -12,7 +12,7 @@
  * Trust: a caller of receive_usage() can make counts and times grow, and nothing
  * else.  A time later than this server's clock is cut to the clock.
  *
- * Locking: the advisory lock of a flush, which it waits for at most 2 seconds;
+ * Locking: the lock of flushes, which it waits for at most 2 seconds;
  * then the locks of a flush; then the sender's row.
  */
 #include "postgres.h"
