@@ -97,6 +97,7 @@ static bool send_command(PGconn *conn, const char *command);
 static Answer ask(PGconn *conn, TimestampTz deadline);
 static Answer read_answer(PGconn *conn, TimestampTz deadline);
 static void read_rows(PGresult *result);
+static int64 count_of(PGresult *result, int row, int column);
 static void append_copy(StringInfo columns, const UsageCopy *copy);
 static void log_failure(const char *reason);
 static bool set_failing(bool failing);
@@ -437,11 +438,18 @@ read_rows(PGresult *result)
 			continue;
 		gone[i] = PQgetisnull(result, row, 1);
 		flushed[i] = !gone[i];
-		usage_outbox_copies()[i].table_uses =
-			strtoll(PQgetvalue(result, row, 1), NULL, 10);
-		usage_outbox_copies()[i].table_denials =
-			strtoll(PQgetvalue(result, row, 2), NULL, 10);
+		usage_outbox_copies()[i].table_uses = count_of(result, row, 1);
+		usage_outbox_copies()[i].table_denials = count_of(result, row, 2);
 	}
+}
+
+/* Return a count of the answer, from 0 to USAGE_COUNT_MAX. */
+static int64
+count_of(PGresult *result, int row, int column)
+{
+	int64		count = strtoll(PQgetvalue(result, row, column), NULL, 10);
+
+	return Min(Max(count, 0), USAGE_COUNT_MAX);
 }
 
 /* Append a copy to the arrays; its texts need no escapes, only quotes. */
