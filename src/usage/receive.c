@@ -29,6 +29,7 @@
 #include "utils/uuid.h"
 
 #include "base/caller.h"
+#include "base/grant.h"
 #include "base/principal.h"
 #include "compat.h"
 #include "usage/shared.h"
@@ -198,10 +199,8 @@ parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i)
 								 GetCurrentTimestamp());
 	if (!nulls[COLUMN_ADDR][i])
 	{
-		inet	   *addr = DatumGetInetPP(values[COLUMN_ADDR][i]);
-
 		copy->has_addr = true;
-		memcpy(&copy->addr, VARDATA_ANY(addr), VARSIZE_ANY_EXHDR(addr));
+		grant_host(DatumGetInetPP(values[COLUMN_ADDR][i]), &copy->addr);
 	}
 }
 
