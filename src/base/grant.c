@@ -17,7 +17,8 @@
 #include "compat.h"
 
 static bool in_networks(ArrayType *cidrs, inet *address);
-static inet *unmapped(inet *address);
+static inet *unmapped(inet *network);
+static void unmap(inet *address, int bits, inet_struct *result);
 
 /*
  * Return the verdict on a key by itself at that moment: VERDICT_VALID, or the
@@ -81,12 +82,13 @@ grant_scope(ArrayType *scopes, text *wanted)
 bool
 grant_address(ArrayType *cidrs, inet *address)
 {
+	inet		host;
+
 	if (address == NULL)
 		return false;
-	address = unmapped(address);
-	/* A client is a host: ignore a netmask behind its address. */
-	ip_bits(address) = ip_maxbits(address);
-	return in_networks(cidrs, address);
+	grant_host(address, &host.inet_data);
+	SET_INET_VARSIZE(&host);
+	return in_networks(cidrs, &host);
 }
 
 /* Return whether each of the wanted networks lies in one of the networks. */
@@ -112,11 +114,10 @@ in_networks(ArrayType *cidrs, inet *address)
 	Datum	   *elements;
 	bool	   *nulls;
 	int			count;
-	int			i;
 
 	deconstruct_array(cidrs, CIDROID, -1, false, TYPALIGN_INT,
 					  &elements, &nulls, &count);
-	for (i = 0; i < count; i++)
+	for (int i = 0; i < count; i++)
 		if (!nulls[i] &&
 			DatumGetBool(DirectFunctionCall2(network_subeq,
 											 InetPGetDatum(address),
@@ -126,28 +127,47 @@ in_networks(ArrayType *cidrs, inet *address)
 }
 
 /*
- * Return a copy of the address or network, as IPv4 if the address is an
- * IPv4-mapped IPv6 one (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2).
+ * Set *host to the address of a client: a host, so without a netmask, and as
+ * IPv4 if the address is an IPv4-mapped IPv6 one.  Allocates nothing.
  */
-static inet *
-unmapped(inet *address)
+void
+grant_host(inet *address, inet_struct *host)
 {
-	static const unsigned char mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+	unmap(address, ip_maxbits(address), host);
+}
+
+/* Return a copy of a network, as IPv4 if it is an IPv4-mapped IPv6 one. */
+static inet *
+unmapped(inet *network)
+{
 	inet	   *result = palloc0(sizeof(inet));
 
-	if (ip_family(address) == PGSQL_AF_INET6 && ip_bits(address) >= 96 &&
+	unmap(network, ip_bits(network), &result->inet_data);
+	SET_INET_VARSIZE(result);
+	return result;
+}
+
+/*
+ * Copy an address with that netmask, as IPv4 if it is an IPv4-mapped IPv6 one
+ * (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2).
+ */
+static void
+unmap(inet *address, int bits, inet_struct *result)
+{
+	static const unsigned char mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+
+	memset(result, 0, sizeof(inet_struct));
+	if (ip_family(address) == PGSQL_AF_INET6 && bits >= 96 &&
 		memcmp(ip_addr(address), mapped, sizeof(mapped)) == 0)
 	{
-		ip_family(result) = PGSQL_AF_INET;
-		ip_bits(result) = ip_bits(address) - 96;
-		memcpy(ip_addr(result), ip_addr(address) + 12, 4);
+		result->family = PGSQL_AF_INET;
+		result->bits = bits - 96;
+		memcpy(result->ipaddr, ip_addr(address) + 12, 4);
 	}
 	else
 	{
-		ip_family(result) = ip_family(address);
-		ip_bits(result) = ip_bits(address);
-		memcpy(ip_addr(result), ip_addr(address), ip_addrsize(address));
+		result->family = ip_family(address);
+		result->bits = bits;
+		memcpy(result->ipaddr, ip_addr(address), ip_addrsize(address));
 	}
-	SET_INET_VARSIZE(result);
-	return result;
 }

@@ -12,6 +12,7 @@
 extern Verdict grant_state(const StoredKey *key, TimestampTz now);
 extern bool grant_scope(ArrayType *scopes, text *wanted);
 extern bool grant_networks(ArrayType *cidrs, ArrayType *wanted);
+extern void grant_host(inet *address, inet_struct *host);
 extern bool grant_address(ArrayType *cidrs, inet *address);
 
 #endif

@@ -144,7 +144,7 @@ flush_all(void)
 			end = run_worker(lfirst_oid(cell));
 			if (end == USAGE_LEFT)
 				unfinished = lappend_oid(unfinished, lfirst_oid(cell));
-			failed |= end == USAGE_FAILED;
+			failed |= end == USAGE_FAILED || end == USAGE_BUSY;
 		}
 		list_free(databases);
 		databases = unfinished;
@@ -186,7 +186,10 @@ run_worker(Oid database)
 	(void) WaitForBackgroundWorkerShutdown(handle);
 	pfree(handle);
 	end = usage_end();
-	batch = end == USAGE_FAILED ? Max(batch / 2, 1) : Min(batch * 2, USAGE_BATCH);
+	if (end == USAGE_FAILED)
+		batch = Max(batch / 2, 1);
+	else if (end != USAGE_BUSY)
+		batch = Min(batch * 2, USAGE_BATCH);
 	return end;
 }
 

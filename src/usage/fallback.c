@@ -19,6 +19,8 @@
  */
 #include "postgres.h"
 
+#include <sys/socket.h>
+
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type_d.h"
@@ -29,6 +31,7 @@
 
 #include "base/caller.h"
 #include "base/contain.h"
+#include "base/grant.h"
 #include "base/settings.h"
 #include "compat.h"
 #include "usage/shared.h"
@@ -154,14 +157,20 @@ write_use(void *arg)
 		" VALUES ($1, ($2 AT TIME ZONE 'UTC')::date, $4, $5, 1)"
 		" ON CONFLICT (key_id, day) DO UPDATE SET uses = d.uses + 1";
 	Use		   *use = arg;
+	inet		addr = {0};
 	Oid			types[5] = {TEXTOID, TIMESTAMPTZOID, INETOID, TEXTOID, TEXTOID};
 	Datum		values[5];
 	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
 
 	values[0] = CStringGetTextDatum(use->key->key_id);
 	values[1] = TimestampTzGetDatum(use->at);
-	values[2] = PointerGetDatum(use->client_addr);
+	values[2] = InetPGetDatum(&addr);
 	nulls[2] = use->client_addr == NULL ? 'n' : ' ';
+	if (use->client_addr != NULL)
+	{
+		grant_host(use->client_addr, &addr.inet_data);
+		SET_INET_VARSIZE(&addr);
+	}
 	values[3] = PointerGetDatum(use->key->environment);
 	values[4] = PointerGetDatum(use->key->tenant);
 

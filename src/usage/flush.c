@@ -17,6 +17,7 @@
 #include "access/xact.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_class.h"
+#include "commands/dbcommands.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -26,6 +27,7 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
+#include "base/settings.h"
 #include "base/stats.h"
 #include "compat.h"
 #include "usage/shared.h"
@@ -39,7 +41,8 @@ typedef enum TablesState
 {
 	TABLES_OURS,				/* members of the extension, and locked */
 	TABLES_NOT_OURS,			/* missing, or another owner's */
-	TABLES_BUSY					/* another transaction has one locked */
+	TABLES_BUSY					/* another transaction has one locked, or the
+								 * lock of flushes */
 } TablesState;
 
 /* Which server writes this database's usage. */
@@ -50,10 +53,14 @@ typedef enum Destination
 	DESTINATION_NONE			/* the extension was dropped */
 } Destination;
 
-/* Work on copies in a transaction; returns how many were written. */
+/*
+ * Work on copies in a transaction; returns how many were written, or
+ * USAGE_BUSY_HERE.
+ */
 typedef int (*BatchWork) (const UsageCopy *copies, int count);
 
 static UsageEnd flush_database(int batch);
+static void log_busy(bool busy);
 static Destination find_destination(void);
 static TablesState flush_batch(BatchWork work, const UsageCopy *copies, int count);
 static TablesState lock_tables(void);
@@ -88,8 +95,13 @@ usage_flush_now(void)
 	copies = usage_pending(MyDatabaseId, false, &count);
 	for (int i = 0; i < count; i += USAGE_BATCH)
 	{
+		int			written;
+
 		CHECK_FOR_INTERRUPTS();
-		total += usage_flush_here(copies + i, Min(count - i, USAGE_BATCH));
+		written = usage_flush_here(copies + i, Min(count - i, USAGE_BATCH));
+		if (written == USAGE_BUSY_HERE)
+			break;
+		total += written;
 	}
 	return total;
 }
@@ -101,7 +113,39 @@ usage_flush_now(void)
 void
 usage_flush_database(int batch)
 {
-	usage_set_end(flush_database(batch));
+	UsageEnd	end = flush_database(batch);
+
+	if (end == USAGE_BUSY || end == USAGE_DONE)
+		log_busy(end == USAGE_BUSY);
+	usage_set_end(end);
+}
+
+/*
+ * Log that this database's flush finds a lock busy, once until it succeeds, and
+ * that it succeeds again.  A flush by hand or of another server's use holds the
+ * lock for a moment, so one busy round is not logged.
+ */
+static void
+log_busy(bool busy)
+{
+	TimestampTz since = (TimestampTz) pg_atomic_read_u64(&usage_shared->pending_since);
+	TimestampTz patience = (TimestampTz) settings_usage_flush_interval * 2000;
+
+	if (busy && GetCurrentTimestamp() - since < patience)
+		return;
+	if (!usage_set_busy(MyDatabaseId, busy))
+		return;
+	StartTransactionCommand();
+	if (busy)
+		ereport(LOG,
+				(errmsg("could not flush the usage of API keys in database \"%s\": another transaction holds a lock",
+						get_database_name(MyDatabaseId)),
+				 errhint("Look in pg_locks for the transaction that holds a lock on rk_apikeys.key_usage, and end it.")));
+	else
+		ereport(LOG,
+				(errmsg("the usage of API keys in database \"%s\" is flushed again",
+						get_database_name(MyDatabaseId))));
+	CommitTransactionCommand();
 }
 
 static UsageEnd
@@ -147,7 +191,7 @@ flush_database(int batch)
 			case TABLES_OURS:
 				break;
 			case TABLES_BUSY:
-				return USAGE_FAILED;
+				return USAGE_BUSY;
 			case TABLES_NOT_OURS:
 				usage_forget_database(MyDatabaseId);
 				return USAGE_DONE;
@@ -194,13 +238,18 @@ flush_batch(BatchWork work, const UsageCopy *copies, int count)
 		SetUserIdAndSecContext(userid, security | SECURITY_RESTRICTED_OPERATION);
 		total = work(copies, count);
 		SetUserIdAndSecContext(userid, security);
+		if (total == USAGE_BUSY_HERE)
+			tables = TABLES_BUSY;
 	}
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
-	stats_count(STATS_FLUSHES);
-	stats_count_many(STATS_FLUSHED_KEYS, total);
+	if (tables == TABLES_OURS)
+	{
+		stats_count(STATS_FLUSHES);
+		stats_count_many(STATS_FLUSHED_KEYS, total);
+	}
 	pgstat_report_activity(STATE_IDLE, NULL);
 	return tables;
 }

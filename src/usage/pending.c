@@ -188,6 +188,7 @@ usage_forget_database(Oid database)
 	for (int i = 0; i < count; i++)
 		usage_forget(database, copies[i].key_id);
 	usage_outbox_discard(database);
+	(void) usage_set_busy(database, false);
 	stats_count_many(STATS_DROPPED, count);
 	pfree(copies);
 }
@@ -215,6 +216,19 @@ void
 usage_end_round(TimestampTz began)
 {
 	pg_atomic_write_u64(&usage_shared->pending_since, (uint64) began);
+}
+
+/*
+ * Note whether a database's flush finds a lock busy.  Return whether the note
+ * has changed.  There is room for one database: a second one waits.
+ */
+bool
+usage_set_busy(Oid database, bool busy)
+{
+	uint32		expected = busy ? InvalidOid : database;
+
+	return pg_atomic_compare_exchange_u32(&usage_shared->busy, &expected,
+										  busy ? database : InvalidOid);
 }
 
 /*

@@ -12,7 +12,7 @@
  * Trust: a caller of receive_usage() can make counts and times grow, and nothing
  * else.  A time later than this server's clock is cut to the clock.
  *
- * Locking: the advisory lock of a flush, which it waits for at most 2 seconds;
+ * Locking: the lock of flushes, which it waits for at most 2 seconds;
  * then the locks of a flush; then the sender's row.
  */
 #include "postgres.h"
@@ -29,6 +29,7 @@
 #include "utils/uuid.h"
 
 #include "base/caller.h"
+#include "base/grant.h"
 #include "base/principal.h"
 #include "compat.h"
 #include "usage/shared.h"
@@ -198,10 +199,8 @@ parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i)
 								 GetCurrentTimestamp());
 	if (!nulls[COLUMN_ADDR][i])
 	{
-		inet	   *addr = DatumGetInetPP(values[COLUMN_ADDR][i]);
-
 		copy->has_addr = true;
-		memcpy(&copy->addr, VARDATA_ANY(addr), VARSIZE_ANY_EXHDR(addr));
+		grant_host(DatumGetInetPP(values[COLUMN_ADDR][i]), &copy->addr);
 	}
 }
 

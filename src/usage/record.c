@@ -26,6 +26,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "base/grant.h"
 #include "base/limiter.h"
 #include "base/settings.h"
 #include "base/stats.h"
@@ -249,9 +250,11 @@ note_row(UsageEntry *entry, const StoredKey *key)
 static void
 note_addr(UsageEntry *entry, inet *addr)
 {
+	inet_struct host;
+
+	grant_host(addr, &host);
 	SpinLockAcquire(&entry->mutex);
 	entry->has_addr = true;
-	memset(&entry->addr, 0, sizeof(inet_struct));
-	memcpy(&entry->addr, VARDATA_ANY(addr), VARSIZE_ANY_EXHDR(addr));
+	entry->addr = host;
 	SpinLockRelease(&entry->mutex);
 }

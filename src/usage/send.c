@@ -55,10 +55,22 @@
 #define SEND_BUDGET_MS 1000
 
 #define SEND_COLUMNS 10
+
+/*
+ * A batch's transaction.  It forces the settings that it depends on, because the
+ * primary's database or role may have settings of its own.  SET LOCAL, because
+ * a pooler may give the connection to another client afterwards.
+ */
+static const char *const before_batch[] = {
+	"BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE",
+	"SET LOCAL array_nulls = on",
+	"SET LOCAL statement_timeout = 0",
+	"SET LOCAL row_security = on"
+};
+
 #define SEND_QUERY \
-	"SELECT * FROM rk_apikeys.receive_usage($1::uuid, $2::bigint, $3::text[]," \
-	" $4::text[], $5::timestamptz[], $6::inet[], $7::bigint[], $8::bigint[]," \
-	" $9::bigint[], $10::bigint[])"
+	"SELECT * FROM rk_apikeys.receive_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+#define AFTER_BATCH "COMMIT"
 
 /* The outcome of a batch. */
 typedef enum Answer
@@ -72,15 +84,20 @@ typedef enum Answer
 static bool flushed[USAGE_BATCH];
 static bool gone[USAGE_BATCH];
 
+/* The primary's words of refusal; NULL: none. */
+static char *refusal = NULL;
+
 static PGconn *connect_to_primary(TimestampTz deadline);
 static PGconn *start_connection(const char *database);
 static bool wait_for(PGconn *conn, int events, TimestampTz deadline);
 static void fill_outbox(const UsageCopy *copies, int count);
 static bool send_outbox(PGconn *conn, TimestampTz deadline);
 static void empty_outbox(void);
+static bool send_command(PGconn *conn, const char *command);
 static Answer ask(PGconn *conn, TimestampTz deadline);
 static Answer read_answer(PGconn *conn, TimestampTz deadline);
 static void read_rows(PGresult *result);
+static int64 count_of(PGresult *result, int row, int column);
 static void append_copy(StringInfo columns, const UsageCopy *copy);
 static void log_failure(const char *reason);
 static bool set_failing(bool failing);
@@ -175,7 +192,7 @@ connect_to_primary(TimestampTz deadline)
 		status = PQconnectPoll(conn);
 	}
 	if (conn != NULL && status == PGRES_POLLING_OK &&
-		PQsetnonblocking(conn, 1) == 0)
+		PQsetnonblocking(conn, 1) == 0 && PQenterPipelineMode(conn) == 1)
 		return conn;
 	if (conn != NULL)
 		log_failure(PQstatus(conn) == CONNECTION_BAD ? PQerrorMessage(conn) :
@@ -274,8 +291,9 @@ send_outbox(PGconn *conn, TimestampTz deadline)
 	usage_outbox_set_in_doubt();
 	answer = ask(conn, deadline);
 	if (answer != ANSWER_WRITTEN)
-		log_failure(PQerrorMessage(conn)[0] == '\0' ?
-					 "it did not answer in time" : PQerrorMessage(conn));
+		log_failure(refusal != NULL ? refusal :
+					 PQerrorMessage(conn)[0] != '\0' ? PQerrorMessage(conn) :
+					 "it did not answer in time");
 	else if (set_failing(false))
 		ereport(LOG,
 				(errmsg("the usage of API keys reaches the primary again")));
@@ -309,14 +327,21 @@ empty_outbox(void)
 	stats_count_many(STATS_FLUSHED_KEYS, written);
 }
 
+static bool
+send_command(PGconn *conn, const char *command)
+{
+	return PQsendQueryParams(conn, command, 0, NULL, NULL, NULL, NULL, 0) == 1;
+}
+
 /* Send the batch in the outbox, and wait for the answer. */
 static Answer
 ask(PGconn *conn, TimestampTz deadline)
 {
 	StringInfoData columns[SEND_COLUMNS];
 	const char *values[SEND_COLUMNS];
-	int			sent;
+	bool		sent = true;
 
+	refusal = NULL;
 	memset(flushed, 0, sizeof(flushed));
 	memset(gone, 0, sizeof(gone));
 	for (int c = 0; c < SEND_COLUMNS; c++)
@@ -331,8 +356,12 @@ ask(PGconn *conn, TimestampTz deadline)
 	for (int c = 0; c < SEND_COLUMNS; c++)
 		values[c] = columns[c].data;
 
-	sent = PQsendQueryParams(conn, SEND_QUERY, SEND_COLUMNS, NULL, values, NULL,
-							 NULL, 0);
+	for (int i = 0; i < (int) lengthof(before_batch); i++)
+		sent = sent && send_command(conn, before_batch[i]);
+	sent = sent &&
+		PQsendQueryParams(conn, SEND_QUERY, SEND_COLUMNS, NULL, values, NULL,
+						  NULL, 0) == 1 &&
+		send_command(conn, AFTER_BATCH) && PQpipelineSync(conn) == 1;
 	for (int c = 0; c < SEND_COLUMNS; c++)
 		pfree(columns[c].data);
 	if (!sent)
@@ -353,15 +382,17 @@ ask(PGconn *conn, TimestampTz deadline)
 }
 
 /*
- * Read the primary's answer.  ReadyForQuery after the rows means committed.  The
- * rows alone do not.  ReadyForQuery after an error means rolled back.
+ * Read the primary's answer, up to the end of the pipeline.  COMMIT's own answer
+ * means committed.  The rows alone do not.  The end of the pipeline without it
+ * means rolled back, at the latest when the connection closes.
  */
 static Answer
 read_answer(PGconn *conn, TimestampTz deadline)
 {
 	Answer		answer = ANSWER_REFUSED;
+	ExecStatusType status = PGRES_COMMAND_OK;
 
-	for (;;)
+	while (status != PGRES_PIPELINE_SYNC)
 	{
 		PGresult   *result;
 
@@ -370,16 +401,23 @@ read_answer(PGconn *conn, TimestampTz deadline)
 				!PQconsumeInput(conn))
 				return ANSWER_NONE;
 		result = PQgetResult(conn);
+		if (PQstatus(conn) != CONNECTION_OK)
+		{
+			PQclear(result);
+			return ANSWER_NONE;
+		}
 		if (result == NULL)
-			break;
-		answer = PQresultStatus(result) == PGRES_TUPLES_OK ?
-			ANSWER_WRITTEN : ANSWER_REFUSED;
-		if (answer == ANSWER_WRITTEN)
+			continue;			/* the end of a command */
+		status = PQresultStatus(result);
+		if (status == PGRES_TUPLES_OK)
 			read_rows(result);
+		else if (status == PGRES_COMMAND_OK &&
+				 strcmp(PQcmdStatus(result), AFTER_BATCH) == 0)
+			answer = ANSWER_WRITTEN;
+		else if (status == PGRES_FATAL_ERROR)
+			refusal = pstrdup(PQresultErrorMessage(result));
 		PQclear(result);
 	}
-	if (PQstatus(conn) != CONNECTION_OK)
-		return ANSWER_NONE;
 	if (answer == ANSWER_REFUSED)
 	{
 		memset(flushed, 0, sizeof(flushed));
@@ -400,11 +438,18 @@ read_rows(PGresult *result)
 			continue;
 		gone[i] = PQgetisnull(result, row, 1);
 		flushed[i] = !gone[i];
-		usage_outbox_copies()[i].table_uses =
-			strtoll(PQgetvalue(result, row, 1), NULL, 10);
-		usage_outbox_copies()[i].table_denials =
-			strtoll(PQgetvalue(result, row, 2), NULL, 10);
+		usage_outbox_copies()[i].table_uses = count_of(result, row, 1);
+		usage_outbox_copies()[i].table_denials = count_of(result, row, 2);
 	}
+}
+
+/* Return a count of the answer, from 0 to USAGE_COUNT_MAX. */
+static int64
+count_of(PGresult *result, int row, int column)
+{
+	int64		count = strtoll(PQgetvalue(result, row, column), NULL, 10);
+
+	return Min(Max(count, 0), USAGE_COUNT_MAX);
 }
 
 /* Append a copy to the arrays; its texts need no escapes, only quotes. */

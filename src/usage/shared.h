@@ -80,6 +80,8 @@ typedef struct UsageShared
 	pg_atomic_uint32 round;		/* of flushes; only grows */
 	pg_atomic_uint32 end;		/* UsageEnd, of the last worker */
 	pg_atomic_uint32 failing;	/* the last batch did not reach the primary */
+	pg_atomic_uint32 busy;		/* the database whose busy flush was logged;
+								 * InvalidOid: none */
 	/* entries removed so far, by partition; changed under its lock */
 	uint64		removed[USAGE_PARTITIONS];
 	int			max_tracked;	/* fixed */
@@ -186,12 +188,15 @@ extern UsageCopy *usage_copy_entries(const UsageWanted *wanted, bool pending,
 									 uint32 stamp, int *count);
 extern UsageCopy *usage_pending(Oid database, bool round, int *count);
 extern void usage_forget(Oid database, const char *key_id);
+extern bool usage_set_busy(Oid database, bool busy);
 
 /* taken.c */
 extern bool usage_take(Oid database, UsageCopy *copy);
 extern void usage_give_back(Oid database, const UsageCopy *copy);
 extern void usage_settle(Oid database, const UsageCopy *copy);
 extern void usage_forget_gone(Oid database, const UsageCopy *copy);
+#define USAGE_BUSY_HERE (-1)
+
 extern int	usage_flush_here(const UsageCopy *copies, int count);
 extern void usage_follow_at_commit(const UsageCopy *copies, int count,
 								   const bool *flushed);

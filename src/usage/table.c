@@ -2,7 +2,7 @@
  * table.c
  *		The flush: a batch of copies into key_usage and key_usage_daily.
  *
- * Locking: the caller's transaction holds the advisory lock of flushes.  Rows of
+ * Locking: the caller's transaction holds the lock of flushes.  Rows of
  * key_usage, and of api_keys for keys without a row in key_usage, are taken with
  * SKIP LOCKED.  A key whose row is locked stays pending.
  */
@@ -12,6 +12,10 @@
 
 #include "catalog/pg_type_d.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/block.h"
+#include "storage/lock.h"
+#include "storage/off.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -23,8 +27,6 @@
 #include "compat.h"
 #include "usage/shared.h"
 
-/* The advisory lock of a flush: "rkap". */
-#define FLUSH_LOCK 0x726b6170
 #define BATCH_COLUMNS 8
 
 /* A batch that is flushed as the tables' owner. */
@@ -55,18 +57,20 @@ static void store_digests(Batch *batch);
 static Datum array_of(Datum *elements, bool *nulls, int count, Oid type);
 
 /*
- * Take the advisory lock of this database's flushes until the transaction ends.
- * Without wait, return false if another flush holds the lock.
+ * Take the lock of this database's flushes until the transaction ends.  Without
+ * wait, return false if another flush holds the lock.
+ *
+ * Any role could take an advisory lock.  So this lock is of a tuple of key_usage
+ * in a block that no table has, which no SQL can name.
  */
 bool
 usage_lock_flushes(bool wait)
 {
-	if (!wait)
-		return DatumGetBool(DirectFunctionCall2(pg_try_advisory_xact_lock_int4,
-												Int32GetDatum(FLUSH_LOCK), Int32GetDatum(0)));
-	DirectFunctionCall2(pg_advisory_xact_lock_int4, Int32GetDatum(FLUSH_LOCK),
-						Int32GetDatum(0));
-	return true;
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_TUPLE(tag, MyDatabaseId, store_table("key_usage", false),
+					  InvalidBlockNumber, InvalidOffsetNumber);
+	return LockAcquire(&tag, ExclusiveLock, false, !wait) != LOCKACQUIRE_NOT_AVAIL;
 }
 
 /*

@@ -18,8 +18,8 @@
  * transaction counts as written.  If it is rolled back later, the table has
  * less than what is known.
  *
- * Locking: counts that are to be written here are taken under the advisory lock
- * of flushes, so that no other flush writes the table meanwhile by an older
+ * Locking: counts that are to be written here are taken under the lock of
+ * flushes, so that no other flush writes the table meanwhile by an older
  * known.  Otherwise as record.c says.  The entry's spinlock guards known, and
  * the counters where they are compared with it.
  */
@@ -166,8 +166,8 @@ find_locked(Oid database, const UsageCopy *copy, LWLock **lock)
 
 /*
  * Write the pending counts of those copies' keys into the tables of this
- * database, in the caller's transaction.  Return the number of keys written; 0
- * while another flush is running.
+ * database, in the caller's transaction.  Return the number of keys written, or
+ * USAGE_BUSY_HERE if another flush holds the lock: then nothing is written.
  */
 int
 usage_flush_here(const UsageCopy *copies, int count)
@@ -177,7 +177,7 @@ usage_flush_here(const UsageCopy *copies, int count)
 	/* A batch that was sent must be written first: see usage_deliver(). */
 	if (!usage_lock_flushes(false) ||
 		usage_outbox_database() == MyDatabaseId)
-		return 0;
+		return USAGE_BUSY_HERE;
 	taken = add_batch(copies, count, true);
 	for (int i = 0; i < count; i++)
 	{

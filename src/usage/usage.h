@@ -62,6 +62,7 @@ typedef struct UsageTotals
 typedef enum UsageEnd
 {
 	USAGE_FAILED,				/* or it died before its end */
+	USAGE_BUSY,					/* another transaction held a lock */
 	USAGE_LEFT,					/* another worker must continue */
 	USAGE_DONE
 } UsageEnd;

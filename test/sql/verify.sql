@@ -115,6 +115,28 @@ SET ROLE rk_test_manager;
 SELECT name, status, revoked_reason FROM rk_apikeys.keys WHERE name = 'untracked';
 SELECT event, actor = session_user AS by_me, role FROM rk_apikeys.key_events WHERE event = 'revoked' ORDER BY event_id DESC LIMIT 1;
 RESET ROLE;
+
+-- last_used_addr is a host: without a netmask, and as IPv4 where it is mapped.
+SET rk_apikeys.usage_resolution = 0;
+SET ROLE rk_test_manager;
+SELECT key_id AS seen_id, secret AS seen FROM rk_apikeys.create_key('seen') \gset
+RESET ROLE;
+CREATE FUNCTION pg_temp.last_used_addr(id text, token text, client_addr inet) RETURNS inet LANGUAGE plpgsql AS $$
+DECLARE
+  addr inet;
+BEGIN
+  PERFORM rk_apikeys.verify_key(token, client_addr => client_addr);
+  FOR i IN 1 .. 1000 LOOP
+    PERFORM rk_apikeys.flush_usage();
+    SELECT last_used_addr INTO addr FROM rk_apikeys.key_usage WHERE key_id = id;
+    EXIT WHEN right(host(addr), 2) = right(host(client_addr), 2);
+    PERFORM pg_sleep(0.01);
+  END LOOP;
+  RETURN addr;
+END $$;
+SELECT addr, pg_temp.last_used_addr(:'seen_id', :'seen', addr) AS stored
+  FROM unnest('{192.0.2.7, 192.0.2.17/24, ::ffff:192.0.2.27, ::ffff:192.0.2.37/64, 2001:db8::7/32}'::inet[]) AS addr;
+RESET rk_apikeys.usage_resolution;
 DROP TABLE tokens;
 DELETE FROM rk_apikeys.api_keys;
 TRUNCATE rk_apikeys.key_events, rk_apikeys.key_usage_daily;

@@ -386,6 +386,7 @@ sub cut_after
 {
 	my ($bytes) = @_;
 	my $listener = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1, ReuseAddr => 1) or die "no listener: $!";
+	pipe(my $told, my $tell) or die "no pipe: $!";
 	my $pid = fork // die;
 	if (!$pid)
 	{
@@ -412,10 +413,12 @@ sub cut_after
 				else { syswrite($from == $client ? $server : $client, $data); }
 			}
 		}
-		# what it let through, as far as a status can tell
-		POSIX::_exit($left < 0 ? $bytes : $bytes - $left);
+		# what it let through
+		syswrite($tell, $left < 0 ? $bytes : $bytes - $left);
+		POSIX::_exit(0);
 	}
 	my $port = $listener->sockport;
 	close $listener;
-	return { port => $port, done => sub { waitpid $pid, 0; return $? >> 8 } };
+	close $tell;
+	return { port => $port, done => sub { waitpid $pid, 0; return 0 + <$told> } };
 }
