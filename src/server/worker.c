@@ -181,7 +181,7 @@ run_worker(Oid database)
 	memcpy(worker.bgw_extra, &batch, sizeof(batch));
 	worker.bgw_notify_pid = MyProcPid;
 	usage_set_end(USAGE_FAILED);
-	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+	if (!usage_start_worker(&worker, &handle))
 		return USAGE_FAILED;
 	(void) WaitForBackgroundWorkerShutdown(handle);
 	pfree(handle);

@@ -7,6 +7,7 @@
 
 #include "base/store.h"
 #include "nodes/pg_list.h"
+#include "postmaster/bgworker.h"
 #include "storage/lwlock.h"
 #include "utils/inet.h"
 
@@ -77,6 +78,8 @@ extern bool usage_is_preloaded(void);
 /* launcher.c */
 extern void usage_register_launcher(void);
 extern bool usage_launch(void);
+extern bool usage_start_worker(BackgroundWorker *worker,
+							   BackgroundWorkerHandle **handle);
 
 /* record.c */
 extern void usage_expect(UsageTarget *target, const char *key_id);
