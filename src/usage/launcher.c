@@ -25,12 +25,14 @@
 static void describe_launcher(BackgroundWorker *worker);
 static void launcher_ends(int code, Datum arg);
 
-/* Register the launcher; while the library is preloaded. */
+/* Register the launcher; while the library is preloaded.  Not in pg_upgrade. */
 void
 usage_register_launcher(void)
 {
 	BackgroundWorker worker;
 
+	if (IsBinaryUpgrade)
+		return;
 	describe_launcher(&worker);
 	RegisterBackgroundWorker(&worker);
 }
