@@ -125,6 +125,7 @@ init_shared(int max_tracked)
 	pg_atomic_init_u32(&usage_shared->round, 1);
 	pg_atomic_init_u32(&usage_shared->end, USAGE_DONE);
 	pg_atomic_init_u32(&usage_shared->failing, 0);
+	pg_atomic_init_u32(&usage_shared->standby, 0);
 	pg_atomic_init_u32(&usage_shared->no_worker, 0);
 	pg_atomic_init_u32(&usage_shared->launcher, 0);
 	pg_atomic_init_u64(&usage_shared->last_flush_at, 0);

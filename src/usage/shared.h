@@ -80,6 +80,7 @@ typedef struct UsageShared
 	pg_atomic_uint32 round;		/* of flushes; only grows */
 	pg_atomic_uint32 end;		/* UsageEnd, of the last worker */
 	pg_atomic_uint32 failing;	/* the last batch did not reach the primary */
+	pg_atomic_uint32 standby;	/* the server was one at the last round */
 	pg_atomic_uint32 no_worker; /* the server had no free worker the last time */
 	/* entries removed so far, by partition; changed under its lock */
 	uint64		removed[USAGE_PARTITIONS];

@@ -101,7 +101,7 @@ extern void usage_totals(UsageTotals *totals);
 extern List *usage_begin_round(void);
 extern void usage_end_round(TimestampTz began);
 extern void usage_forget_database(Oid database);
-extern void usage_write_all(void);
+extern bool usage_note_recovery(void);
 extern void usage_evict(void);
 
 /* flush.c */
