@@ -41,13 +41,28 @@
  */
 #define WORKER_PAUSE_MS 250
 
+/*
+ * The time that a worker may take.  It needs four seconds at most, except where
+ * its start waits for a lock on the database, for example of a transaction that
+ * renames the database.
+ */
+#define WORKER_DEADLINE_MS 10000
+
+typedef enum DatabaseState
+{
+	DATABASE_OPEN,
+	DATABASE_CLOSED,			/* allows no connections */
+	DATABASE_GONE
+} DatabaseState;
+
 PGDLLEXPORT void rk_apikeys_launcher_main(Datum arg);
 PGDLLEXPORT void rk_apikeys_flush_main(Datum database);
 
 static void flush_all(void);
 static UsageEnd run_worker(Oid database);
+static bool wait_for_worker(BackgroundWorkerHandle *handle, Oid database);
 static void pause_for(int milliseconds);
-static bool database_is_open(Oid database);
+static DatabaseState database_state(Oid database);
 
 /* The main function of the launcher: a round every usage_flush_interval. */
 void
@@ -89,41 +104,47 @@ rk_apikeys_launcher_main(Datum arg)
 		last = GetCurrentTimestamp();
 		flush_all();
 	}
-	proc_exit(0);
+	/*
+	 * The server starts a launcher again only after an exit that is not 0, and a
+	 * DBA may have terminated this one.  Without preload a session starts it.
+	 */
+	proc_exit(usage_is_preloaded() ? 1 : 0);
 }
 
 /* One round: flush every database with pending entries, one after the other. */
 static void
 flush_all(void)
 {
-	static bool was_standby = false;
-	bool		is_standby = RecoveryInProgress();
 	TimestampTz began = GetCurrentTimestamp();
 	bool		failed = false;
 	List	   *databases;
 	ListCell   *cell;
 
 	/* The memory of a standby that sends nothing must not fill up. */
-	if (is_standby && settings_primary_conninfo[0] == '\0')
+	if (usage_note_recovery() && settings_primary_conninfo[0] == '\0')
 	{
-		was_standby = true;
 		usage_evict();
 		return;
 	}
-	if (was_standby && !is_standby)
-		usage_write_all();
-	was_standby = is_standby;
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	MemoryContextSwitchTo(TopTransactionContext);
 	databases = usage_begin_round();
 	foreach(cell, databases)
 	{
-		if (!database_is_open(lfirst_oid(cell)))
+		switch (database_state(lfirst_oid(cell)))
 		{
-			usage_forget_database(lfirst_oid(cell));
-			lfirst_oid(cell) = InvalidOid;
+			case DATABASE_OPEN:
+				continue;
+			case DATABASE_CLOSED:
+				/* Its entries wait until it allows connections again. */
+				failed = true;
+				break;
+			case DATABASE_GONE:
+				usage_forget_database(lfirst_oid(cell));
+				break;
 		}
+		lfirst_oid(cell) = InvalidOid;
 	}
 	usage_evict();
 	MemoryContextSwitchTo(TopMemoryContext);
@@ -168,6 +189,7 @@ run_worker(Oid database)
 	static int	batch = USAGE_BATCH;
 	BackgroundWorker worker = {0};
 	BackgroundWorkerHandle *handle;
+	bool		in_time;
 	UsageEnd	end;
 
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -181,16 +203,64 @@ run_worker(Oid database)
 	memcpy(worker.bgw_extra, &batch, sizeof(batch));
 	worker.bgw_notify_pid = MyProcPid;
 	usage_set_end(USAGE_FAILED);
-	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+	if (!usage_start_worker(&worker, &handle))
 		return USAGE_FAILED;
-	(void) WaitForBackgroundWorkerShutdown(handle);
+	in_time = wait_for_worker(handle, database);
 	pfree(handle);
+	if (!in_time)
+		return USAGE_FAILED;
 	end = usage_end();
 	if (end == USAGE_FAILED)
 		batch = Max(batch / 2, 1);
 	else if (end != USAGE_BUSY)
 		batch = Min(batch * 2, USAGE_BATCH);
 	return end;
+}
+
+/*
+ * Wait until a worker has ended.  Terminate a worker that does not end in time.
+ * Return whether it ended in time.  The log reports a database only at the first
+ * such worker.
+ */
+static bool
+wait_for_worker(BackgroundWorkerHandle *handle, Oid database)
+{
+	static List *stalled = NIL; /* databases */
+	TimestampTz start = GetCurrentTimestamp();
+	bool		in_time = true;
+	pid_t		pid;
+
+	while (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		/* If the clock was set back, do not wait until it reaches "start". */
+		start = Min(start, now);
+		if (in_time && TimestampDifferenceExceeds(start, now, WORKER_DEADLINE_MS))
+		{
+			in_time = false;
+			TerminateBackgroundWorker(handle);
+			if (!list_member_oid(stalled, database))
+			{
+				MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
+
+				stalled = lappend_oid(stalled, database);
+				MemoryContextSwitchTo(context);
+				ereport(LOG,
+						(errmsg("terminating the background worker that flushes the usage of API keys in database %u, because it did not end within %d seconds",
+								database, WORKER_DEADLINE_MS / 1000),
+						 errhint("Look in pg_locks for a transaction that has locked the database.")));
+			}
+		}
+		/* The postmaster sets the latch when the worker has ended. */
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 WORKER_PAUSE_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	if (in_time)
+		stalled = list_delete_oid(stalled, database);
+	return in_time;
 }
 
 /*
@@ -212,19 +282,19 @@ pause_for(int milliseconds)
 	}
 }
 
-/* Return whether the database exists and allows connections. */
-static bool
-database_is_open(Oid database)
+static DatabaseState
+database_state(Oid database)
 {
 	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
-	bool		open = false;
+	DatabaseState state = DATABASE_GONE;
 
 	if (HeapTupleIsValid(tuple))
 	{
-		open = ((Form_pg_database) GETSTRUCT(tuple))->datallowconn;
+		state = ((Form_pg_database) GETSTRUCT(tuple))->datallowconn ?
+			DATABASE_OPEN : DATABASE_CLOSED;
 		ReleaseSysCache(tuple);
 	}
-	return open;
+	return state;
 }
 
 /* The main function of a worker: flush one database, then exit. */

@@ -9,7 +9,7 @@
  * A record never waits.  It raises nothing, except a cancel that the client
  * asked for.  It writes nothing where a write would be refused or could make
  * the transaction fail: in read-only, REPEATABLE READ and SERIALIZABLE
- * transactions, in parallel mode, in recovery.
+ * transactions, in parallel mode, in recovery, in pg_upgrade.
  *
  * Locking: the row in key_usage is taken with SKIP LOCKED and stays locked until
  * the caller's transaction ends.  The first use of a key inserts the row.  Two
@@ -25,6 +25,7 @@
 #include "access/xlog.h"
 #include "catalog/pg_type_d.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/inet.h"
 #include "utils/timestamp.h"
@@ -73,7 +74,7 @@ usage_record_in_table(const StoredKey *key, inet *client_addr, TimestampTz now)
 	int			slot;
 
 	if (RecoveryInProgress() || XactReadOnly || IsInParallelMode() ||
-		IsolationUsesXactSnapshot())
+		IsolationUsesXactSnapshot() || IsBinaryUpgrade)
 		return;
 
 	use.key = key;

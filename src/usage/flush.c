@@ -81,7 +81,8 @@ usage_set_end(UsageEnd end)
 /*
  * Write this database's pending entries in the caller's transaction, in batches
  * of USAGE_BATCH.  Return the number of keys written: 0 without shared memory,
- * while another flush is running, or where the use goes to a primary.
+ * while another flush is running, where the use goes to a primary, or in
+ * pg_upgrade.
  */
 int64
 usage_flush_now(void)
@@ -90,7 +91,7 @@ usage_flush_now(void)
 	int			count;
 	int64		total = 0;
 
-	if (!usage_is_shared() || usage_goes_to_primary())
+	if (IsBinaryUpgrade || !usage_is_shared() || usage_goes_to_primary())
 		return 0;
 	copies = usage_pending(MyDatabaseId, false, &count);
 	for (int i = 0; i < count; i += USAGE_BATCH)

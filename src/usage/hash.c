@@ -126,6 +126,8 @@ init_shared(int max_tracked)
 	pg_atomic_init_u32(&usage_shared->end, USAGE_DONE);
 	pg_atomic_init_u32(&usage_shared->failing, 0);
 	pg_atomic_init_u32(&usage_shared->busy, InvalidOid);
+	pg_atomic_init_u32(&usage_shared->standby, 0);
+	pg_atomic_init_u32(&usage_shared->no_worker, 0);
 	pg_atomic_init_u32(&usage_shared->launcher, 0);
 	pg_atomic_init_u64(&usage_shared->last_flush_at, 0);
 	pg_atomic_init_u64(&usage_shared->pending_since,

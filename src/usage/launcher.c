@@ -25,12 +25,14 @@
 static void describe_launcher(BackgroundWorker *worker);
 static void launcher_ends(int code, Datum arg);
 
-/* Register the launcher; while the library is preloaded. */
+/* Register the launcher; while the library is preloaded.  Not in pg_upgrade. */
 void
 usage_register_launcher(void)
 {
 	BackgroundWorker worker;
 
+	if (IsBinaryUpgrade)
+		return;
 	describe_launcher(&worker);
 	RegisterBackgroundWorker(&worker);
 }
@@ -52,8 +54,31 @@ usage_start_launcher(void)
 										LAUNCHER_STARTED))
 		return;
 	describe_launcher(&worker);
-	if (!RegisterDynamicBackgroundWorker(&worker, NULL))
+	if (!usage_start_worker(&worker, NULL))
 		pg_atomic_write_u32(&usage_shared->launcher, LAUNCHER_NONE);
+}
+
+/*
+ * Start a launcher or a flush worker.  Return whether the server has a free
+ * worker.  Write to the log when that changes.
+ */
+bool
+usage_start_worker(BackgroundWorker *worker, BackgroundWorkerHandle **handle)
+{
+	bool		started = RegisterDynamicBackgroundWorker(worker, handle);
+	bool		failed_before = pg_atomic_exchange_u32(&usage_shared->no_worker,
+													   !started) != 0;
+
+	if (!started && !failed_before)
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("could not start a background worker to flush the usage of API keys"),
+				 errdetail("The usage stays in memory meanwhile."),
+				 errhint("You might need to increase max_worker_processes.")));
+	else if (started && failed_before)
+		ereport(LOG,
+				(errmsg("a background worker to flush the usage of API keys can be started again")));
+	return started;
 }
 
 /*

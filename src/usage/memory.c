@@ -56,6 +56,9 @@ usage_shmem_startup(void)
 
 	usage_locks = GetNamedLWLockTranche(USAGE_TRANCHE);
 	usage_outbox_startup();
+	/* pg_upgrade leaves the file in the old data directory. */
+	if (IsBinaryUpgrade)
+		return;
 	if (!IsUnderPostmaster)
 		on_shmem_exit(usage_file_save, (Datum) 0);
 	if (made)

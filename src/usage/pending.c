@@ -178,7 +178,10 @@ usage_forget(Oid database, const char *key_id)
 	LWLockRelease(target.lock);
 }
 
-/* Throw away the pending entries of a database that cannot be flushed. */
+/*
+ * Throw away the pending entries of a database that is gone, or that has not the
+ * extension any more.
+ */
 void
 usage_forget_database(Oid database)
 {
@@ -194,21 +197,28 @@ usage_forget_database(Oid database)
 }
 
 /*
- * Make all entries pending, the clean ones too.  After a promotion this server's
- * tables may lack counts that the old primary had, because replication had not
- * brought them back.
+ * Return whether this server is a standby.  At the first call after a promotion
+ * make all entries pending, the clean ones too: this server's tables may lack
+ * counts that the old primary had, because replication had not brought them
+ * back.
  */
-void
-usage_write_all(void)
+bool
+usage_note_recovery(void)
 {
+	bool		is_standby = RecoveryInProgress();
 	UsageEntry *entry;
 	UsageWalk	walk = {.pending = false};
 
-	while ((entry = usage_hash_next(&walk)) != NULL)
+	if (pg_atomic_read_u32(&usage_shared->standby) != 0 && !is_standby)
 	{
-		usage_hash_set_dirty(entry);
-		LWLockRelease(walk.lock);
+		while ((entry = usage_hash_next(&walk)) != NULL)
+		{
+			usage_hash_set_dirty(entry);
+			LWLockRelease(walk.lock);
+		}
 	}
+	pg_atomic_write_u32(&usage_shared->standby, is_standby);
+	return is_standby;
 }
 
 /* Note that the round that began then has written all that it found. */

@@ -82,6 +82,8 @@ typedef struct UsageShared
 	pg_atomic_uint32 failing;	/* the last batch did not reach the primary */
 	pg_atomic_uint32 busy;		/* the database whose busy flush was logged;
 								 * InvalidOid: none */
+	pg_atomic_uint32 standby;	/* the server was one at the last round */
+	pg_atomic_uint32 no_worker; /* the server had no free worker the last time */
 	/* entries removed so far, by partition; changed under its lock */
 	uint64		removed[USAGE_PARTITIONS];
 	int			max_tracked;	/* fixed */

@@ -7,6 +7,7 @@
 
 #include "base/store.h"
 #include "nodes/pg_list.h"
+#include "postmaster/bgworker.h"
 #include "storage/lwlock.h"
 #include "utils/inet.h"
 
@@ -79,6 +80,8 @@ extern bool usage_is_preloaded(void);
 /* launcher.c */
 extern void usage_register_launcher(void);
 extern bool usage_launch(void);
+extern bool usage_start_worker(BackgroundWorker *worker,
+							   BackgroundWorkerHandle **handle);
 
 /* record.c */
 extern void usage_expect(UsageTarget *target, const char *key_id);
@@ -100,7 +103,7 @@ extern void usage_totals(UsageTotals *totals);
 extern List *usage_begin_round(void);
 extern void usage_end_round(TimestampTz began);
 extern void usage_forget_database(Oid database);
-extern void usage_write_all(void);
+extern bool usage_note_recovery(void);
 extern void usage_evict(void);
 
 /* flush.c */

@@ -64,8 +64,8 @@ foreach my $db ('postgres', 'readonly', 'hostile')
 	ok($node->poll_query_until($db, 'SELECT max(use_count) = 3 FROM rk_apikeys.key_usage'), "$db: flushed");
 	is($node->safe_psql($db, 'SELECT sum(uses), count(*) FROM rk_apikeys.key_usage_daily'), '3|1', "$db: the day, too");
 }
-ok($node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats'), 'nothing stays pending');
-is(stat_of($node, 'dropped'), '4', 'what nobody can have is dropped: gone, closed, without and lookalike');
+ok($node->poll_query_until('postgres', 'SELECT pending_keys = 1 FROM rk_apikeys.stats'), 'only the use in the closed database stays pending');
+is(stat_of($node, 'dropped'), '3', 'what nobody can have is dropped: gone, without and lookalike');
 is($node->safe_psql('lookalike', 'SELECT (SELECT count(*) FROM rk_apikeys.loot), (SELECT count(*) FROM rk_apikeys.key_usage),
 	(SELECT count(*) FROM rk_apikeys.key_usage_daily)'), '0|0|0', 'nothing of the look-alike was run or written');
 
@@ -75,7 +75,7 @@ ok($node->poll_query_until('postgres', "SELECT use_count = 4 FROM rk_apikeys.key
 is($node->safe_psql('postgres', $launcher), $pid, 'by the same launcher');
 $node->safe_psql('postgres', 'ALTER DATABASE closed ALLOW_CONNECTIONS true');
 is(sql_as($node, 'backend', "SELECT rk_apikeys.verify('$token{closed}')", 'closed'), 't', 'the closed database is open again');
-ok($node->poll_query_until('closed', "SELECT use_count = 1 FROM rk_apikeys.key_usage WHERE key_id = '$id{closed}'"), 'and flushed again');
+ok($node->poll_query_until('closed', "SELECT use_count = 4 FROM rk_apikeys.key_usage WHERE key_id = '$id{closed}'"), 'and flushed, with what was pending');
 $node->safe_psql('without', 'CREATE EXTENSION rk_apikeys');
 ($id{without}, $token{without}) = create_key($node, 'again', undef, 'acme', 'without');
 sql_as($node, 'backend', "SELECT rk_apikeys.verify('$token{without}')", 'without');
@@ -92,7 +92,7 @@ my $offset = -s $node->logfile;
 sql_as($node, 'backend', "SELECT rk_apikeys.verify('$token{without}')", 'without');
 $node->wait_for_log(qr/LOG:  run by|ERROR:  cannot fire deferred trigger within security-restricted operation/, $offset);
 $node->safe_psql('without', 'ALTER EXTENSION rk_apikeys DROP TABLE rk_apikeys.key_usage');
-ok($node->poll_query_until('postgres', 'SELECT dropped = 5 AND pending_keys = 0 FROM rk_apikeys.stats'), 'a table that is no member any more is not written');
+ok($node->poll_query_until('postgres', 'SELECT dropped = 4 AND pending_keys = 0 FROM rk_apikeys.stats'), 'a table that is no member any more is not written');
 is_deeply([ logged($node, qr/LOG:  run by|FATAL:|PANIC:/) ], [], 'no worker failed or ran what is not ours');
 
 done_testing();

@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use File::Copy qw(copy);
 use FindBin;
 use lib $FindBin::Bin;
 use RkApikeys;
@@ -45,6 +46,19 @@ is_deeply(verdicts($old, $token), $expected, 'verdicts in the old cluster');
 is($old->safe_psql('first', "SELECT rk_apikeys.verify('$first_token')"), 't', 'and with the SQL of 0.1');
 sql_as($old, 'boss', 'SELECT rk_apikeys.flush_usage()', $_) foreach 'postgres', 'first';
 isnt($old->safe_psql('postgres', 'SELECT sum(use_count) FROM rk_apikeys.key_usage'), '0', 'there is usage');
+
+# A key with two uses in the table, and with three more that are pending when the old server stops
+$old->safe_psql('postgres', 'CREATE DATABASE pending');
+$old->safe_psql('pending', 'CREATE EXTENSION rk_apikeys CASCADE');
+my ($pending_id, $pending_token) = create_key($old, 'pending', undef, 'acme', 'pending');
+my $uses = q{SELECT (SELECT sum(use_count) FROM rk_apikeys.key_usage), (SELECT sum(uses) FROM rk_apikeys.key_usage_daily)};
+sub use_pending
+{
+	my ($times) = @_;
+	sql_as($old, 'backend', "SELECT rk_apikeys.verify('$pending_token') FROM generate_series(1, $times)", 'pending');
+}
+use_pending(2);
+sql_as($old, 'boss', 'SELECT rk_apikeys.flush_usage()', 'pending');
 my %before = map { $_ => contents($old, $_) } 'postgres', 'first';
 
 # What holds in the new cluster, however the keys came there
@@ -95,12 +109,28 @@ SKIP:
 	command_ok([ 'pg_dump', '-t', 'anybodys', '-f', "$dir/anybodys.sql", $old->connstr('postgres') ], "$way: the new pg_dump dumps a table");
 	skip "$way by pg_upgrade: pg_dump cannot dump any table of this minor (pg_attver)", 1 if slurp_file("$dir/anybodys.sql") =~ /pg_attver/;
 	$old->safe_psql('postgres', 'DROP TABLE anybodys');
+	use_pending(3);
 	$old->stop;
 	my $new = cluster('new');
+	my ($old_file, $new_file) = map { $_->data_dir . '/pg_stat/rk_apikeys.usage' } $old, $new;
+	my $saved = slurp_file($old_file);
+	# a launcher that ran in pg_upgrade would flush at once
+	$_->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '100ms'") foreach $old, $new;
 	chdir $dir;
 	command_ok([ 'pg_upgrade', '--no-sync', '-d', $old->data_dir, '-D', $new->data_dir, '-b', $old_bin, '-B', $new_bin, '-s', $new->host,
 			'-p', $old->port, '-P', $new->port, '-U', 'postgres' ], "$way by pg_upgrade");
+	is(-e $old_file ? slurp_file($old_file) : undef, $saved, 'pg_upgrade leaves the file of pending use as it was');
+	ok(!-e $new_file, 'and makes none in the new cluster');
+	$new->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '1h'");
+	copy($old_file, $new_file) or die $!;
 	$new->start;
+	is($new->safe_psql('pending', $uses), '2|2', 'the table has what was flushed');
+	is(use_count($new, $pending_id, 'pending'), '5', 'the view has what was pending, too');
+	sql_as($new, 'boss', 'SELECT rk_apikeys.flush_usage()', 'pending') foreach 1, 2;
+	is($new->safe_psql('pending', $uses), '5|5', 'a flush writes it');
+	$new->restart;
+	sql_as($new, 'boss', 'SELECT rk_apikeys.flush_usage()', 'pending');
+	is($new->safe_psql('pending', $uses), '5|5', 'once');
 	check($new, "$way by pg_upgrade");
 }
 
