@@ -64,7 +64,7 @@ $session->quit;
 $subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION keys');
 
 # The update sets the states.
-install_version('rk_apikeys--0.2.sql', slurp_file("$FindBin::Bin/../upgrade/rk_apikeys--0.2.sql"));
+install_release('0.2');
 $publisher->safe_psql('postgres', 'CREATE DATABASE old');
 $publisher->safe_psql('old', q{CREATE EXTENSION rk_apikeys VERSION '0.2' CASCADE});
 $publisher->safe_psql('old', "$table DISABLE TRIGGER USER");

@@ -75,7 +75,7 @@ foreach my $how (sort keys %bring)
 }
 
 # The update sets the sequence.
-install_version('rk_apikeys--0.2.sql', slurp_file("$FindBin::Bin/../upgrade/rk_apikeys--0.2.sql"));
+install_release('0.2');
 $origin->safe_psql('postgres', 'CREATE DATABASE old');
 $origin->safe_psql('old', q{CREATE EXTENSION rk_apikeys VERSION '0.2' CASCADE});
 create_key($origin, "key $_", undef, 'acme', 'old') foreach 1 .. 3;
