@@ -37,9 +37,9 @@
 typedef struct IssuedToken
 {
 	Oid			role;			/* made the key, and may see the token */
-	char		principal[TOKEN_KEY_ID_LEN + 1];	/* likewise; empty: none */
 	uint16		len;
 	char		token[TOKEN_MAX_LEN + 1];
+	char		principal[TOKEN_KEY_ID_LEN + 1];	/* as role; empty: none */
 } IssuedToken;
 
 typedef struct IssuedBlock

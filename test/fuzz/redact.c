@@ -32,6 +32,8 @@ ExecutorStart_hook_type ExecutorStart_hook;
 ExecutorRun_hook_type ExecutorRun_hook;
 ProcessUtility_hook_type ProcessUtility_hook;
 volatile uint32 CritSectionCount;
+volatile uint32 InterruptHoldoffCount;
+volatile sig_atomic_t InterruptPending;
 
 typedef struct Text
 {
