@@ -156,6 +156,9 @@ find_viewer(char **tenant, char **environment)
 	if (!session_may_manage() || (*tenant = session_tenant()) == NULL)
 		return false;
 	*environment = session_environment();
+	/* The principal's key may have died since the tenant was read. */
+	if (principal_is_set() && *environment == NULL)
+		return false;
 	if (session_sees_all_tenants())
 		*tenant = NULL;
 	return true;

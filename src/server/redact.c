@@ -142,7 +142,10 @@ redact_statement(void)
 	if (copy == NULL)
 		return false;
 	memcpy(copy, debug_query_string, len + 1);
+	/* A cancel would leave the copy behind, unmasked. */
+	HOLD_INTERRUPTS();
 	redact_text(copy);
+	RESUME_INTERRUPTS();
 	shrunk = realloc(copy, len + 1);
 	if (shrunk != NULL)
 		copy = shrunk;

@@ -304,8 +304,9 @@ token_suspected(const char *s, size_t len)
  *
  * Any run of base62 digits after prefix_environment_<12 digits>_ is masked,
  * whatever its length and check digits, unless it ends a name: see
- * tail_of_name().  Texts are cut within a token, and tokens are mistyped.  A part of one token may also be a part of the next, for
- * example where two tokens were pasted without a blank between them.
+ * tail_of_name().  Texts are cut within a token, and tokens are mistyped.  A part
+ * of one token may also be a part of the next, for example where two tokens were
+ * pasted without a blank between them.
  *
  * The new length is never greater than the old one, and the bytes that become
  * free are wiped.  The time is linear.  Allocates nothing, and raises nothing
