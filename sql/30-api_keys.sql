@@ -26,6 +26,8 @@ CREATE TABLE rk_apikeys.api_keys (
   digest bytea NOT NULL,
   digest_kind text NOT NULL,
   pepper_id smallint,
+  parent text COLLATE "C",
+  start text,
   CONSTRAINT api_keys_pkey PRIMARY KEY (key_id),
   -- Constraints check only rules that always hold, because a restored row may
   -- have expired.
@@ -51,12 +53,14 @@ CREATE TABLE rk_apikeys.api_keys (
   CONSTRAINT api_keys_digest_check CHECK (
     octet_length(digest) = CASE digest_kind WHEN 'sha512' THEN 64 ELSE 32 END
     AND digest_kind IN ('native', 'sha256', 'sha512')),
-  CONSTRAINT api_keys_pepper_id_check CHECK (pepper_id IS NULL OR (pepper_id > 0 AND digest_kind = 'native'))
+  CONSTRAINT api_keys_pepper_id_check CHECK (pepper_id IS NULL OR (pepper_id > 0 AND digest_kind = 'native')),
+  CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 16)
 );
 -- For pages of a tenant's keys, ordered by created_at.
 CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);
 -- For pages of a tenant's keys, ordered by key id.
 CREATE INDEX api_keys_tenant_key ON rk_apikeys.api_keys (tenant, key_id);
+CREATE INDEX api_keys_parent ON rk_apikeys.api_keys (parent) WHERE parent IS NOT NULL;
 -- src/base/store.c finds this index by its name.
 CREATE UNIQUE INDEX api_keys_imported_digest ON rk_apikeys.api_keys (digest)
   WHERE digest_kind <> 'native';
@@ -87,8 +91,11 @@ COMMENT ON COLUMN rk_apikeys.api_keys.hint IS 'The last 4 digits of the secret, 
 COMMENT ON COLUMN rk_apikeys.api_keys.digest IS 'The digest of the token. Granted to no role.';
 COMMENT ON COLUMN rk_apikeys.api_keys.digest_kind IS 'native, or for an imported key sha256 or sha512. Granted to no role.';
 COMMENT ON COLUMN rk_apikeys.api_keys.pepper_id IS 'The pepper with which the digest was made. Granted to no role.';
+COMMENT ON COLUMN rk_apikeys.api_keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
+COMMENT ON COLUMN rk_apikeys.api_keys.start IS 'The first characters of an imported token, shown in the masked key. NULL: the token is one of ours.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'For pages of a tenant''s keys, ordered by created_at.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'For pages of a tenant''s keys, ordered by key id.';
+COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a key has made by this index.';
 COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'verify finds an imported key by this index.';
 
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.api_keys', '');

@@ -80,7 +80,8 @@ GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_key
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, allowed_cidrs,
     rate_limit, rate_window, metadata, enabled, expires_at, replaces, grace_until, revoked_at,
-    revoked_reason, created_at, created_by, updated_at, updated_by, hint)
+    revoked_reason, created_at, created_by, updated_at, updated_by, hint,
+    parent, start)
   ON rk_apikeys.api_keys TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.list_keys(text, text, text, text, boolean, integer, text), rk_apikeys.reveal(text),

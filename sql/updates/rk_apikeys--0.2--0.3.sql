@@ -248,6 +248,14 @@ CREATE OR REPLACE FUNCTION rk_apikeys.seal(secret text, pgp_public_key text) RET
   LANGUAGE C VOLATILE STRICT PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_seal';
 
+-- The key that made a key, and the start of an imported token.
+ALTER TABLE rk_apikeys.api_keys ADD parent text COLLATE "C", ADD start text,
+  ADD CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 16);
+CREATE INDEX api_keys_parent ON rk_apikeys.api_keys (parent) WHERE parent IS NOT NULL;
+COMMENT ON COLUMN rk_apikeys.api_keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
+COMMENT ON COLUMN rk_apikeys.api_keys.start IS 'The first characters of an imported token, shown in the masked key. NULL: the token is one of ours.';
+COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a key has made by this index.';
+
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.verdict IS
   'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set.';

@@ -163,6 +163,33 @@ store_table(const char *name, bool missing_ok)
 }
 
 /*
+ * Return the number that a column of api_keys has in a table of that shape.  A
+ * table of an earlier release may lack a later column: then return 0.  A DBA may
+ * have added columns before the release that brought the later column.
+ */
+int
+store_column(TupleDesc desc, int column, const char *name)
+{
+	int			number = column;
+
+	if (column <= KEY_FIRST_COLUMNS)
+		return column;
+	/* The number of a fresh table first, then all behind the first columns. */
+	for (int tries = KEY_FIRST_COLUMNS; tries <= desc->natts; tries++)
+	{
+		if (number <= desc->natts)
+		{
+			Form_pg_attribute att = TupleDescAttr(desc, number - 1);
+
+			if (!att->attisdropped && strcmp(NameStr(att->attname), name) == 0)
+				return number;
+		}
+		number = tries + 1;
+	}
+	return 0;
+}
+
+/*
  * Return the key with that id (TOKEN_KEY_ID_LEN bytes, not terminated), or NULL.
  * The table is api_keys.  The caller keeps its OID until a message says that the
  * OID may have changed; InvalidOid has no keys.  The row is looked for at that
@@ -550,9 +577,9 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 #define VALUE(column) (wide_values[(column) - 1])
 #define ISNULL(column) (wide_nulls[(column) - 1])
 
-	if (desc->natts < KEY_COLUMNS)
+	if (desc->natts < KEY_FIRST_COLUMNS)
 		elog(ERROR, "table api_keys has %d columns, expected at least %d",
-			 desc->natts, KEY_COLUMNS);
+			 desc->natts, KEY_FIRST_COLUMNS);
 	if (desc->natts > KEY_COLUMNS)
 	{
 		/* Columns added by others, or by a later version. */

@@ -5,6 +5,7 @@
 #ifndef STORE_H
 #define STORE_H
 
+#include "access/tupdesc.h"
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
 #include "storage/block.h"
@@ -15,7 +16,11 @@
 #include "utils/array.h"
 #include "utils/relcache.h"
 
-/* Columns of rk_apikeys.api_keys, in the order of its CREATE TABLE. */
+/*
+ * Columns of rk_apikeys.api_keys, in the order of its CREATE TABLE.  Those up to
+ * KEY_FIRST_COLUMNS have these numbers in every table.  A later column has the
+ * number that store_column() returns.
+ */
 enum KeyColumn
 {
 	KEY_KEY_ID = 1,
@@ -43,7 +48,10 @@ enum KeyColumn
 	KEY_DIGEST,
 	KEY_DIGEST_KIND,
 	KEY_PEPPER_ID,
-	KEY_COLUMNS = KEY_PEPPER_ID
+	KEY_PARENT,
+	KEY_START,
+	KEY_FIRST_COLUMNS = KEY_PEPPER_ID,
+	KEY_COLUMNS = KEY_START
 };
 
 typedef enum DigestKind
@@ -113,6 +121,7 @@ typedef struct StoredUsage
 	int64		denied_count;
 } StoredUsage;
 
+extern int	store_column(TupleDesc desc, int column, const char *name);
 extern Oid	store_table(const char *name, bool missing_ok);
 extern bool store_changes_are_told(Oid table);
 extern void store_forget_file(void);

@@ -31,6 +31,7 @@
 #include "usage/usage.h"
 
 /* The same limits as in the CHECK constraints of api_keys. */
+#define START_MAX_CHARS 16
 #define NAME_MAX_CHARS 200
 #define DESCRIPTION_MAX_CHARS 2000
 #define REASON_MAX_CHARS 500
@@ -90,6 +91,8 @@ check_settings(Datum *values, bool *nulls, const bool *changed,
 							required[i].name)));
 	if (CHECKED(KEY_HINT))
 		check_length("hint", TEXT(KEY_HINT), 0, TOKEN_HINT_LEN);
+	if (CHECKED(KEY_START))
+		check_length("start", TEXT(KEY_START), 0, START_MAX_CHARS);
 	if (CHECKED(KEY_TENANT))
 		check_length("tenant", TEXT(KEY_TENANT), 1, SETTINGS_TENANT_MAX_CHARS);
 	if (CHECKED(KEY_NAME))

@@ -48,17 +48,44 @@ static const struct
 	[KEY_HINT - 1] = {"hint", COLUMN_FIXED | COLUMN_MADE},
 	[KEY_DIGEST - 1] = {"digest", COLUMN_FIXED},
 	[KEY_DIGEST_KIND - 1] = {"digest_kind", COLUMN_FIXED | COLUMN_MADE},
-	[KEY_PEPPER_ID - 1] = {"pepper_id", COLUMN_FIXED | COLUMN_MADE}
+	[KEY_PEPPER_ID - 1] = {"pepper_id", COLUMN_FIXED | COLUMN_MADE},
+	[KEY_PARENT - 1] = {"parent", COLUMN_SETTING | COLUMN_FIXED | COLUMN_MADE},
+	[KEY_START - 1] = {"start", COLUMN_FIXED | COLUMN_MADE}
 };
 
 StaticAssertDecl(lengthof(columns) == KEY_COLUMNS,
 				 "each column of api_keys is in the list");
 
-/* Return the flags of a column, by its number in the table. */
+/* Return the flags of a column; of 0, a column that is not in the list. */
 int
 columns_flags(int column)
 {
-	return column <= KEY_COLUMNS ? columns[column - 1].flags : COLUMN_SETTING;
+	return column > 0 ? columns[column - 1].flags : COLUMN_SETTING;
+}
+
+const char *
+columns_name(int column)
+{
+	return columns[column - 1].name;
+}
+
+/* Return the number of a column in a table of that shape, or 0. */
+int
+columns_number(TupleDesc desc, int column)
+{
+	return store_column(desc, column, columns[column - 1].name);
+}
+
+/* Return the column with that number in a table of that shape; 0: none of ours. */
+int
+columns_of_number(TupleDesc desc, int number)
+{
+	if (number <= KEY_FIRST_COLUMNS)
+		return number;
+	for (int column = KEY_FIRST_COLUMNS + 1; column <= KEY_COLUMNS; column++)
+		if (columns_number(desc, column) == number)
+			return column;
+	return 0;
 }
 
 /* Return the names of the columns that no event tells, text[], palloc'd. */

@@ -16,6 +16,9 @@
 #define COLUMN_SETTING (COLUMN_DATED | COLUMN_TOLD)
 
 extern int	columns_flags(int column);
+extern const char *columns_name(int column);
+extern int	columns_number(TupleDesc desc, int column);
+extern int	columns_of_number(TupleDesc desc, int number);
 extern ArrayType *columns_not_told(void);
 
 #endif

@@ -54,7 +54,6 @@ typedef struct KeyTuple
 static KeyTuple *unpack(TriggerData *trigger, HeapTuple row);
 static HeapTuple repack(TriggerData *trigger, HeapTuple row, KeyTuple *key);
 static bool column_differs(TriggerData *trigger, int column);
-static const char *column_name(Relation rel, int column);
 static void make_token(KeyTuple *key);
 static void make_imported(KeyTuple *key);
 static bool same_text(Datum a, text *b);
@@ -147,7 +146,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 				ereport(ERROR,
 						(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						 errmsg("column \"%s\" of a new API key cannot be given",
-								column_name(trigger->tg_relation, column)),
+								columns_name(column)),
 						 errhint("Leave the column out, because the insert sets it.")));
 	}
 
@@ -156,6 +155,8 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 	check_principal(key, all);
 	if (!ISNULL(key, KEY_REPLACES))
 		check_replaces(key);
+	if (principal_is_set())
+		set_value(key, KEY_PARENT, CStringGetTextDatum(principal_key_id()));
 	set_value(key, KEY_CREATED_AT, now);
 	set_value(key, KEY_CREATED_BY, session_user_name());
 	set_value(key, KEY_UPDATED_AT, now);
@@ -178,18 +179,21 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
 	KeyTuple   *old = unpack(trigger, trigger->tg_trigtuple);
 	KeyTuple   *new = unpack(trigger, trigger->tg_newtuple);
-	bool		changed[KEY_COLUMNS];
+	bool		changed[KEY_COLUMNS] = {0};
 	bool		dated = false;
 
-	for (int column = 1; column <= desc->natts; column++)
+	for (int number = 1; number <= desc->natts; number++)
 	{
-		bool		differs = column_differs(trigger, column);
+		int			column;
 
-		if (column <= KEY_COLUMNS)
-			changed[column - 1] = differs;
+		if (!column_differs(trigger, number))
+			continue;
+		column = columns_of_number(desc, number);
+		if (column > 0)
+			changed[column - 1] = true;
 		/* A flush changes no setting; what a DBA's trigger adds does not count. */
-		if (differs && (columns_flags(column) & COLUMN_DATED) != 0 &&
-			(column <= KEY_COLUMNS || !caller_borrows()))
+		if ((columns_flags(column) & COLUMN_DATED) != 0 &&
+			(column > 0 || !caller_borrows()))
 			dated = true;
 	}
 
@@ -293,7 +297,13 @@ unpack(TriggerData *trigger, HeapTuple row)
 
 	/* Not heap_deform_tuple(), because a DBA may have added columns. */
 	for (int i = 0; i < KEY_COLUMNS; i++)
-		key->values[i] = heap_getattr(row, i + 1, desc, &key->nulls[i]);
+	{
+		int			number = columns_number(desc, i + 1);
+
+		key->nulls[i] = true;
+		if (number > 0)
+			key->values[i] = heap_getattr(row, number, desc, &key->nulls[i]);
+	}
 	return key;
 }
 
@@ -301,14 +311,23 @@ unpack(TriggerData *trigger, HeapTuple row)
 static HeapTuple
 repack(TriggerData *trigger, HeapTuple row, KeyTuple *key)
 {
-	int			columns[KEY_COLUMNS];
+	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+	int			numbers[KEY_COLUMNS];
+	Datum		values[KEY_COLUMNS];
+	bool		nulls[KEY_COLUMNS];
+	int			count = 0;
 
 	for (int i = 0; i < KEY_COLUMNS; i++)
-		columns[i] = i + 1;
-	return heap_modify_tuple_by_cols(row,
-									 RelationGetDescr(trigger->tg_relation),
-									 KEY_COLUMNS, columns, key->values,
-									 key->nulls);
+	{
+		int			number = columns_number(desc, i + 1);
+
+		if (number == 0)
+			continue;
+		numbers[count] = number;
+		values[count] = key->values[i];
+		nulls[count++] = key->nulls[i];
+	}
+	return heap_modify_tuple_by_cols(row, desc, count, numbers, values, nulls);
 }
 
 /*
@@ -331,12 +350,6 @@ column_differs(TriggerData *trigger, int column)
 	new = heap_getattr(trigger->tg_newtuple, column, desc, &new_null);
 	return old_null != new_null ||
 		(!old_null && !datum_image_eq(old, new, att->attbyval, att->attlen));
-}
-
-static const char *
-column_name(Relation rel, int column)
-{
-	return NameStr(TupleDescAttr(RelationGetDescr(rel), column - 1)->attname);
 }
 
 /*
@@ -595,7 +608,7 @@ check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("column \"%s\" of an API key cannot be changed",
-							column_name(rel, column))));
+							columns_name(column))));
 	if (changed[KEY_UPDATED_AT - 1] || changed[KEY_UPDATED_BY - 1])
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

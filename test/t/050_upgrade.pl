@@ -75,10 +75,11 @@ like(sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()'), qr/^\d+$/, 'flush
 is(sql_as($node, 'backend', "BEGIN; SELECT (rk_apikeys.authenticate('$token->{active}')).valid, rk_apikeys.has_scope('records:read'); COMMIT"), 't|t', 'a principal');
 is(sql_as($node, 'backend', "SELECT rk_apikeys.find_tokens('$token->{active}') IS NOT NULL"), 't', 'find_tokens');
 $node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die 'nothing is flushed';
+my $columns = columns($node);
 my $before = contents($node);
 $node->safe_psql('postgres', 'ALTER EXTENSION rk_apikeys UPDATE');
 same_catalog($fresh, catalog($node, 'postgres'), 'an update with keys ends in the same catalog');
-is_deeply(contents($node), $before, 'and leaves every row as it was');
+is_deeply(contents($node, 'postgres', $columns), $before, 'and leaves every row as it was');
 is_deeply(verdicts($node, $token), expected_verdicts(), 'every verdict after it');
 
 # An update while sessions verify
@@ -89,8 +90,8 @@ $node->safe_psql('postgres', "CREATE DATABASE model TEMPLATE template0");
 $node->safe_psql('model', q{CREATE EXTENSION rk_apikeys VERSION '0.1' CASCADE});
 foreach my $table (qw(api_keys key_usage))
 {
-	$node->safe_psql('postgres', "COPY rk_apikeys.$table TO '$dir/$table'");
-	$node->safe_psql('model', "COPY rk_apikeys.$table FROM '$dir/$table'");
+	$node->safe_psql('postgres', "COPY rk_apikeys.$table ($columns->{$table}) TO '$dir/$table'");
+	$node->safe_psql('model', "COPY rk_apikeys.$table ($columns->{$table}) FROM '$dir/$table'");
 }
 foreach my $preloaded (1, 0)
 {
@@ -131,6 +132,20 @@ foreach my $preloaded (1, 0)
 		same_catalog($fresh, catalog($node, $database), "$with: the same catalog");
 	}
 }
+
+# A table to which a DBA added and dropped columns before the update
+$node->safe_psql('postgres', 'CREATE DATABASE broader TEMPLATE template0');
+$node->safe_psql('broader', q{CREATE EXTENSION rk_apikeys VERSION '0.2' CASCADE});
+$node->safe_psql('broader', 'ALTER TABLE rk_apikeys.api_keys ADD gone text, ADD centre text');
+$node->safe_psql('broader', 'ALTER TABLE rk_apikeys.api_keys DROP gone');
+my ($parent_id, $parent) = create_key($node, 'parent', q{scopes => '{apikeys:manage}'}, 'acme', 'broader');
+$node->safe_psql('broader', "UPDATE rk_apikeys.api_keys SET centre = 'x'");
+$node->safe_psql('broader', 'ALTER EXTENSION rk_apikeys UPDATE; GRANT rk_apikeys_verifier TO acme');
+sql_as($node, 'acme', "BEGIN; SELECT rk_apikeys.authenticate('$parent'); INSERT INTO rk_apikeys.keys (name) VALUES ('child'); COMMIT", 'broader');
+sql_as($node, 'acme', q{UPDATE rk_apikeys.keys SET description = 'y'}, 'broader');
+is($node->safe_psql('broader', 'SELECT name, description, parent, start, centre FROM rk_apikeys.api_keys ORDER BY created_at'),
+	"parent|y|||x\nchild|y|$parent_id||", 'a later column is found behind the columns of others');
+$node->safe_psql('postgres', 'REVOKE rk_apikeys_verifier FROM acme');
 
 # The SQL of a release to come with the library of today: refused, or it works
 my ($script) = glob `pg_config --sharedir | tr -d '\n'` . "/extension/rk_apikeys--$version.sql";

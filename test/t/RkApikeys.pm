@@ -13,7 +13,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(PRELOAD INITDB rk_node rk_initdb rk_extend kill_server client sql_as sql_in_time session create_key code use_count stat_of token_of verdicts
-  expected_verdicts keys_of_every_state contents catalog same_catalog install_version install_release files_holding logged);
+  expected_verdicts keys_of_every_state columns contents catalog same_catalog install_version install_release files_holding logged);
 
 # What makes a server load the library at its start.
 use constant PRELOAD => "shared_preload_libraries = 'rk_apikeys'";
@@ -207,13 +207,24 @@ sub keys_of_every_state
 	return \%token;
 }
 
-# The rows of the extension's tables, in a fixed order, as one text each by table name.
-sub contents
+my @tables = qw(api_keys key_usage key_usage_daily key_events);
+
+# The columns of the extension's tables, as one text each by table name.
+sub columns
 {
 	my ($node, $database) = @_;
+	return { map { $_ => $node->safe_psql($database // 'postgres', "SELECT string_agg(attname, ', ' ORDER BY attnum) FROM pg_attribute
+			WHERE attrelid = 'rk_apikeys.$_'::regclass AND attnum > 0 AND NOT attisdropped") } @tables };
+}
+
+# The rows of the extension's tables, in a fixed order, as one text each by table name: of those columns, or of all.
+sub contents
+{
+	my ($node, $database, $columns) = @_;
+	$columns //= columns($node, $database);
 	return {
-		map { $_ => $node->safe_psql($database // 'postgres', "COPY (SELECT * FROM rk_apikeys.$_ ORDER BY 1, 2) TO STDOUT") }
-		  qw(api_keys key_usage key_usage_daily key_events) };
+		map { $_ => $node->safe_psql($database // 'postgres', "COPY (SELECT $columns->{$_} FROM rk_apikeys.$_ ORDER BY 1, 2) TO STDOUT") }
+		  @tables };
 }
 
 # What the extension is in a database, as lines in a fixed order: each of its objects with all that makes it, but for OIDs.
