@@ -16,6 +16,7 @@
 #include "base/grant.h"
 #include "compat.h"
 
+static bool grants(ArrayType *scopes, const char *want, int want_len);
 static bool in_networks(ArrayType *cidrs, inet *address);
 static inet *unmapped(inet *network);
 static void unmap(inet *address, int bits, inet_struct *result);
@@ -45,16 +46,51 @@ grant_state(const StoredKey *key, TimestampTz now)
 bool
 grant_scope(ArrayType *scopes, text *wanted)
 {
-	const char *want = VARDATA_ANY(wanted);
-	int			want_len = VARSIZE_ANY_EXHDR(wanted);
+	return grants(scopes, VARDATA_ANY(wanted), VARSIZE_ANY_EXHDR(wanted));
+}
+
+/*
+ * Return whether the scopes grant each word of a list (RFC 6749 section 3.3).
+ * One space separates words.  "|" separates the alternatives of a word, of which
+ * one is enough.  An empty alternative is never granted.
+ */
+bool
+grant_scopes(ArrayType *scopes, text *list)
+{
+	const char *at = VARDATA_ANY(list);
+	const char *end = at + VARSIZE_ANY_EXHDR(list);
+	bool		word_granted = false;
+
+	for (;;)
+	{
+		const char *begin = at;
+
+		while (at < end && *at != ' ' && *at != '|')
+			at++;
+		word_granted = word_granted || grants(scopes, begin, at - begin);
+		if (at == end || *at == ' ')
+		{
+			if (!word_granted)
+				return false;
+			word_granted = false;
+		}
+		if (at++ == end)
+			return true;
+	}
+}
+
+static bool
+grants(ArrayType *scopes, const char *want, int want_len)
+{
 	Datum	   *elements;
 	bool	   *nulls;
 	int			count;
-	int			i;
 
+	if (want_len == 0)
+		return false;
 	deconstruct_array(scopes, TEXTOID, -1, false, TYPALIGN_INT,
 					  &elements, &nulls, &count);
-	for (i = 0; i < count; i++)
+	for (int i = 0; i < count; i++)
 	{
 		const char *have;
 		int			have_len;

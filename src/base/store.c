@@ -106,6 +106,7 @@ static const struct
 	size_t		offset;
 }			pointers[] = {
 	{KEY_TENANT, offsetof(StoredKey, tenant)},
+	{KEY_OWNER, offsetof(StoredKey, owner)},
 	{KEY_NAME, offsetof(StoredKey, name)},
 	{KEY_ENVIRONMENT, offsetof(StoredKey, environment)},
 	{KEY_SCOPES, offsetof(StoredKey, scopes)},
@@ -572,6 +573,7 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	Size		size = MAXALIGN(sizeof(StoredKey));
 	StoredKey  *key;
 	struct varlena *digest;
+	int			family;
 	char	   *at;
 
 #define VALUE(column) (wide_values[(column) - 1])
@@ -588,11 +590,16 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	}
 	heap_deform_tuple(row, desc, wide_values, wide_nulls);
 
+	family = store_column(desc, KEY_FAMILY, "family");
 	for (int i = 0; i < POINTERS; i++)
 	{
+		int			number = pointers[i].column;
+
+		if (number == KEY_OWNER)
+			number = store_column(desc, KEY_OWNER, "owner");
 		/* Not packed: an array or a jsonb is read in place. */
-		parts[i] = ISNULL(pointers[i].column) ? NULL :
-			PG_DETOAST_DATUM(VALUE(pointers[i].column));
+		parts[i] = number == 0 || ISNULL(number) ? NULL :
+			PG_DETOAST_DATUM(VALUE(number));
 		if (parts[i] != NULL)
 			size += MAXALIGN(VARSIZE(parts[i]));
 	}
@@ -611,6 +618,10 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 
 	text_to_cstring_buffer(DatumGetTextPP(VALUE(KEY_KEY_ID)), key->key_id,
 						   sizeof(key->key_id));
+	/* A restored row of an earlier release has none. */
+	text_to_cstring_buffer(DatumGetTextPP(VALUE(family == 0 || ISNULL(family) ?
+												KEY_KEY_ID : family)),
+						   key->family, sizeof(key->family));
 	key->digest_kind = parse_kind(DatumGetTextPP(VALUE(KEY_DIGEST_KIND)));
 	digest = PG_DETOAST_DATUM_PACKED(VALUE(KEY_DIGEST));
 	key->digest_len = Min(VARSIZE_ANY_EXHDR(digest), DIGEST_SHA512_LEN);
