@@ -55,12 +55,13 @@ CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
       rk_apikeys._live_use_count(k.key_id), 0) AS use_count,
     k.replaces, k.grace_until, k.revoked_at, k.revoked_reason,
     k.created_at, k.created_by, k.updated_at, k.updated_by,
-    rk_apikeys.reveal(k.key_id) AS secret
+    rk_apikeys.reveal(k.key_id) AS secret,
+    coalesce(k.family, k.key_id) AS family, k.owner
   FROM rk_apikeys.api_keys k;
--- For UPDATE ... SET column = DEFAULT. For other columns, an INSERT takes the
--- defaults of the table.
-ALTER VIEW rk_apikeys.keys ALTER description SET DEFAULT '', ALTER scopes SET DEFAULT '{}',
-  ALTER metadata SET DEFAULT '{}', ALTER enabled SET DEFAULT true;
+-- For UPDATE ... SET column = DEFAULT, and for tools that read the defaults.
+ALTER VIEW rk_apikeys.keys ALTER tenant SET DEFAULT rk_apikeys.current_tenant(),
+  ALTER description SET DEFAULT '', ALTER environment SET DEFAULT rk_apikeys._default_environment(),
+  ALTER scopes SET DEFAULT '{}', ALTER metadata SET DEFAULT '{}', ALTER enabled SET DEFAULT true;
 COMMENT ON VIEW rk_apikeys.keys IS
   'The keys, masked. INSERT, UPDATE and DELETE work on this view. secret holds a new key''s token until the transaction ends, and is NULL ever after.';
 COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits.';

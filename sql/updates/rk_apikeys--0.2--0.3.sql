@@ -399,6 +399,25 @@ CREATE OR REPLACE VIEW rk_apikeys.stats WITH (security_invoker = true) AS
 DROP FUNCTION rk_apikeys._stats();
 COMMENT ON FUNCTION rk_apikeys._server_stats() IS 'Private: returns the row of the view stats.';
 
+-- The view keys tells every default.
+ALTER VIEW rk_apikeys.keys ALTER tenant SET DEFAULT rk_apikeys.current_tenant(),
+  ALTER environment SET DEFAULT rk_apikeys._default_environment();
+
+-- The view for tools that map objects to rows.
+
+CREATE VIEW rk_apikeys.orm_keys WITH (security_invoker = true) AS
+  SELECT * FROM rk_apikeys.keys;
+COMMENT ON VIEW rk_apikeys.orm_keys IS
+  'The view keys for tools that map objects to rows. INSERT and UPDATE take every column. NULL stands for the default, or for a value that the database computes. A value that cannot be given or changed is an error that names the column.';
+
+CREATE FUNCTION rk_apikeys._orm_keys() RETURNS trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_orm_keys';
+COMMENT ON FUNCTION rk_apikeys._orm_keys() IS
+  'Private: writes a row of orm_keys to the view keys, as the caller.';
+CREATE TRIGGER orm_keys_write INSTEAD OF INSERT OR UPDATE OR DELETE ON rk_apikeys.orm_keys
+  FOR EACH ROW EXECUTE FUNCTION rk_apikeys._orm_keys();
+COMMENT ON TRIGGER orm_keys_write ON rk_apikeys.orm_keys IS 'Writes to the view keys, as the caller.';
+
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS
   'The result of create_key and rotate_key. secret is the whole token, shown only this once.';
