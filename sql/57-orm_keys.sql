@@ -12,4 +12,18 @@ COMMENT ON FUNCTION rk_apikeys._orm_keys() IS
 CREATE TRIGGER orm_keys_write INSTEAD OF INSERT OR UPDATE OR DELETE ON rk_apikeys.orm_keys
   FOR EACH ROW EXECUTE FUNCTION rk_apikeys._orm_keys();
 COMMENT ON TRIGGER orm_keys_write ON rk_apikeys.orm_keys IS 'Writes to the view keys, as the caller.';
+-- A rule, because a trigger would insert row by row. COPY comes to the trigger.
+CREATE RULE orm_keys_insert AS ON INSERT TO rk_apikeys.orm_keys DO INSTEAD
+  INSERT INTO rk_apikeys.keys (key_id, tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
+      metadata, enabled, expires_at, replaces, grace_until, revoked_at, revoked_reason, created_by, owner, created_at)
+    VALUES (NEW.key_id, NEW.tenant, NEW.name, NEW.description, NEW.environment, NEW.scopes, NEW.allowed_cidrs,
+      NEW.rate_limit, NEW.rate_window, NEW.metadata, NEW.enabled, NEW.expires_at, NEW.replaces,
+      NEW.grace_until, NEW.revoked_at, NEW.revoked_reason, NEW.created_by, NEW.owner,
+      CASE WHEN NEW.created_at NOT BETWEEN now() - interval '1 day' AND now() + interval '1 day'
+        THEN NEW.created_at END)
+    RETURNING key_id, tenant, name, description, environment, masked_key, status, enabled, scopes, allowed_cidrs,
+      rate_limit, rate_window, metadata, expires_at, expires_in, last_used_at, use_count, replaces,
+      grace_until, revoked_at, revoked_reason, created_at, created_by, updated_at, updated_by, secret, family,
+      owner;
+COMMENT ON RULE orm_keys_insert ON rk_apikeys.orm_keys IS 'Inserts into the view keys.';
 
