@@ -259,19 +259,19 @@ COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a
 -- The family and the owner of a key.
 ALTER TABLE rk_apikeys.api_keys ADD family text COLLATE "C", ADD owner text,
   ADD CONSTRAINT api_keys_owner_check CHECK (char_length(owner) BETWEEN 1 AND 200);
-COMMENT ON COLUMN rk_apikeys.api_keys.family IS 'The id of the first key of a chain of rotations. NULL: the key''s own id.';
+COMMENT ON COLUMN rk_apikeys.api_keys.family IS 'The id of the first key of a chain of rotations, of a new key its own id. NULL: the key''s own id.';
 COMMENT ON COLUMN rk_apikeys.api_keys.owner IS 'The person or service account of the tenant that owns the key: 1 to 200 characters. NULL: the tenant.';
 COMMENT ON COLUMN rk_apikeys.api_keys.tenant IS 'The tenant that the key belongs to.';
 WITH RECURSIVE chain AS (
-  SELECT k.key_id, coalesce(k.replaces, k.key_id) AS family, k.tenant
+  SELECT k.key_id, coalesce(k.replaces, k.key_id) AS family
     FROM rk_apikeys.api_keys k
     WHERE NOT EXISTS (SELECT FROM rk_apikeys.api_keys o WHERE o.key_id = k.replaces)
   UNION ALL
-  SELECT k.key_id, c.family, k.tenant
+  SELECT k.key_id, c.family
     FROM chain c JOIN rk_apikeys.api_keys k ON k.replaces = c.key_id
 )
 UPDATE rk_apikeys.api_keys k SET family = c.family FROM chain c
-  WHERE c.key_id = k.key_id AND c.family <> k.key_id;
+  WHERE c.key_id = k.key_id;
 
 -- The verdict of 0.3.
 DROP FUNCTION rk_apikeys.verify_key(text, text, inet, integer), rk_apikeys.authenticate(text, text, inet);

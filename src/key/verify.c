@@ -27,6 +27,7 @@
 #include "utils/timestamp.h"
 
 #include "base/grant.h"
+#include "base/limiter.h"
 #include "base/principal.h"
 #include "base/settings.h"
 #include "base/stats.h"
@@ -82,6 +83,8 @@ typedef struct Request
 	int			cost;			/* taken from the rate limit */
 	bool		brief;			/* the caller needs the verdict only */
 	int64		retry_after;	/* result, microseconds: set if rate-limited */
+	int64		ahead;			/* result: of limiter_take() at that moment */
+	TimestampTz now;
 } Request;
 
 /* The arguments of verify_key() and authenticate(), by number. */
@@ -104,6 +107,8 @@ static void refuse(Verdict verdict, const StoredKey *key,
 static int	retry_after_ms(const Request *request);
 static Datum verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 						 const StoredKey *key, const Request *request);
+static void set_limit(Datum *values, bool *nulls, const StoredKey *key,
+					  const Request *request);
 static Verdict judge(text *token, Request *request,
 						  const StoredKey **key);
 static Verdict judge_key(const StoredKey *key, Request *request,
@@ -357,6 +362,8 @@ verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 		if (limited)
 			values[COLUMN_RETRY_AFTER_MS] = Int32GetDatum(retry_after_ms(request));
 		nulls[COLUMN_RETRY_AFTER_MS] = !limited;
+		if (key->rate_limit > 0 && (limited || verdict == VERDICT_VALID))
+			set_limit(values, nulls, key, request);
 	}
 	if (desc->natts == OLD_COLUMNS)
 	{
@@ -373,6 +380,24 @@ verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 		nulls[OLD_COLUMNS - 1] = !limited;
 	}
 	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+}
+
+/* Set the columns of the limit that a verify has taken from. */
+static void
+set_limit(Datum *values, bool *nulls, const StoredKey *key,
+		  const Request *request)
+{
+	int			remaining = limiter_remaining(key->rate_limit,
+											  limiter_window(&key->rate_window),
+											  request->ahead);
+
+	values[COLUMN_LIMIT_NAME] = CStringGetTextDatum("rate_limit");
+	values[COLUMN_LIMIT_UNITS] = Int64GetDatum(key->rate_limit);
+	values[COLUMN_LIMIT_REMAINING] = Int64GetDatum(remaining);
+	values[COLUMN_LIMIT_RESETS_AT] =
+		TimestampTzGetDatum(limiter_resets_at(request->now, request->ahead));
+	for (int column = COLUMN_LIMIT_NAME; column <= COLUMN_LIMIT_RESETS_AT; column++)
+		nulls[column] = false;
 }
 
 /*
@@ -582,7 +607,9 @@ judge_key(const StoredKey *key, Request *request, TimestampTz now)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("cost %d is above the rate limit %d of API key \"%s\"",
 							request->cost, key->rate_limit, key->key_id)));
-		switch (usage_limit(key, request->cost, now, &request->retry_after))
+		request->now = now;
+		switch (usage_limit(key, request->cost, now, &request->retry_after,
+							&request->ahead))
 		{
 			case LIMIT_PASSED:
 				break;

@@ -33,6 +33,7 @@ my %case = (
 	disabled => [ "'$tokens->{disabled}'", 1 ],
 	expired => [ "'$tokens->{expired}'", 1 ],
 	rotated => [ "'$tokens->{rotated}'", 1 ],
+	environment_mismatch => [ "'$tokens->{active}', environment => 'stage'", 0 ],
 	address_denied => [ "'$bound', 'records:read', '11.1.1.1'", 0 ],
 	scope_missing => [ "'$bound', 'records:write', '10.1.1.1'", 0 ],
 	rate_limited => [ "'$limited[0]'", 1 ],

@@ -82,10 +82,10 @@ same_catalog($fresh, catalog($node, 'postgres'), 'an update with keys ends in th
 is_deeply(contents($node, 'postgres', $columns), $before, 'and leaves every row as it was');
 is_deeply(verdicts($node, $token), expected_verdicts(), 'every verdict after it');
 
-# An update while sessions verify
+# An update while sessions verify. A call of verify_key that waits for the update fails, because the update to 0.3 replaces the function.
 my $dir = PostgreSQL::Test::Utils::tempdir;
 append_to_file("$dir/verify.sql", "SELECT 1 / (rk_apikeys.verify('$token->{active}')"
-	  . " AND (rk_apikeys.verify_key('$token->{revoked}')).code = 'revoked' AND NOT rk_apikeys.verify('$token->{deleted}'))::int;\n");
+	  . " AND NOT rk_apikeys.verify('$token->{revoked}') AND NOT rk_apikeys.verify('$token->{deleted}'))::int;\n");
 $node->safe_psql('postgres', "CREATE DATABASE model TEMPLATE template0");
 $node->safe_psql('model', q{CREATE EXTENSION rk_apikeys VERSION '0.1' CASCADE});
 foreach my $table (qw(api_keys key_usage))
@@ -122,7 +122,12 @@ foreach my $preloaded (1, 0)
 			return 0;
 		};
 		ok($reaches->(500), "$with: sessions verify");
+		my $session = $node->background_psql($database, extra_params => [ '-U', 'backend' ]);
+		my $code = "SELECT code FROM rk_apikeys.verify_key('$token->{revoked}')";
+		is($session->query_safe($code), 'revoked', "$with: a session calls verify_key");
 		$node->safe_psql($database, 'ALTER EXTENSION rk_apikeys UPDATE');
+		is($session->query_safe($code), 'revoked', "$with: and calls the new one after the update");
+		$session->quit;
 		my $now = $transactions->();
 		ok($reaches->($now + 500), "$with: they go on after the update");
 		# it has ended before only for a wrong verdict or an error
@@ -158,8 +163,8 @@ install_version("rk_apikeys--$version--99.1.sql", q{
 install_version("rk_apikeys--99.1--99.2.sql", q{
 	ALTER TYPE rk_apikeys.verdict ADD ATTRIBUTE future text;
 	DROP VIEW rk_apikeys.stats;
-	DROP FUNCTION rk_apikeys._stats();
-	CREATE FUNCTION rk_apikeys._stats(OUT preloaded boolean, OUT future bigint) LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_stats';
+	DROP FUNCTION rk_apikeys._server_stats();
+	CREATE FUNCTION rk_apikeys._server_stats(OUT preloaded boolean, OUT future bigint) LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_stats_0_3';
 	DROP FUNCTION rk_apikeys.list_keys, rk_apikeys._live_usage();
 	CREATE FUNCTION rk_apikeys._live_usage(OUT key_id text, OUT last_used_at timestamptz, OUT use_count bigint, OUT future text)
 		RETURNS SETOF record LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_live_usage';
@@ -183,7 +188,7 @@ $node->safe_psql('postgres', q{ALTER EXTENSION rk_apikeys UPDATE TO '99.1'});
 is_deeply(verdicts($node, $token), expected_verdicts(), 'columns of a later release do no harm');
 is(sql_as($node, 'acme', q{UPDATE rk_apikeys.keys SET enabled = NOT enabled WHERE name = 'active' RETURNING status}), 'disabled', 'to a change neither');
 $node->safe_psql('postgres', q{ALTER EXTENSION rk_apikeys UPDATE TO '99.2'});
-foreach my $call ("verify_key('$token->{named}')", '_stats()', '_live_usage()', "find_tokens('$token->{named}')")
+foreach my $call ("verify_key('$token->{named}')", '_server_stats()', '_live_usage()', "find_tokens('$token->{named}')")
 {
 	like($refused->("SELECT * FROM rk_apikeys.$call", 'postgres'), qr/another row than expected|does not return a verdict/, 'a row of another shape');
 }
