@@ -443,6 +443,8 @@ find_principal(void)
 	if (principal == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 principal_key_id() == NULL ?
+				 errmsg("authenticate() has refused a token in this transaction") :
 				 errmsg("API key \"%s\" is no longer good",
 						principal_key_id())));
 	return principal;

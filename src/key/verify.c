@@ -99,7 +99,7 @@ enum Argument
 };
 
 static void read_request(FunctionCallInfo fcinfo, Request *request);
-static void check_scope(text *scope);
+static text *check_scope(text *scope);
 static Datum verify_key(FunctionCallInfo fcinfo);
 static Datum authenticate(FunctionCallInfo fcinfo, bool raise);
 static void refuse(Verdict verdict, const StoredKey *key,
@@ -229,8 +229,8 @@ authenticate(FunctionCallInfo fcinfo, bool raise)
 	row = verdict_row(fcinfo, verdict, key, &request);
 	if (verdict == VERDICT_VALID)
 		principal_set(key->key_id);
-	else if (principal_is_set())
-		principal_set("");
+	else
+		principal_take_away();
 	PG_RETURN_DATUM(row);
 }
 
@@ -263,10 +263,7 @@ read_request(FunctionCallInfo fcinfo, Request *request)
 {
 #define GIVEN(arg) (PG_NARGS() > (arg) && !PG_ARGISNULL(arg))
 	if (GIVEN(ARG_SCOPE))
-	{
-		check_scope((text *) PG_GETARG_POINTER(ARG_SCOPE));
-		request->scope = PG_GETARG_TEXT_PP(ARG_SCOPE);
-	}
+		request->scope = check_scope((text *) PG_GETARG_POINTER(ARG_SCOPE));
 	if (GIVEN(ARG_CLIENT_ADDR))
 		request->client_addr = PG_GETARG_INET_PP(ARG_CLIENT_ADDR);
 	if (GIVEN(ARG_COST))
@@ -277,45 +274,37 @@ read_request(FunctionCallInfo fcinfo, Request *request)
 				 errmsg("cost must be at least 1, not %d", request->cost)));
 	if (GIVEN(ARG_ENVIRONMENT))
 	{
-		/* No key has the environment "", so a value that is too long is that. */
-		request->environment = cstring_to_text("");
-		if (toast_raw_datum_size(PG_GETARG_DATUM(ARG_ENVIRONMENT)) - VARHDRSZ <= TOKEN_NAME_MAX)
+		/* No key has the environment "", nor one of that length. */
+		if (toast_raw_datum_size(PG_GETARG_DATUM(ARG_ENVIRONMENT)) - VARHDRSZ > TOKEN_NAME_MAX)
+			request->environment = cstring_to_text("");
+		else
 			request->environment = PG_GETARG_TEXT_PP(ARG_ENVIRONMENT);
 	}
 #undef GIVEN
 }
 
 /*
- * Check a list of scopes (toasted or not) that a call requires.  Raise 22023 if
- * it is too long, or if a scope in it is empty.
+ * Return the list of scopes (toasted or not) that a call requires, detoasted.
+ * Raise 22023 if it is too long, or not a list.
  */
-static void
+static text *
 check_scope(text *scope)
 {
 	Size		len = toast_raw_datum_size(PointerGetDatum(scope)) - VARHDRSZ;
-	const char *at;
-	bool		empty = true;
 
 	if (len > GRANT_SCOPES_MAX_LEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("scope has %zu bytes, but at most %d are allowed",
-						len, GRANT_SCOPES_MAX_LEN)));
+						len, GRANT_SCOPES_MAX_LEN),
+				 errhint("Require fewer scopes.")));
 	scope = DatumGetTextPP(PointerGetDatum(scope));
-	at = VARDATA_ANY(scope);
-	for (Size i = 0; i < len; i++)
-	{
-		bool		separator = at[i] == ' ' || at[i] == '|';
-
-		if (separator && empty)
-			break;
-		empty = separator;
-	}
-	if (empty)
+	if (!grant_is_list(scope))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid list of scopes: \"%s\"", shown_text(scope)),
 				 errhint("Separate scopes with one space, and alternatives with \"|\".")));
+	return scope;
 }
 
 /* Return the milliseconds until a refused call may succeed, at most INT_MAX. */
