@@ -46,6 +46,36 @@ foreach my $cost (0, -1, -2147483648, 11, 2147483647)
 my (undef, $free) = create_key($node, 'free');
 is($session->query_safe("SELECT code FROM rk_apikeys.verify_key('$free', cost => 1000)"), 'valid', 'no limit, any cost');
 
+# What a verdict tells of the limit: after each take, and when the limit refuses
+(my $slow_id, my $slow) = create_key($node, 'slow', "rate_limit => 4, rate_window => '40 days', scopes => '{a}'");
+my $limit = sub {
+	my ($arguments) = @_;
+	return $session->query_safe("SELECT code, limit_name, limit_units, limit_remaining, limit_resets_at FROM rk_apikeys.verify_key('$slow'$arguments)");
+};
+my ($first) = (split /\|/, $limit->(''))[4];
+is($session->query_safe("SELECT '$first' - now() BETWEEN '239 h' AND '240 h'"), 't', 'a unit of four is back after a quarter of the window');
+foreach my $case ([ '', 'valid|rate_limit|4|2', 1 ], [ ', cost => 3', 'rate_limited|rate_limit|4|2', 1 ], [ ', cost => 2', 'valid|rate_limit|4|0', 3 ],
+	[ '', 'rate_limited|rate_limit|4|0', 3 ])
+{
+	my ($arguments, $expected, $units) = @$case;
+	my $told = $limit->($arguments);
+	my $resets = $session->query_safe("SELECT '$first'::timestamptz + $units * interval '240 h'");
+	is($told, "$expected|$resets", "the limit after $arguments: $expected");
+}
+is($limit->(", 'b'"), 'scope_missing||||', 'another refusal tells nothing of it');
+is($session->query_safe("SELECT limit_name IS NULL AND limit_units IS NULL AND limit_remaining IS NULL AND limit_resets_at IS NULL"
+		. " FROM rk_apikeys.verify_key('$free')"), 't', 'nor a key without a limit');
+
+# The response of a server, and what a refusal says when it raises
+like($session->query_safe("SELECT r.status, r.headers->>'Retry-After', r.headers->>'RateLimit', r.headers->>'RateLimit-Policy'"
+		. " FROM rk_apikeys.verify_key('$token') v, rk_apikeys.http_response(v) r"), qr/^429\|(3[56]\d)\|"rate_limit";r=0;t=\1\|"rate_limit";q=10$/, 'the response: 429');
+like($session->query_safe("SELECT r.* FROM rk_apikeys.http_response((SELECT v FROM rk_apikeys.verify_key('$free') v)) r"), qr/^200\|\{\}\|$/, 'the response: 200');
+(my $year_id, my $year) = create_key($node, 'year', "rate_limit => 1, rate_window => '366 days'");
+is($session->query_safe("SELECT code, retry_after_ms FROM rk_apikeys.verify_key('$year')"), 'valid|', 'the longest window');
+is($session->query_safe("SELECT code, retry_after_ms FROM rk_apikeys.verify_key('$year')"), 'rate_limited|2147483647', 'is longer than the milliseconds of an integer');
+$node->psql('postgres', "SELECT rk_apikeys.authenticate('$year')", stderr => \my $raised, extra_params => [ '-U', 'backend' ]);
+is($raised, "psql:<stdin>:1: ERROR:  API key is not accepted: rate_limited\nDETAIL:  code=rate_limited key_id=$year_id retry_after_ms=2147483647", 'DETAIL is words for a program');
+
 # An order of checks: what is refused before takes nothing
 my ($scoped_id, $scoped) = create_key($node, 'scoped', "rate_limit => 1, rate_window => '1 hour', scopes => '{a:read}', allowed_cidrs => '{10.0.0.0/8}'");
 is(join(' ', map { $session->query_safe("SELECT code FROM rk_apikeys.verify_key('$scoped', $_)") } "'b:read', '10.0.0.1'",

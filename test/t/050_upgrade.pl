@@ -75,6 +75,14 @@ like(sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()'), qr/^\d+$/, 'flush
 is(sql_as($node, 'backend', "BEGIN; SELECT (rk_apikeys.authenticate('$token->{active}')).valid, rk_apikeys.has_scope('records:read'); COMMIT"), 't|t', 'a principal');
 is(sql_as($node, 'backend', "SELECT rk_apikeys.find_tokens('$token->{active}') IS NOT NULL"), 't', 'find_tokens');
 $node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die 'nothing is flushed';
+like(sql_as($node, 'backend', "SELECT to_jsonb(v) - '{scopes,metadata}'::text[] FROM rk_apikeys.verify_key('$token->{named}', cost => 2) v"),
+	qr/^\{"code": "valid", "name": "[^"]+", "valid": true, "key_id": "\w+", "tenant": "acme", "expires_at": "[^"]+", "environment": "stage", "retry_after": null\}$/,
+	'a verdict of the old shape');
+my (undef, $limited) = create_key($node, 'limited', q{rate_limit => 1, rate_window => '366 days'});
+is(sql_as($node, 'backend', "SELECT rk_apikeys.verify('$limited')"), 't', 'a limited key');
+is(sql_as($node, 'backend', "SELECT code, retry_after BETWEEN '365 days 23 hours' AND '366 days' FROM rk_apikeys.verify_key('$limited')"), 'rate_limited|t',
+	'its interval is whole');
+sql_as($node, 'acme', q{DELETE FROM rk_apikeys.keys WHERE name = 'limited'});
 my $columns = columns($node);
 my $before = contents($node);
 $node->safe_psql('postgres', 'ALTER EXTENSION rk_apikeys UPDATE');
@@ -145,7 +153,15 @@ $node->safe_psql('broader', 'ALTER TABLE rk_apikeys.api_keys ADD gone text, ADD 
 $node->safe_psql('broader', 'ALTER TABLE rk_apikeys.api_keys DROP gone');
 my ($parent_id, $parent) = create_key($node, 'parent', q{scopes => '{apikeys:manage}'}, 'acme', 'broader');
 $node->safe_psql('broader', "UPDATE rk_apikeys.api_keys SET centre = 'x'");
+my ($chain_id) = create_key($node, 'chain', '', 'acme', 'broader');
+my @chain = ($chain_id);
+push @chain, sql_as($node, 'acme', "SELECT key_id FROM rk_apikeys.rotate_key('$chain[-1]')", 'broader') foreach 1 .. 3;
+# A key whose first keys are gone, and one that was never rotated
+sql_as($node, 'acme', "DELETE FROM rk_apikeys.keys WHERE key_id = '$chain[0]'", 'broader');
 $node->safe_psql('broader', 'ALTER EXTENSION rk_apikeys UPDATE; GRANT rk_apikeys_verifier TO acme');
+is($node->safe_psql('broader', "SELECT count(*), count(*) FILTER (WHERE family = '$chain_id'), count(*) FILTER (WHERE family = key_id) FROM rk_apikeys.api_keys"), '4|3|1',
+	'the update fills the family, of a whole chain');
+sql_as($node, 'acme', "DELETE FROM rk_apikeys.keys WHERE key_id <> '$parent_id'", 'broader');
 sql_as($node, 'acme', "BEGIN; SELECT rk_apikeys.authenticate('$parent'); INSERT INTO rk_apikeys.keys (name) VALUES ('child'); COMMIT", 'broader');
 sql_as($node, 'acme', q{UPDATE rk_apikeys.keys SET description = 'y'}, 'broader');
 is($node->safe_psql('broader', 'SELECT name, description, parent, start, centre FROM rk_apikeys.api_keys ORDER BY created_at'),
