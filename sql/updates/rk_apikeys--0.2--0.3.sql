@@ -259,19 +259,19 @@ COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a
 -- The family and the owner of a key.
 ALTER TABLE rk_apikeys.api_keys ADD family text COLLATE "C", ADD owner text,
   ADD CONSTRAINT api_keys_owner_check CHECK (char_length(owner) BETWEEN 1 AND 200);
-COMMENT ON COLUMN rk_apikeys.api_keys.family IS 'The id of the first key of a chain of rotations. NULL: the key''s own id.';
+COMMENT ON COLUMN rk_apikeys.api_keys.family IS 'The id of the first key of a chain of rotations, of a new key its own id. NULL: the key''s own id.';
 COMMENT ON COLUMN rk_apikeys.api_keys.owner IS 'The person or service account of the tenant that owns the key: 1 to 200 characters. NULL: the tenant.';
 COMMENT ON COLUMN rk_apikeys.api_keys.tenant IS 'The tenant that the key belongs to.';
 WITH RECURSIVE chain AS (
-  SELECT k.key_id, coalesce(k.replaces, k.key_id) AS family, k.tenant
+  SELECT k.key_id, coalesce(k.replaces, k.key_id) AS family
     FROM rk_apikeys.api_keys k
     WHERE NOT EXISTS (SELECT FROM rk_apikeys.api_keys o WHERE o.key_id = k.replaces)
   UNION ALL
-  SELECT k.key_id, c.family, k.tenant
+  SELECT k.key_id, c.family
     FROM chain c JOIN rk_apikeys.api_keys k ON k.replaces = c.key_id
 )
 UPDATE rk_apikeys.api_keys k SET family = c.family FROM chain c
-  WHERE c.key_id = k.key_id AND c.family <> k.key_id;
+  WHERE c.key_id = k.key_id;
 
 -- The verdict of 0.3.
 DROP FUNCTION rk_apikeys.verify_key(text, text, inet, integer), rk_apikeys.authenticate(text, text, inet);
@@ -337,7 +337,8 @@ CREATE FUNCTION rk_apikeys.client_addr(header text) RETURNS inet
 COMMENT ON FUNCTION rk_apikeys.client_addr(text) IS
   'The address that the text of a header names, as a host. Drops blanks around it, a port, brackets and a zone. Returns an IPv4-mapped address as IPv4. NULL for anything else, a list of addresses too. Never raises an error.';
 
--- A scope goes into a header only if it has no character that ends the value.
+-- A scope or a name goes into a header only if no character of it ends the
+-- value.  E'' strings mean the same whatever standard_conforming_strings is.
 CREATE FUNCTION rk_apikeys.http_response(verdict rk_apikeys.verdict, scope text DEFAULT NULL,
     OUT status integer, OUT headers jsonb, OUT body jsonb) RETURNS record
   LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -349,13 +350,11 @@ BEGIN ATOMIC
         'WWW-Authenticate', CASE
           WHEN r.status = 401 THEN 'Bearer' || CASE WHEN r.code IS NULL THEN '' ELSE ' error="invalid_token"' END
           WHEN r.code = 'scope_missing' THEN 'Bearer error="insufficient_scope"'
-            || coalesce(', scope="' || substring(http_response.scope FROM '^[\x21\x23-\x5b\x5d-\x7e ]+$') || '"', '') END,
+            || coalesce(', scope="' || r.scope || '"', '') END,
         'Retry-After', CASE WHEN r.status IN (429, 503) THEN r.wait::text END,
-        'RateLimit-Policy', CASE WHEN r.limit_units IS NOT NULL THEN
-          format('"%s";q=%s', r.limit_name, r.limit_units) END,
-        'RateLimit', CASE WHEN r.limit_units IS NOT NULL THEN
-          format('"%s";r=%s', r.limit_name, r.limit_remaining)
-            || CASE WHEN r.status = 429 THEN ';t=' || r.wait ELSE '' END END)),
+        'RateLimit-Policy', r.limit_name || ';q=' || r.units,
+        'RateLimit', r.limit_name || ';r=' || r.remaining
+          || CASE WHEN r.status = 429 THEN ';t=' || r.wait ELSE '' END)),
       CASE WHEN r.status <> 200 THEN jsonb_strip_nulls(jsonb_build_object(
         'type', 'about:blank', 'status', r.status, 'code', r.code,
         'title', CASE r.status WHEN 401 THEN 'Unauthorized' WHEN 403 THEN 'Forbidden'
@@ -366,14 +365,22 @@ BEGIN ATOMIC
             ELSE 'The API key is not accepted from this address.' END
           WHEN 429 THEN 'The API key has used up its limit.'
           ELSE 'The limit of the API key cannot be checked now.' END)) END
-    FROM (SELECT verdict.code, verdict.limit_name, verdict.limit_units, verdict.limit_remaining,
+    FROM (SELECT verdict.code,
         CASE WHEN verdict.valid THEN 200
           WHEN verdict.code IN ('scope_missing', 'address_denied') THEN 403
           WHEN verdict.code = 'rate_limited' THEN 429
           WHEN verdict.code = 'limiter_unavailable' THEN 503
           ELSE 401 END AS status,
+        -- RFC 6750: the list's characters.
+        CASE WHEN octet_length(http_response.scope) <= 8192 THEN
+          substring(http_response.scope FROM E'^[\\x21\\x23-\\x5b\\x5d-\\x7e]+(?: [\\x21\\x23-\\x5b\\x5d-\\x7e]+)*$') END AS scope,
+        -- RFC 9651: a string, and integers of 15 digits.
+        CASE WHEN octet_length(verdict.limit_name) <= 200 AND verdict.limit_name ~ E'^[\\x20-\\x7e]+$' THEN
+          '"' || regexp_replace(verdict.limit_name, E'(["\\\\])', E'\\\\\\1', 'g') || '"' END AS limit_name,
+        CASE WHEN verdict.limit_units >= 0 THEN least(verdict.limit_units, 999999999999999) END AS units,
+        CASE WHEN verdict.limit_remaining >= 0 THEN least(verdict.limit_remaining, 999999999999999) END AS remaining,
         -- Whole seconds, rounded up.
-        (coalesce(verdict.retry_after_ms, 1000) + 999::bigint) / 1000 AS wait) r;
+        (greatest(coalesce(verdict.retry_after_ms, 1000), 0) + 999::bigint) / 1000 AS wait) r;
 END;
 COMMENT ON FUNCTION rk_apikeys.http_response(rk_apikeys.verdict, text) IS
   'The response of an HTTP server to a verdict. scope: as it was given to verify_key. status: 200, 401, 403, 429 or 503. headers: an object of WWW-Authenticate (RFC 6750), Retry-After, RateLimit and RateLimit-Policy. body: problem details (RFC 9457); NULL with 200. Without a verdict, that is for a request without a token, the status is 401.';

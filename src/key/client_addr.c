@@ -94,7 +94,7 @@ parse(char *at, inet_struct *address)
 	}
 	if (port != NULL && (*port == '\0' || strlen(port) > PORT_MAX_LEN ||
 						 strspn(port, "0123456789") != strlen(port) ||
-						 atoi(port) > PORT_MAX))
+						 strtol(port, NULL, 10) > PORT_MAX))
 		return false;
 
 	if (strchr(at, ':') == NULL)

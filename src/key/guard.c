@@ -64,6 +64,7 @@ static void check_principal_old(KeyTuple *key);
 static void check_principal(KeyTuple *key, const bool *changed);
 static bool limit_is_beyond(const StoredKey *principal, KeyTuple *key);
 static void check_replaces(KeyTuple *key);
+static void set_family(KeyTuple *key, Relation rel);
 static void check_transition(KeyTuple *old, KeyTuple *new,
 							 const bool *changed, Relation rel);
 static void delete_usage(void *arg);
@@ -165,6 +166,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 	set_value(key, KEY_UPDATED_BY, session_user_name());
 	if (!imported)
 		make_token(key);
+	set_family(key, trigger->tg_relation);
 	return PointerGetDatum(repack(trigger, trigger->tg_trigtuple, key));
 }
 
@@ -468,6 +470,8 @@ find_principal(void)
 	if (principal == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 principal_key_id() == NULL ?
+				 errmsg("authenticate() has refused a token in this transaction") :
 				 errmsg("API key \"%s\" is no longer good",
 						principal_key_id())));
 	return principal;
@@ -614,6 +618,21 @@ check_replaces(KeyTuple *key)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("API key to replace does not exist, or was not rotated by this transaction"),
 				 errhint("Use rk_apikeys.rotate_key().")));
+}
+
+/* Set the family of a new key: that of the key that it replaces, or its own id. */
+static void
+set_family(KeyTuple *key, Relation rel)
+{
+	StoredPlace nowhere = {.buffer = InvalidBuffer};
+	StoredKey  *replaced = NULL;
+
+	if (!ISNULL(key, KEY_REPLACES))
+		replaced = store_find(RelationGetRelid(rel),
+							  TextDatumGetCString(VALUE(key, KEY_REPLACES)),
+							  &nowhere);
+	set_value(key, KEY_FAMILY, replaced == NULL ? VALUE(key, KEY_KEY_ID) :
+			  CStringGetTextDatum(replaced->family));
 }
 
 /*

@@ -43,7 +43,7 @@ session_principal(void)
 {
 	const StoredKey *key;
 
-	if (!principal_is_set())
+	if (principal_key_id() == NULL)
 		return NULL;
 	key = cache_find(principal_key_id());
 	return key != NULL &&
@@ -211,13 +211,15 @@ Datum
 rk_apikeys_has_scope(PG_FUNCTION_ARGS)
 {
 	const StoredKey *key;
+	text	   *list;
 
 	if (PG_ARGISNULL(0) ||
 		toast_raw_datum_size(PG_GETARG_DATUM(0)) - VARHDRSZ > GRANT_SCOPES_MAX_LEN)
 		PG_RETURN_BOOL(false);
+	list = PG_GETARG_TEXT_PP(0);
 	key = session_principal();
-	PG_RETURN_BOOL(key != NULL &&
-				   grant_scopes(key->scopes, PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_BOOL(key != NULL && grant_is_list(list) &&
+				   grant_scopes(key->scopes, list));
 }
 
 /* rk_apikeys._may_manage() -> boolean: session_may_manage(). */

@@ -27,6 +27,7 @@
 #include "utils/timestamp.h"
 
 #include "base/grant.h"
+#include "base/limiter.h"
 #include "base/principal.h"
 #include "base/settings.h"
 #include "base/stats.h"
@@ -82,6 +83,8 @@ typedef struct Request
 	int			cost;			/* taken from the rate limit */
 	bool		brief;			/* the caller needs the verdict only */
 	int64		retry_after;	/* result, microseconds: set if rate-limited */
+	int64		ahead;			/* result: of limiter_take() at that moment */
+	TimestampTz now;
 } Request;
 
 /* The arguments of verify_key() and authenticate(), by number. */
@@ -96,7 +99,7 @@ enum Argument
 };
 
 static void read_request(FunctionCallInfo fcinfo, Request *request);
-static void check_scope(text *scope);
+static text *check_scope(text *scope);
 static Datum verify_key(FunctionCallInfo fcinfo);
 static Datum authenticate(FunctionCallInfo fcinfo, bool raise);
 static void refuse(Verdict verdict, const StoredKey *key,
@@ -104,6 +107,8 @@ static void refuse(Verdict verdict, const StoredKey *key,
 static int	retry_after_ms(const Request *request);
 static Datum verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 						 const StoredKey *key, const Request *request);
+static void set_limit(Datum *values, bool *nulls, const StoredKey *key,
+					  const Request *request);
 static Verdict judge(text *token, Request *request,
 						  const StoredKey **key);
 static Verdict judge_key(const StoredKey *key, Request *request,
@@ -224,8 +229,8 @@ authenticate(FunctionCallInfo fcinfo, bool raise)
 	row = verdict_row(fcinfo, verdict, key, &request);
 	if (verdict == VERDICT_VALID)
 		principal_set(key->key_id);
-	else if (principal_is_set())
-		principal_set("");
+	else
+		principal_take_away();
 	PG_RETURN_DATUM(row);
 }
 
@@ -258,10 +263,7 @@ read_request(FunctionCallInfo fcinfo, Request *request)
 {
 #define GIVEN(arg) (PG_NARGS() > (arg) && !PG_ARGISNULL(arg))
 	if (GIVEN(ARG_SCOPE))
-	{
-		check_scope((text *) PG_GETARG_POINTER(ARG_SCOPE));
-		request->scope = PG_GETARG_TEXT_PP(ARG_SCOPE);
-	}
+		request->scope = check_scope((text *) PG_GETARG_POINTER(ARG_SCOPE));
 	if (GIVEN(ARG_CLIENT_ADDR))
 		request->client_addr = PG_GETARG_INET_PP(ARG_CLIENT_ADDR);
 	if (GIVEN(ARG_COST))
@@ -272,45 +274,37 @@ read_request(FunctionCallInfo fcinfo, Request *request)
 				 errmsg("cost must be at least 1, not %d", request->cost)));
 	if (GIVEN(ARG_ENVIRONMENT))
 	{
-		/* No key has the environment "", so a value that is too long is that. */
-		request->environment = cstring_to_text("");
-		if (toast_raw_datum_size(PG_GETARG_DATUM(ARG_ENVIRONMENT)) - VARHDRSZ <= TOKEN_NAME_MAX)
+		/* No key has the environment "", nor one of that length. */
+		if (toast_raw_datum_size(PG_GETARG_DATUM(ARG_ENVIRONMENT)) - VARHDRSZ > TOKEN_NAME_MAX)
+			request->environment = cstring_to_text("");
+		else
 			request->environment = PG_GETARG_TEXT_PP(ARG_ENVIRONMENT);
 	}
 #undef GIVEN
 }
 
 /*
- * Check a list of scopes (toasted or not) that a call requires.  Raise 22023 if
- * it is too long, or if a scope in it is empty.
+ * Return the list of scopes (toasted or not) that a call requires, detoasted.
+ * Raise 22023 if it is too long, or not a list.
  */
-static void
+static text *
 check_scope(text *scope)
 {
 	Size		len = toast_raw_datum_size(PointerGetDatum(scope)) - VARHDRSZ;
-	const char *at;
-	bool		empty = true;
 
 	if (len > GRANT_SCOPES_MAX_LEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("scope has %zu bytes, but at most %d are allowed",
-						len, GRANT_SCOPES_MAX_LEN)));
+						len, GRANT_SCOPES_MAX_LEN),
+				 errhint("Require fewer scopes.")));
 	scope = DatumGetTextPP(PointerGetDatum(scope));
-	at = VARDATA_ANY(scope);
-	for (Size i = 0; i < len; i++)
-	{
-		bool		separator = at[i] == ' ' || at[i] == '|';
-
-		if (separator && empty)
-			break;
-		empty = separator;
-	}
-	if (empty)
+	if (!grant_is_list(scope))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid list of scopes: \"%s\"", shown_text(scope)),
 				 errhint("Separate scopes with one space, and alternatives with \"|\".")));
+	return scope;
 }
 
 /* Return the milliseconds until a refused call may succeed, at most INT_MAX. */
@@ -357,6 +351,8 @@ verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 		if (limited)
 			values[COLUMN_RETRY_AFTER_MS] = Int32GetDatum(retry_after_ms(request));
 		nulls[COLUMN_RETRY_AFTER_MS] = !limited;
+		if (key->rate_limit > 0 && (limited || verdict == VERDICT_VALID))
+			set_limit(values, nulls, key, request);
 	}
 	if (desc->natts == OLD_COLUMNS)
 	{
@@ -373,6 +369,24 @@ verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 		nulls[OLD_COLUMNS - 1] = !limited;
 	}
 	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+}
+
+/* Set the columns of the limit that a verify has taken from. */
+static void
+set_limit(Datum *values, bool *nulls, const StoredKey *key,
+		  const Request *request)
+{
+	int			remaining = limiter_remaining(key->rate_limit,
+											  limiter_window(&key->rate_window),
+											  request->ahead);
+
+	values[COLUMN_LIMIT_NAME] = CStringGetTextDatum("rate_limit");
+	values[COLUMN_LIMIT_UNITS] = Int64GetDatum(key->rate_limit);
+	values[COLUMN_LIMIT_REMAINING] = Int64GetDatum(remaining);
+	values[COLUMN_LIMIT_RESETS_AT] =
+		TimestampTzGetDatum(limiter_resets_at(request->now, request->ahead));
+	for (int column = COLUMN_LIMIT_NAME; column <= COLUMN_LIMIT_RESETS_AT; column++)
+		nulls[column] = false;
 }
 
 /*
@@ -582,7 +596,9 @@ judge_key(const StoredKey *key, Request *request, TimestampTz now)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("cost %d is above the rate limit %d of API key \"%s\"",
 							request->cost, key->rate_limit, key->key_id)));
-		switch (usage_limit(key, request->cost, now, &request->retry_after))
+		request->now = now;
+		switch (usage_limit(key, request->cost, now, &request->retry_after,
+							&request->ahead))
 		{
 			case LIMIT_PASSED:
 				break;
