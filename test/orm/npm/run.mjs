@@ -144,7 +144,7 @@ let several
 const names = [1, 2, 3].map(i => `${name} bulk ${i}`)
 await check('bulk', async () => {
   several = await keys.createMany(names.map(name => ({ name, scopes: [name.replaceAll(' ', ':')] })))
-  assert.deepEqual(await keys.rows('SELECT name, status FROM rk_apikeys.keys WHERE name = ANY ($1) ORDER BY name', [names]),
+  assert.deepEqual(await keys.rows('SELECT name, status FROM rk_apikeys.keys WHERE name LIKE $1 ORDER BY name', [`${name} bulk %`]),
     names.map(name => ({ name, status: 'active' })))
 })
 
@@ -265,11 +265,9 @@ await check('raise', async () => {
   await backend.demand(env.RK_UNKNOWN).catch(caught => { error = caught })
   assert.ok(error, 'there was no error')
   assert.ok(holds(error, '28000'), `no SQLSTATE 28000: ${text(error)}`)
-  const stands = [text(error).includes(env.RK_UNKNOWN) && "the error's text", holds(error, env.RK_UNKNOWN) && "the error's object",
-    printed.includes(env.RK_UNKNOWN) && 'what the tool printed'].filter(Boolean)
-  const lacks = [!holds(error, 'code=unknown') && 'the DETAIL'].filter(Boolean)
-  return [stands.length ? `the token stands in ${stands.join(', in ')}` : 'the token stands nowhere',
-    ...lacks.map(what => `the tool drops ${what}`)].join('; ')
+  const stands = [text(error).includes(env.RK_UNKNOWN) && 'text', holds(error, env.RK_UNKNOWN) && 'object',
+    printed.includes(env.RK_UNKNOWN) && 'output'].filter(Boolean).join(', ') || 'nowhere'
+  return stands + (holds(error, 'code=unknown') ? '' : '; the error has no DETAIL')
 })
 
 await check('query_log', async () => {
@@ -280,7 +278,7 @@ await check('query_log', async () => {
   await logged.close()
   log += printed
   assert.ok(log.includes('authenticate'), 'there is no log')
-  return log.includes(env.RK_UNKNOWN) ? 'the token stands there' : 'the token does not stand there'
+  return log.includes(env.RK_UNKNOWN) ? 'shown' : 'not shown'
 })
 
 await check('bouncer', async () => {
