@@ -21,10 +21,11 @@ plan skip_all => 'needs Node.js 20.19' unless defined $major && ($major > 20 || 
 mkdir $dir;
 PostgreSQL::Test::Utils::system_or_bail('cp', (grep { -f } glob "$source/*"), $dir);
 my $output = '';
-unless (IPC::Run::run([ 'npm', 'ci', '--prefix', $dir, '--ignore-scripts', '--no-audit', '--no-fund', '--fetch-retries=1', '--fetch-timeout=30000' ],
-		'<', \undef, '>&', \$output))
+my @ci = ('npm', 'ci', '--prefix', $dir, '--ignore-scripts', '--no-audit', '--no-fund', '--fetch-retries=1', '--fetch-timeout=30000');
+unless (IPC::Run::run(\@ci, '<', \undef, '>&', \$output))
 {
-	plan skip_all => "npm's registry cannot be reached" if $output =~ /\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ENETUNREACH|ETIMEDOUT|EHOSTUNREACH)\b/;
+	plan skip_all => "npm's registry cannot be reached"
+	  if $output =~ /\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ENETUNREACH|EHOSTUNREACH|ETIMEDOUT)\b/;
 	BAIL_OUT("npm cannot install the tools\n$output");
 }
 # Prisma makes its client from the schema. It would fetch a program for migrations, unless there is one.
@@ -38,6 +39,9 @@ my $node = orm_node();
 my @results = map { ask_tool($node, [ 'node', "$dir/run.mjs", $_ ]) } @tools;
 shows_results('npm', @results);
 no_token_in_log($node);
+isnt($node->psql('postgres', q{INSERT INTO rk_apikeys.orm_keys (name) VALUES ('twice') ON CONFLICT DO NOTHING},
+		extra_params => [ '-U', 'acme' ], stderr => \my $refusal), 0, 'orm_keys takes no ON CONFLICT');
+like($refusal, qr/ON CONFLICT/, 'and says so');
 $node->stop;
 
 done_testing();

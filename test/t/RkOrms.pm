@@ -18,7 +18,9 @@ use Time::HiRes qw(usleep);
 our @EXPORT = qw(orm_node ask_tool shows_results no_token_in_log);
 
 my $root = abs_path("$FindBin::Bin/../..");
-my @checks = map { (split)[0] } grep { /^\w/ } split /\n/, slurp_file("$root/test/orm/checks.txt");
+# Of each check its name, the role, and what is asked.
+my @asked = map { [ split ' ', $_, 3 ] } grep { /^\w/ } split /\n/, slurp_file("$root/test/orm/checks.txt");
+my @checks = map { $_->[0] } @asked;
 my %tells = map { $_ => 1 } qw(raise query_log);
 
 my ($bouncer, $bouncer_port, $unknown);
@@ -114,7 +116,8 @@ sub table
 		}
 		push @rows, [ $check, @cells ];
 	}
-	return join('', map { '| ' . join(' | ', @$_) . " |\n" } @rows) . "\n" . join '', map { "$_. " . ucfirst($notes[ $_ - 1 ]) . ".\n" } 1 .. @notes;
+	return join('', map { '| ' . join(' | ', @$_) . " |\n" } @rows) . "\n"
+	  . join '', map { "$_. " . ucfirst($notes[ $_ - 1 ]) . ".\n" } 1 .. @notes;
 }
 
 # The code between the marks `doc: NAME` and `doc: end` of a file, without the indentation.
@@ -136,6 +139,8 @@ sub shows_results
 	my $shown = slurp_file($page);
 	my $right = $shown;
 	my $table = table(@results);
+	my $legend = join '', map { "| $_->[0] | $_->[2] |\n" } [ 'check', undef, 'what the tool must do' ], [ '---', undef, '---' ], @asked;
+	$right =~ s{(<!-- checks -->\n).*?(<!-- end -->)}{$1\n$legend\n$2}s;
 	$right =~ s{(<!-- table $group -->\n).*?(<!-- end -->)}{$1\n$table\n$2}s or fail("doc/orms.md has a table of $group");
 	$right =~ s{(<!-- code (test/orm/$group/\S+) (\w+) -->\n```\w+\n).*?(```\n)}{$1 . excerpt($2, $3) . $4}gse;
 	if ($ENV{RK_WRITE_DOCS})

@@ -7,7 +7,7 @@ import pg from 'pg'
 export const title = 'Drizzle'
 export const tool = 'drizzle-orm'
 
-// doc: code
+// doc: model
 const time = () => timestamp({ withTimezone: true })
 const number = () => bigint({ mode: 'bigint' })
 const api = pgSchema('rk_apikeys')
@@ -28,9 +28,13 @@ const verdict = {
 }
 const records = pgTable('records', { id: integer(), tenant: text(), body: text() })
 
+// doc: end
+
 export async function open({ log, ...where }) {
+  const options = log ? { logger: { logQuery: (query, values) => log({ query, values }) } } : {}
+  // doc: code
   const pool = new pg.Pool(where)
-  const db = drizzle({ client: pool, logger: log && { logQuery: (query, values) => log({ query, values }) } })
+  const db = drizzle({ client: pool, ...options })
 
   const create = async values => (await db.insert(keys).values(values).returning())[0]
   const createMany = list => db.insert(keys).values(list).returning()

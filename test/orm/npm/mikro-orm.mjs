@@ -1,10 +1,11 @@
 // test/orm/npm/mikro-orm.mjs: MikroORM.
-import { BigIntType, EntitySchema, MikroORM, raw } from '@mikro-orm/postgresql'
+import { BigIntType, EntitySchema, MikroORM } from '@mikro-orm/postgresql'
 
 export const title = 'MikroORM'
 export const tool = '@mikro-orm/core'
 
 export async function open({ log, max, database, ...where }) {
+  const options = log ? { debug: ['query', 'query-params'], logger: log, colors: false } : {}
   // doc: code
   const text = { type: 'text', nullable: true }
   const time = { type: 'Date', columnType: 'timestamptz', nullable: true }
@@ -16,8 +17,9 @@ export async function open({ log, max, database, ...where }) {
       masked_key: text, status: text, enabled: { type: 'boolean', nullable: true }, scopes: { type: 'string[]', nullable: true },
       allowed_cidrs: { type: 'string[]', columnType: 'cidr[]', nullable: true }, rate_limit: { type: 'integer', nullable: true },
       rate_window: interval, metadata: { type: 'json', nullable: true }, expires_at: time, expires_in: interval, last_used_at: time,
-      use_count: number, replaces: text, grace_until: time, revoked_at: time, revoked_reason: text, created_at: time, created_by: text,
-      updated_at: time, updated_by: text, secret: { ...text, defaultRaw: 'NULL' }, family: text, owner: text
+      use_count: number, replaces: text, grace_until: time, revoked_at: time, revoked_reason: text, created_by: text,
+      created_at: { ...time, onCreate: () => new Date() }, updated_by: text, secret: { ...text, defaultRaw: 'NULL' }, family: text,
+      updated_at: { ...time, onCreate: () => new Date(), onUpdate: () => new Date() }, owner: text
     }
   })
   // Without a table: it says how the columns of a verdict are read.
@@ -28,9 +30,10 @@ export async function open({ log, max, database, ...where }) {
       limit_units: number, limit_remaining: number, limit_resets_at: time
     }
   })
-  const Record = new EntitySchema({ name: 'Record', tableName: 'records', properties: { id: { type: 'integer', primary: true }, tenant: text, body: text } })
-  const orm = await MikroORM.init({ ...where, dbName: database, pool: { min: 0, max }, entities: [Key, Record, Verdict], 
-    debug: log ? ['query', 'query-params'] : false, ...log && { logger: log, colors: false } })
+  const Record = new EntitySchema({
+    name: 'Record', tableName: 'records', properties: { id: { type: 'integer', primary: true }, tenant: text, body: text }
+  })
+  const orm = await MikroORM.init({ ...where, dbName: database, pool: { min: 0, max }, entities: [Key, Record, Verdict], ...options })
   const em = () => orm.em.fork()
 
   const createMany = async list => {
@@ -41,7 +44,8 @@ export async function open({ log, max, database, ...where }) {
   }
   const create = async values => (await createMany([values]))[0]
   const read = async key_id => ({ ...await em().findOne(Key, key_id) })
-  const find = ({ search, sort, limit, offset }) => em().find(Key, { name: { $ilike: `%${search}%` } }, { orderBy: { [sort]: 'asc' }, limit, offset })
+  const find = ({ search, sort, limit, offset }) => em().find(Key, { name: { $ilike: `%${search}%` } },
+    { orderBy: { [sort]: 'asc' }, limit, offset })
   const save = async (key_id, changes) => {
     const here = em()
     here.assign(await here.findOneOrFail(Key, key_id), changes)

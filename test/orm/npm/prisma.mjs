@@ -9,8 +9,9 @@ export const cannot = {
 }
 
 export async function open({ log, ...where }) {
+  const options = log ? { log: [{ emit: 'event', level: 'query' }] } : {}
   // doc: code
-  const prisma = new PrismaClient({ adapter: new PrismaPg(where), ...log && { log: [{ emit: 'event', level: 'query' }] } })
+  const prisma = new PrismaClient({ adapter: new PrismaPg(where), ...options })
   const select = { key_id: true, name: true, secret: true }
 
   const create = data => prisma.key.create({ data, select })

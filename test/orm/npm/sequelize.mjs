@@ -5,24 +5,26 @@ export const title = 'Sequelize'
 export const tool = 'sequelize'
 
 export async function open({ log, max, ...where }) {
+  const options = log ? { logging: log } : {}
   // doc: code
-  const db = new Sequelize({ dialect: 'postgres', ...where, username: where.user, pool: { max }, logging: log ?? false })
+  const db = new Sequelize({ dialect: 'postgres', ...where, username: where.user, pool: { max }, ...options })
   const { ARRAY, BIGINT, BOOLEAN, CIDR, DATE, INTEGER, JSONB, TEXT } = DataTypes
   // Sequelize has no type for an interval, and its driver reads an object.
   const interval = name => ({ type: TEXT, get() { return this.getDataValue(name)?.toPostgres?.() ?? this.getDataValue(name) } })
   const Key = db.define('Key', {
     key_id: { type: TEXT, primaryKey: true }, tenant: TEXT, name: TEXT, description: TEXT, environment: TEXT, masked_key: TEXT,
-    status: TEXT, enabled: BOOLEAN, scopes: ARRAY(TEXT), allowed_cidrs: ARRAY(CIDR), rate_limit: INTEGER, rate_window: interval('rate_window'),
-    metadata: JSONB, expires_at: DATE, expires_in: interval('expires_in'), last_used_at: DATE, use_count: BIGINT, replaces: TEXT, grace_until: DATE,
-    revoked_at: DATE, revoked_reason: TEXT, created_at: DATE, created_by: TEXT, updated_at: DATE, updated_by: TEXT, secret: TEXT,
-    family: TEXT, owner: TEXT
-  }, { schema: 'rk_apikeys', tableName: 'orm_keys', timestamps: false })
+    status: TEXT, enabled: BOOLEAN, scopes: ARRAY(TEXT), allowed_cidrs: ARRAY(CIDR), rate_limit: INTEGER,
+    rate_window: interval('rate_window'), metadata: JSONB, expires_at: DATE, expires_in: interval('expires_in'),
+    last_used_at: DATE, use_count: BIGINT, replaces: TEXT, grace_until: DATE, revoked_at: DATE, revoked_reason: TEXT, created_by: TEXT, updated_by: TEXT, secret: TEXT, family: TEXT, owner: TEXT
+  }, { schema: 'rk_apikeys', tableName: 'orm_keys', createdAt: 'created_at', updatedAt: 'updated_at' })
   const Record = db.define('Record', { id: { type: INTEGER, primaryKey: true }, tenant: TEXT, body: TEXT },
     { tableName: 'records', timestamps: false })
 
   const create = values => Key.create(values)
   const createMany = list => Key.bulkCreate(list, { returning: true })
-  const find = ({ search, sort, limit, offset }) => Key.findAll({ where: { name: { [Op.iLike]: `%${search}%` } }, order: [sort], limit, offset })
+  const find = ({ search, sort, limit, offset }) => Key.findAll({
+    where: { name: { [Op.iLike]: `%${search}%` } }, order: [sort], limit, offset
+  })
   const save = async (key_id, changes) => (await Key.findByPk(key_id)).set(changes).save()
   const write = (key_id, values) => Key.update(values, { where: { key_id } })
   const remove = key_id => Key.destroy({ where: { key_id } })

@@ -6,6 +6,7 @@ export const title = 'TypeORM'
 export const tool = 'typeorm'
 
 export async function open({ log, max, user, ...where }) {
+  const options = log ? { logging: true, logger: logger(log) } : {}
   // doc: code
   const text = { type: 'text', nullable: true }
   // INSERT returns the columns that have a default.
@@ -18,20 +19,25 @@ export async function open({ log, max, user, ...where }) {
       allowed_cidrs: { type: 'cidr', array: true, nullable: true }, rate_limit: { type: 'integer', nullable: true },
       rate_window: { type: 'interval', nullable: true }, metadata: { type: 'jsonb', nullable: true }, expires_at: time,
       expires_in: { type: 'interval', nullable: true }, last_used_at: time, use_count: { type: 'bigint', nullable: true }, replaces: text,
-      grace_until: time, revoked_at: time, revoked_reason: text, created_at: time, created_by: text, updated_at: time, updated_by: text,
+      grace_until: time, revoked_at: time, revoked_reason: text, created_at: { ...time, createDate: true }, created_by: text,
+      updated_at: { ...time, updateDate: true }, updated_by: text,
       secret: made, family: text, owner: text
     }
   })
-  const Record = new EntitySchema({ name: 'Record', tableName: 'records', columns: { id: { type: 'integer', primary: true }, tenant: text, body: text } })
+  const Record = new EntitySchema({
+    name: 'Record', tableName: 'records', columns: { id: { type: 'integer', primary: true }, tenant: text, body: text }
+  })
   const db = await new DataSource({
-    type: 'postgres', ...where, username: user, poolSize: max, entities: [Key, Record], ...log && { logging: true, logger: logger(log) }
+    type: 'postgres', ...where, username: user, poolSize: max, entities: [Key, Record], ...options
   }).initialize()
   const keys = db.getRepository(Key)
 
   const create = values => keys.save(values)
   const createMany = list => keys.save(list)
   const read = key_id => keys.findOneBy({ key_id })
-  const find = ({ search, sort, limit, offset }) => keys.find({ where: { name: ILike(`%${search}%`) }, order: { [sort]: 'ASC' }, take: limit, skip: offset })
+  const find = ({ search, sort, limit, offset }) => keys.find({
+    where: { name: ILike(`%${search}%`) }, order: { [sort]: 'ASC' }, take: limit, skip: offset
+  })
   const save = async (key_id, changes) => keys.save({ ...await read(key_id), ...changes })
   const write = (key_id, values) => keys.update({ key_id }, values)
   const remove = key_id => keys.delete({ key_id })
