@@ -166,7 +166,8 @@ store_table(const char *name, bool missing_ok)
 /*
  * Return the number that a column of api_keys has in a table of that shape.  A
  * table of an earlier release may lack a later column: then return 0.  A DBA may
- * have added columns before the release that brought the later column.
+ * have added columns before the release that brought the later column, even of
+ * its name.  Later columns are text, and a column of another type is not ours.
  */
 int
 store_column(TupleDesc desc, int column, const char *name)
@@ -182,7 +183,8 @@ store_column(TupleDesc desc, int column, const char *name)
 		{
 			Form_pg_attribute att = TupleDescAttr(desc, number - 1);
 
-			if (!att->attisdropped && strcmp(NameStr(att->attname), name) == 0)
+			if (!att->attisdropped && att->atttypid == TEXTOID &&
+				strcmp(NameStr(att->attname), name) == 0)
 				return number;
 		}
 		number = tries + 1;

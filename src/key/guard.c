@@ -620,7 +620,10 @@ check_replaces(KeyTuple *key)
 				 errhint("Use rk_apikeys.rotate_key().")));
 }
 
-/* Set the family of a new key: that of the key that it replaces, or its own id. */
+/*
+ * Set the family of a new key: that of the key that it replaces, or its own id.
+ * A key that replaces another one has its owner too.
+ */
 static void
 set_family(KeyTuple *key, Relation rel)
 {
@@ -631,8 +634,14 @@ set_family(KeyTuple *key, Relation rel)
 		replaced = store_find(RelationGetRelid(rel),
 							  TextDatumGetCString(VALUE(key, KEY_REPLACES)),
 							  &nowhere);
-	set_value(key, KEY_FAMILY, replaced == NULL ? VALUE(key, KEY_KEY_ID) :
-			  CStringGetTextDatum(replaced->family));
+	if (replaced == NULL)
+	{
+		set_value(key, KEY_FAMILY, VALUE(key, KEY_KEY_ID));
+		return;
+	}
+	set_value(key, KEY_FAMILY, CStringGetTextDatum(replaced->family));
+	if (ISNULL(key, KEY_OWNER) && replaced->owner != NULL)
+		set_value(key, KEY_OWNER, PointerGetDatum(replaced->owner));
 }
 
 /*

@@ -1,13 +1,13 @@
 /*
  * orm.c
- *		The triggers of orm_keys: rows as tools that map objects send them.
+ *		The trigger of orm_keys: rows as tools that map objects send them.
  *
  * Such a tool writes every column of a row, those too that the database
- * computes, and reads the row back.  The triggers pass on to the view keys only
- * the columns that a caller may give.  So the rights, the checks and the events
- * are those of keys.
+ * computes, and reads the row back.  An UPDATE passes on to the view keys only
+ * what differs.  So the rights, the checks and the events are those of keys.  A
+ * rule passes an INSERT on, and the trigger passes a row of COPY to this rule.
  *
- * Trust: the triggers run as the caller, and write to keys as the caller.
+ * Trust: the trigger runs as the caller, and writes as the caller.
  */
 #include "postgres.h"
 
@@ -25,30 +25,27 @@
 #include "base/store.h"
 #include "compat.h"
 
-/* A column of the view that may be given to a new key, or changed. */
-#define COLUMN_GIVEN 1
-#define COLUMN_CHANGED 2
+/* The column may be changed. */
+#define COLUMN_CHANGED 1
 /* The database computes it; what is sent for it does not count. */
-#define COLUMN_COMPUTED 4
+#define COLUMN_COMPUTED 2
 
-/* Columns that are not named here can neither be given nor changed. */
+/* Columns of the view that are not named here cannot be changed. */
 static const struct
 {
 	const char *name;
 	int			flags;
 }			columns[] = {
-	{"tenant", COLUMN_GIVEN},
-	{"name", COLUMN_GIVEN | COLUMN_CHANGED},
-	{"description", COLUMN_GIVEN | COLUMN_CHANGED},
-	{"environment", COLUMN_GIVEN},
-	{"scopes", COLUMN_GIVEN | COLUMN_CHANGED},
-	{"allowed_cidrs", COLUMN_GIVEN | COLUMN_CHANGED},
-	{"rate_limit", COLUMN_GIVEN | COLUMN_CHANGED},
-	{"rate_window", COLUMN_GIVEN | COLUMN_CHANGED},
-	{"metadata", COLUMN_GIVEN | COLUMN_CHANGED},
-	{"enabled", COLUMN_GIVEN | COLUMN_CHANGED},
-	{"expires_at", COLUMN_GIVEN | COLUMN_CHANGED},
-	{"owner", COLUMN_GIVEN | COLUMN_CHANGED},
+	{"name", COLUMN_CHANGED},
+	{"description", COLUMN_CHANGED},
+	{"scopes", COLUMN_CHANGED},
+	{"allowed_cidrs", COLUMN_CHANGED},
+	{"rate_limit", COLUMN_CHANGED},
+	{"rate_window", COLUMN_CHANGED},
+	{"metadata", COLUMN_CHANGED},
+	{"enabled", COLUMN_CHANGED},
+	{"expires_at", COLUMN_CHANGED},
+	{"owner", COLUMN_CHANGED},
 	{"grace_until", COLUMN_CHANGED},
 	{"revoked_at", COLUMN_CHANGED},
 	{"revoked_reason", COLUMN_CHANGED},
@@ -62,9 +59,6 @@ static const struct
 	{"secret", COLUMN_COMPUTED}
 };
 
-/* A tool's clock may differ from the server's by this. */
-#define CREATED_AT_SLACK USECS_PER_DAY
-
 /* Saved plans per backend.  A plan above the limit is made for one row. */
 #define PLANS_MAX 256
 #define COLUMNS_MAX 64
@@ -74,7 +68,8 @@ typedef struct OrmPlan
 	/* hash key: */
 	uint64		columns;		/* a bit by attribute - 1 */
 	Oid			view;
-	uint32		update;			/* is it an UPDATE? */
+	int16		natts;			/* of the view */
+	int16		update;			/* is it an UPDATE? */
 
 	SPIPlanPtr	plan;
 } OrmPlan;
@@ -94,8 +89,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_orm_keys);
 /*
  * orm_keys_write, INSTEAD OF INSERT OR UPDATE OR DELETE on orm_keys.
  *
- * Raise 42501 for a column that a new key cannot be given, or that cannot be
- * changed, with its name.
+ * Raise 42501 with the name of a column that cannot be changed.
  */
 Datum
 rk_apikeys_orm_keys(PG_FUNCTION_ARGS)
@@ -118,36 +112,13 @@ rk_apikeys_orm_keys(PG_FUNCTION_ARGS)
 	return PointerGetDatum(row);
 }
 
-/* Insert the row that a tool sends; return it as it is stored. */
+/* Insert a row that COPY sends; return it as it is stored. */
 static HeapTuple
 insert_row(TriggerData *trigger)
 {
-	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
-	TimestampTz now = GetCurrentTimestamp();
-	uint64		given = 0;
+	int			natts = RelationGetDescr(trigger->tg_relation)->natts;
 
-	for (int i = 0; i < desc->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
-		int			flags = column_flags(NameStr(att->attname));
-		bool		isnull;
-		Datum		value = heap_getattr(trigger->tg_trigtuple, i + 1, desc, &isnull);
-
-		if (isnull || (flags & COLUMN_COMPUTED) != 0)
-			continue;
-		if (strcmp(NameStr(att->attname), "created_at") == 0 &&
-			DatumGetTimestampTz(value) > now - CREATED_AT_SLACK &&
-			DatumGetTimestampTz(value) < now + CREATED_AT_SLACK)
-			continue;
-		if ((flags & COLUMN_GIVEN) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("column \"%s\" of a new API key cannot be given",
-							NameStr(att->attname)),
-					 errhint("Leave the column out, or send NULL.")));
-		given |= UINT64CONST(1) << i;
-	}
-	return write_row(trigger, given, false);
+	return write_row(trigger, PG_UINT64_MAX >> (64 - natts), false);
 }
 
 /*
@@ -217,7 +188,7 @@ column_flags(const char *name)
 
 /*
  * Return whether a tool sends the value that it has read.  A tool whose times
- * have milliseconds sends a time without its microseconds.
+ * have milliseconds or seconds cuts off the rest of a time.
  */
 static bool
 same_value(Form_pg_attribute att, Datum old, Datum new)
@@ -226,15 +197,18 @@ same_value(Form_pg_attribute att, Datum old, Datum new)
 	{
 		int64		a = DatumGetTimestampTz(old);
 		int64		b = DatumGetTimestampTz(new);
+		int64		unit = b % USECS_PER_SEC == 0 ? USECS_PER_SEC : b % 1000 == 0 ? 1000 : 1;
 
-		return a == b || (b % 1000 == 0 && a / 1000 == b / 1000);
+		if (TIMESTAMP_NOT_FINITE(a) || TIMESTAMP_NOT_FINITE(b))
+			return a == b;
+		return b <= a && a - b < unit;
 	}
 	return datum_image_eq(old, new, att->attbyval, att->attlen);
 }
 
 /*
- * Write those columns (a bit by attribute - 1) of the new row to keys.  Return the
- * row as it is stored; NULL if the key to change is gone.
+ * Write those columns (a bit by attribute - 1) of the new row.  Return the row as
+ * it is stored; NULL if the key to change is gone.
  */
 static HeapTuple
 write_row(TriggerData *trigger, uint64 given, bool update)
@@ -243,7 +217,7 @@ write_row(TriggerData *trigger, uint64 given, bool update)
 	HeapTuple	row = update ? trigger->tg_newtuple : trigger->tg_trigtuple;
 	OrmPlan		wanted = {
 		.columns = given, .view = RelationGetRelid(trigger->tg_relation),
-		.update = update
+		.natts = desc->natts, .update = update
 	};
 	OrmPlan    *found;
 	SPIPlanPtr	plan;
@@ -287,7 +261,7 @@ write_row(TriggerData *trigger, uint64 given, bool update)
 		found->plan = plan;
 	}
 	if (SPI_execute_plan(plan, values, nulls, false, 0) < 0)
-		elog(ERROR, "could not write to rk_apikeys.keys");
+		elog(ERROR, "could not write a row of rk_apikeys.orm_keys");
 	return SPI_processed == 0 ? NULL : SPI_copytuple(SPI_tuptable->vals[0]);
 }
 
@@ -329,11 +303,8 @@ make_plan(TupleDesc desc, uint64 given, bool update)
 						 " WHERE key_id OPERATOR(pg_catalog.=) $%d RETURNING %s",
 						 names.data, count, all.data);
 	}
-	else if (count == 0)
-		query = psprintf("INSERT INTO rk_apikeys.keys DEFAULT VALUES RETURNING %s",
-						 all.data);
 	else
-		query = psprintf("INSERT INTO rk_apikeys.keys (%s) VALUES (%s) RETURNING %s",
+		query = psprintf("INSERT INTO rk_apikeys.orm_keys (%s) VALUES (%s) RETURNING %s",
 						 names.data, params.data, all.data);
 	return SPI_prepare(query, count, types);
 }

@@ -103,7 +103,7 @@ static text *check_scope(text *scope);
 static Datum verify_key(FunctionCallInfo fcinfo);
 static Datum authenticate(FunctionCallInfo fcinfo, bool raise);
 static void refuse(Verdict verdict, const StoredKey *key,
-				   const Request *request) pg_attribute_noreturn();
+				   const Request *request);
 static int	retry_after_ms(const Request *request);
 static Datum verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 						 const StoredKey *key, const Request *request);

@@ -95,6 +95,11 @@ UPDATE rk_apikeys.api_keys SET owner = repeat('x', 201) WHERE key_id = :'third_i
 UPDATE rk_apikeys.api_keys SET owner = 'the owner of ' || :'third' WHERE key_id = :'third_id';
 SELECT position(:'third' IN owner) AS token FROM rk_apikeys.api_keys WHERE key_id = :'third_id';
 UPDATE rk_apikeys.api_keys SET owner = 'ann' WHERE key_id = :'third_id';
+-- A successor has the owner too.
+SET ROLE rk_test_manager;
+SELECT secret AS fourth FROM rk_apikeys.rotate_key(:'third_id', '1 hour') \gset
+RESET ROLE;
+SELECT v.family = :'third_id' AS of_third, v.owner FROM rk_apikeys.verify_key(:'fourth') v;
 
 -- authenticate that need not raise.
 SET ROLE rk_test_trusting;

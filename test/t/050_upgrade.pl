@@ -153,6 +153,13 @@ $node->safe_psql('broader', 'ALTER TABLE rk_apikeys.api_keys ADD gone text, ADD 
 $node->safe_psql('broader', 'ALTER TABLE rk_apikeys.api_keys DROP gone');
 my ($parent_id, $parent) = create_key($node, 'parent', q{scopes => '{apikeys:manage}'}, 'acme', 'broader');
 $node->safe_psql('broader', "UPDATE rk_apikeys.api_keys SET centre = 'x'");
+# Columns of a DBA with the names of later ones
+$node->safe_psql('broader', 'ALTER TABLE rk_apikeys.api_keys ADD family bigint DEFAULT 7, ADD owner int DEFAULT 7, ADD parent bool DEFAULT true, ADD start date DEFAULT now()');
+my (undef, $like) = create_key($node, 'like a later one', '', 'acme', 'broader');
+is($node->safe_psql('broader', "SELECT (rk_apikeys.verify_key('$like')).code"), 'valid', 'a column of a DBA with the name of a later column');
+is(sql_as($node, 'acme', q{UPDATE rk_apikeys.keys SET description = 'x' WHERE name = 'like a later one' RETURNING name}, 'broader'), 'like a later one', 'a change of such a row');
+$node->safe_psql('broader', q{DELETE FROM rk_apikeys.keys WHERE name = 'like a later one';
+	ALTER TABLE rk_apikeys.api_keys DROP family, DROP owner, DROP parent, DROP start});
 my ($chain_id) = create_key($node, 'chain', '', 'acme', 'broader');
 my @chain = ($chain_id);
 push @chain, sql_as($node, 'acme', "SELECT key_id FROM rk_apikeys.rotate_key('$chain[-1]')", 'broader') foreach 1 .. 3;
