@@ -14,7 +14,8 @@ my $source = abs_path("$FindBin::Bin/../orm/debian");
 # Each tool: what shows that its package is there, and its program.
 my @tools = (
 	[ 'python3-sqlalchemy', "/usr/bin/python3 -c 'import sqlalchemy, psycopg2'", '/usr/bin/python3', '-B', "$source/run.py", 'sqlalchemy' ],
-	[ 'python3-django', "/usr/bin/python3 -c 'import django, psycopg2'", '/usr/bin/python3', '-B', "$source/run.py", 'django' ]);
+	[ 'python3-django', "/usr/bin/python3 -c 'import django, psycopg2'", '/usr/bin/python3', '-B', "$source/run.py", 'django' ],
+	[ 'ruby-activerecord', "ruby -e 'require %q(active_record); require %q(pg)'", '/usr/bin/python3', '-B', "$source/run.py", 'activerecord' ]);
 
 my $node = orm_node();
 my @results;
