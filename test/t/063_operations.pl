@@ -8,7 +8,7 @@ use RkApikeys;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = rk_initdb('main', PRELOAD, 'wal_level = logical', "rk_apikeys.usage_flush_interval = '200ms'");
+my $node = rk_initdb('main', PRELOAD, 'wal_level = logical', "rk_apikeys.usage_flush_interval = '1h'");
 my $dir = PostgreSQL::Test::Utils::tempdir;
 $ENV{PGHOST} = $node->host;
 $ENV{PGPORT} = $node->port;
@@ -41,6 +41,8 @@ sub verdict
 	my ($token, $database) = @_;
 	return sql("SELECT code FROM rk_apikeys.verify_key('$token')", 'backend', $database);
 }
+
+my $flush = 'SELECT rk_apikeys.flush_usage()';
 
 # --- the role that makes the backup
 my ($backup, $count) = documented('Which role makes the backup?');
@@ -84,7 +86,7 @@ sql($empty, undef, 'staging');
 is(verdict($acme, 'staging'), 'unknown', 'until it is emptied');
 like((create_key($node, 'new', undef, 'acme', 'staging'))[1], qr/^rk_stage_/, 'new tokens there show the environment');
 sql(q{CREATE SUBSCRIPTION node1 CONNECTION 'host=nowhere' PUBLICATION keys WITH (connect = false)}, undef, 'staging');
-sql("$unsubscribe", undef, 'staging');
+sql($unsubscribe, undef, 'staging');
 is(sql('SELECT count(*) FROM pg_subscription'), '0', 'a copied subscription goes without its publisher');
 
 # --- a column of one's own
@@ -115,8 +117,18 @@ my ($lost, $member) = documented('A table was dropped from the extension');
 is(sql($lost), '', 'every table is dumped');
 sql('ALTER EXTENSION rk_apikeys DROP TABLE rk_apikeys.key_usage');
 is(verdict($acme), 'valid', 'verify continues');
+my (undef, $limited) = create_key($node, 'limited', "rate_limit => 1, rate_window => '1 hour'", 'acme', 'mydb');
+is(verdict($limited), $_, "a rate limit: $_") foreach 'valid', 'rate_limited';
+sql(q{ALTER SYSTEM SET rk_apikeys.usage_flush_interval = '100ms'});
+$node->reload;
+$node->poll_query_until('mydb', 'SELECT dropped > 0 FROM rk_apikeys.stats') or die 'nothing is thrown away';
+is(sql('SELECT count(*) FROM rk_apikeys.key_usage'), '0', 'but the use is thrown away');
+ok($node->poll_query_until('mydb', "SELECT rk_apikeys.verify('$limited')"), 'and rate limits begin anew');
 sql('ALTER EXTENSION rk_apikeys ADD TABLE rk_apikeys.key_usage');
-is(sql($lost), 'key_usage', 'but the rows of a table that was out are not dumped');
+sql(q{ALTER SYSTEM RESET rk_apikeys.usage_flush_interval});
+$node->reload;
+sql("DELETE FROM rk_apikeys.keys WHERE name = 'limited'", 'acme');
+is(sql($lost), 'key_usage', 'the rows of a table that was out are not dumped');
 sql('ALTER EXTENSION rk_apikeys DROP TABLE rk_apikeys.api_keys');
 sql("ALTER EXTENSION rk_apikeys ADD TABLE rk_apikeys.api_keys");
 sh('pg_dump -U backup -Fc -f keys.dump mydb');
@@ -154,9 +166,8 @@ sql(q{SELECT pg_drop_replication_slot('any')}, 'copier');
 # --- a tenant gets another name
 my $views = 'SELECT (SELECT sum(use_count) FROM rk_apikeys.keys), (SELECT count(*) > 0 FROM rk_apikeys.key_events), (SELECT sum(uses) FROM rk_apikeys.key_activity)';
 my ($keep, $move) = documented('A tenant gets another name');
-sub flushed { return $node->poll_query_until('mydb', 'SELECT pending_keys = 0 FROM rk_apikeys.stats'); }
 verdict($acme) foreach 1 .. 3;
-flushed();
+sql($flush, 'keeper');
 my $before = sql($views, 'acme');
 sql($keep);
 is(sql('SELECT rk_apikeys.current_tenant()', 'acme_inc'), 'acme', 'a role keeps its tenant');
@@ -168,8 +179,9 @@ is(sql('SELECT rk_apikeys.current_tenant()', 'acme_inc'), 'acme_inc', 'a tenant 
 is(sql($views, 'acme_inc'), $before, 'has what it had');
 is(sql('SELECT count(*) FROM rk_apikeys.key_events'), $events, 'no event is written');
 is(sql("SELECT code || ' ' || tenant FROM rk_apikeys.verify_key('$acme')", 'backend'), 'valid acme_inc', 'its token gives the new tenant');
-flushed();
 my ($uses) = $before =~ /^(\d+)/;
+is(sql($views, 'acme_inc'), $before, 'the new use is not seen before it is flushed');
+sql($flush, 'keeper');
 is(sql($views, 'acme_inc'), ($uses + 1) . '|t|' . ($uses + 1), 'and its use counts on');
 like(sql('SELECT name FROM rk_apikeys.list_keys()', 'acme_inc'), qr/second/, 'it lists its keys');
 sql($move =~ s/acme_inc/tenant/gr =~ s/'acme'/'acme_inc'/gr =~ s/'tenant'/'acme'/gr);
@@ -202,7 +214,7 @@ is(code($session, $acme), 'valid', 'a session has a key cached') foreach 1 .. 2;
 sql($end, 'keeper');
 is(code($session, $acme), 'revoked', 'the keys of a tenant that leaves end at once');
 is(verdict($globex), 'valid', 'those of others stay');
-flushed();
+sql($flush, 'keeper');
 sql($delete, 'keeper');
 is(code($session, $acme), 'unknown', 'and can be deleted');
 my $rest = "SELECT (SELECT count(*) FROM rk_apikeys.key_usage WHERE tenant = 'acme'), (SELECT count(*) > 0 FROM rk_apikeys.key_usage_daily WHERE tenant = 'acme'),

@@ -5,11 +5,12 @@ use warnings;
 use FindBin;
 use lib $FindBin::Bin;
 use RkApikeys;
+use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $origin = rk_initdb('origin', PRELOAD, 'wal_level = logical', 'max_wal_senders = 5');
-my $node = rk_initdb('node', PRELOAD);
+my $node = rk_initdb('node', PRELOAD, 'max_wal_senders = 5');
 foreach my $server ($origin, $node)
 {
 	$server->safe_psql('postgres', 'CREATE DATABASE mydb');
@@ -71,6 +72,23 @@ like(slurp_file($node->logfile), qr/missing.*cost_center/, 'and its log names th
 $node->safe_psql('mydb', 'ALTER TABLE rk_apikeys.api_keys ADD COLUMN cost_center text');
 $node->poll_query_until('mydb', "SELECT NOT enabled FROM rk_apikeys.api_keys WHERE key_id = '$id{globex}'") or die 'not applied';
 is(codes(), 'unknown disabled unknown', 'with the column it continues');
+
+# A copy of the node for staging leaves the origin's slots alone.
+my $slots = q{SELECT string_agg(slot_name || active_pid, ' ' ORDER BY slot_name) FROM pg_replication_slots};
+my $before = $origin->safe_psql('mydb', $slots);
+$node->backup('copy');
+my $copy = PostgreSQL::Test::Cluster->new('copy');
+$copy->init_from_backup($node, 'copy');
+$copy->append_conf('postgresql.conf', 'max_logical_replication_workers = 0');
+$copy->start;
+foreach my $name ('node1_acme', 'node1_globex')
+{
+	my ($empty, $unsubscribe) = (documented('A copy of production for staging', node1 => $name))[ 1, 2 ];
+	$copy->safe_psql('mydb', $_) foreach $empty, $unsubscribe;
+}
+$copy->restart;
+is($copy->safe_psql('mydb', 'SELECT (SELECT count(*) FROM pg_subscription), (SELECT count(*) FROM rk_apikeys.api_keys)'), '0|0', 'a copy for staging');
+is($origin->safe_psql('mydb', $slots), $before, 'takes nothing from the node that it is a copy of');
 
 # A tenant is taken away
 $node->safe_psql('mydb', $_) foreach split /(?<=;\n)/, $take;
