@@ -10,7 +10,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $origin = rk_initdb('origin', PRELOAD, 'wal_level = logical', 'max_wal_senders = 5');
-my $node = rk_initdb('node', PRELOAD, 'max_wal_senders = 5');
+my $node = rk_initdb('node', PRELOAD, 'max_wal_senders = 5', "rk_apikeys.usage_flush_interval = '100ms'",
+	"rk_apikeys.primary_conninfo = '" . $origin->connstr . " user=usage_sender'");
 foreach my $server ($origin, $node)
 {
 	$server->safe_psql('postgres', 'CREATE DATABASE mydb');
@@ -18,7 +19,8 @@ foreach my $server ($origin, $node)
 	documented_roles($server, 'mydb');
 }
 $origin->safe_psql('mydb', 'CREATE ROLE replicator LOGIN REPLICATION BYPASSRLS; GRANT USAGE ON SCHEMA rk_apikeys TO replicator;
-	GRANT SELECT ON rk_apikeys.api_keys TO replicator; CREATE ROLE third LOGIN IN ROLE rk_apikeys_manager');
+	GRANT SELECT ON rk_apikeys.api_keys TO replicator; CREATE ROLE third LOGIN IN ROLE rk_apikeys_manager;
+	CREATE ROLE usage_sender LOGIN; GRANT EXECUTE ON FUNCTION rk_apikeys.receive_usage TO usage_sender');
 my (%id, %token);
 foreach my $tenant (qw(acme globex third))
 {
@@ -43,7 +45,12 @@ $node->safe_psql('mydb', $subscribe);
 $node->wait_for_subscription_sync($origin, 'node1_acme', 'mydb');
 is(codes(), 'valid unknown unknown', 'a node with one tenant');
 
-# Another tenant later
+# Another tenant later: a changed row filter does not copy the keys that exist.
+$origin->safe_psql('mydb', "ALTER PUBLICATION keys_of_acme SET TABLE rk_apikeys.api_keys WHERE (tenant IN ('acme', 'globex'))");
+$node->safe_psql('mydb', 'ALTER SUBSCRIPTION node1_acme REFRESH PUBLICATION');
+$origin->wait_for_catchup('node1_acme');
+is(codes(), 'valid unknown unknown', 'another row filter copies nothing');
+$origin->safe_psql('mydb', "ALTER PUBLICATION keys_of_acme SET TABLE rk_apikeys.api_keys WHERE (tenant = 'acme')");
 s/acme/globex/g foreach $publication, $subscribe;
 $origin->safe_psql('mydb', $publication);
 $node->safe_psql('mydb', $subscribe);
@@ -73,7 +80,9 @@ $node->safe_psql('mydb', 'ALTER TABLE rk_apikeys.api_keys ADD COLUMN cost_center
 $node->poll_query_until('mydb', "SELECT NOT enabled FROM rk_apikeys.api_keys WHERE key_id = '$id{globex}'") or die 'not applied';
 is(codes(), 'unknown disabled unknown', 'with the column it continues');
 
-# A copy of the node for staging leaves the origin's slots alone.
+# A copy of the node for staging: it sends its use, unless that is prevented, and leaves the origin's slots alone.
+my ($copied_id, $copied) = create_key($origin, 'copied', undef, 'globex', 'mydb');
+applied();
 my $slots = q{SELECT string_agg(slot_name || active_pid, ' ' ORDER BY slot_name) FROM pg_replication_slots};
 my $before = $origin->safe_psql('mydb', $slots);
 $node->backup('copy');
@@ -81,6 +90,8 @@ my $copy = PostgreSQL::Test::Cluster->new('copy');
 $copy->init_from_backup($node, 'copy');
 $copy->append_conf('postgresql.conf', 'max_logical_replication_workers = 0');
 $copy->start;
+sql_as($copy, 'backend', "SELECT rk_apikeys.verify('$copied')", 'mydb');
+ok($origin->poll_query_until('mydb', "SELECT use_count = 1 FROM rk_apikeys.key_usage WHERE key_id = '$copied_id'"), 'a copy of a node sends its use');
 foreach my $name ('node1_acme', 'node1_globex')
 {
 	my ($empty, $unsubscribe) = (documented('A copy of production for staging', node1 => $name))[ 1, 2 ];
