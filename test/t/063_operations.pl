@@ -117,7 +117,7 @@ my ($lost, $member) = documented('A table was dropped from the extension');
 is(sql($lost), '', 'every table is dumped');
 sql('ALTER EXTENSION rk_apikeys DROP TABLE rk_apikeys.key_usage');
 is(verdict($acme), 'valid', 'verify continues');
-my (undef, $limited) = create_key($node, 'limited', "rate_limit => 1, rate_window => '1 hour'", 'acme', 'mydb');
+my (undef, $limited) = create_key($node, 'limited', "rate_limit => 1, rate_window => '1 hour'", 'globex', 'mydb');
 is(verdict($limited), $_, "a rate limit: $_") foreach 'valid', 'rate_limited';
 sql(q{ALTER SYSTEM SET rk_apikeys.usage_flush_interval = '100ms'});
 $node->reload;
@@ -127,7 +127,7 @@ ok($node->poll_query_until('mydb', "SELECT rk_apikeys.verify('$limited')"), 'and
 sql('ALTER EXTENSION rk_apikeys ADD TABLE rk_apikeys.key_usage');
 sql(q{ALTER SYSTEM RESET rk_apikeys.usage_flush_interval});
 $node->reload;
-sql("DELETE FROM rk_apikeys.keys WHERE name = 'limited'", 'acme');
+sql("DELETE FROM rk_apikeys.keys WHERE name = 'limited'", 'globex');
 is(sql($lost), 'key_usage', 'the rows of a table that was out are not dumped');
 sql('ALTER EXTENSION rk_apikeys DROP TABLE rk_apikeys.api_keys');
 sql("ALTER EXTENSION rk_apikeys ADD TABLE rk_apikeys.api_keys");
