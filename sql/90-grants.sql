@@ -113,8 +113,11 @@ GRANT EXECUTE ON FUNCTION
 
 -- Roles of all tenants only, because counters of the whole server cover every
 -- tenant.
-GRANT SELECT ON rk_apikeys.stats, rk_apikeys.usage_senders TO rk_apikeys_auditor, rk_apikeys_admin;
-GRANT EXECUTE ON FUNCTION rk_apikeys._stats() TO rk_apikeys_auditor, rk_apikeys_admin;
+GRANT SELECT ON rk_apikeys.stats, rk_apikeys.usage_senders, rk_apikeys.health,
+  rk_apikeys.key_events_event_id_seq
+  TO rk_apikeys_auditor, rk_apikeys_admin;
+GRANT EXECUTE ON FUNCTION rk_apikeys._stats(), rk_apikeys._health(), rk_apikeys._missing_peppers()
+  TO rk_apikeys_auditor, rk_apikeys_admin;
 
 -- Administrators only, because these functions write with the owner's rights.
 GRANT EXECUTE ON FUNCTION

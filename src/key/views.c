@@ -138,9 +138,7 @@ rk_apikeys_stats(PG_FUNCTION_ARGS)
 		values[column++] = Int64GetDatum(totals.pending);
 		values[column++] = TimestampTzGetDatum(totals.last_flush_at);
 		nulls[column - 1] = totals.last_flush_at == 0;
-		values[column++] = Int64GetDatum(totals.pending == 0 ? 0 :
-										 TimestampDifferenceMilliseconds(totals.pending_since,
-																		 GetCurrentTimestamp()));
+		values[column++] = Int64GetDatum(usage_lag(&totals));
 	}
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }

@@ -111,6 +111,27 @@ usage_totals(UsageTotals *totals)
 	}
 }
 
+/*
+ * Return the milliseconds since the last round began that wrote all; 0 if
+ * nothing is pending.
+ */
+int64
+usage_lag(const UsageTotals *totals)
+{
+	return totals->pending == 0 ? 0 :
+		TimestampDifferenceMilliseconds(totals->pending_since,
+										GetCurrentTimestamp());
+}
+
+/* What keeps use from being written; there must be shared memory. */
+void
+usage_state(UsageState *state)
+{
+	state->has_launcher = pg_atomic_read_u32(&usage_shared->launcher) != 0;
+	state->has_worker = pg_atomic_read_u32(&usage_shared->no_worker) == 0;
+	state->reaches_primary = pg_atomic_read_u32(&usage_shared->failing) == 0;
+}
+
 /* Return the hash by which record.c notes an entry's tenant. */
 static uint64
 hash_tenant(const char *tenant)

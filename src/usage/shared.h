@@ -88,7 +88,7 @@ typedef struct UsageShared
 	uint64		removed[USAGE_PARTITIONS];
 	int			max_tracked;	/* fixed */
 	int			tranche;		/* of the locks; fixed; 0 with preload */
-	pg_atomic_uint32 launcher;	/* launcher.c's; not with preload */
+	pg_atomic_uint32 launcher;	/* launcher.c's; 0: there is none */
 } UsageShared;
 
 /* One key's usage, copied from shared memory. */
@@ -207,9 +207,6 @@ extern void usage_follow_at_commit(const UsageCopy *copies, int count,
 extern bool usage_lock_flushes(bool wait);
 extern int	usage_flush(UsageCopy *copies, int count, bool *flushed,
 						bool *gone);
-
-/* destination.c */
-extern bool usage_goes_to_primary(void);
 
 /* send.c */
 extern UsageEnd usage_send(const UsageCopy *copies, int count);

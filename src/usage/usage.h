@@ -59,6 +59,14 @@ typedef struct UsageTotals
 	TimestampTz pending_since;	/* start of the last round that wrote all */
 } UsageTotals;
 
+/* What keeps use from being written, for the view health. */
+typedef struct UsageState
+{
+	bool		has_launcher;	/* one runs, or the server is starting it */
+	bool		has_worker;		/* the server had a free worker the last time */
+	bool		reaches_primary;	/* the last batch did */
+} UsageState;
+
 /* How a flush worker ended. */
 typedef enum UsageEnd
 {
@@ -98,6 +106,11 @@ extern bool usage_look(const char *key_id, const char *tenant, UsageLook *look);
 extern UsageLook *usage_look_all(const char *tenant, TimestampTz taken,
 								 int *count);
 extern void usage_totals(UsageTotals *totals);
+extern int64 usage_lag(const UsageTotals *totals);
+extern void usage_state(UsageState *state);
+
+/* destination.c */
+extern bool usage_goes_to_primary(void);
 
 /* pending.c */
 extern List *usage_begin_round(void);

@@ -81,6 +81,7 @@ $node->safe_psql('postgres', 'ALTER EXTENSION rk_apikeys UPDATE');
 same_catalog($fresh, catalog($node, 'postgres'), 'an update with keys ends in the same catalog');
 is_deeply(contents($node, 'postgres', $columns), $before, 'and leaves every row as it was');
 is_deeply(verdicts($node, $token), expected_verdicts(), 'every verdict after it');
+is(sql_as($node, 'boss', 'SELECT * FROM rk_apikeys.health'), '', 'and nothing is to do');
 
 # An update while sessions verify
 my $dir = PostgreSQL::Test::Utils::tempdir;

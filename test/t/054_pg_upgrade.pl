@@ -81,6 +81,7 @@ sub check
 	my $catalog = catalog($new, 'fresh');
 	same_catalog($catalog, catalog($new, $_), "$how: the catalog of a fresh install: $_") foreach 'postgres', 'first';
 	is($new->safe_psql('first', "SELECT rk_apikeys.verify('$first_token')"), 't', "$how: the key of 0.1 verifies after the update");
+	is(sql_as($new, 'boss', 'SELECT * FROM rk_apikeys.health', $_), '', "$how: nothing is to do: $_") foreach 'postgres', 'first';
 	$new->stop;
 }
 
