@@ -93,8 +93,9 @@ is($clone->safe_psql('postgres', $table), '5|5', 'and writes the use');
 $clone->stop;
 
 # The archive has the flush already
+my $last = $primary->safe_psql('postgres', 'SELECT pg_walfile_name(pg_current_wal_lsn())');
 $primary->safe_psql('postgres', 'SELECT pg_switch_wal()');
-$primary->poll_query_until('postgres', 'SELECT last_archived_wal IS NOT NULL AND last_archived_wal >= (SELECT pg_walfile_name(pg_current_wal_lsn() - 1)) FROM pg_stat_archiver') or die 'not archived';
+$primary->poll_query_until('postgres', "SELECT last_archived_wal >= '$last' FROM pg_stat_archiver") or die 'not archived';
 $restored->start;
 $restored->poll_query_until('postgres', 'SELECT NOT pg_is_in_recovery()') or die 'still in recovery';
 flush($restored);
