@@ -69,6 +69,17 @@ foreach my $setting ('array_nulls = off', "DateStyle = 'SQL, DMY'", "IntervalSty
 }
 is_deeply([ logged($standby, qr/could not send the usage/) ], [], 'and nothing is refused');
 
+# A receipt that waits for another flush would fail by an older snapshot
+$primary->safe_psql('postgres', "ALTER ROLE sender SET default_transaction_isolation = 'serializable'");
+my $holder = session($primary, 'postgres');
+$uses += hold_flushes($holder, $token) + 1;
+is(sql_as($standby, 'backend', "SELECT rk_apikeys.verify('$token')"), 't', 'a use on the standby while another flush is open');
+ok($primary->poll_query_until('postgres', "SELECT count(*) > 0 FROM pg_stat_activity WHERE usename = 'sender' AND wait_event_type = 'Lock'"), 'waits');
+$holder->query_safe('COMMIT');
+$holder->quit;
+ok($primary->poll_query_until('postgres', "SELECT use_count = $uses FROM rk_apikeys.key_usage WHERE key_id = '$id'"), 'and arrives');
+is_deeply([ logged($standby, qr/could not serialize/) ], [], 'without an error of serialization');
+
 # All at once; a refusal is told by the primary's own words
 $primary->safe_psql('postgres', "SET search_path = pg_catalog; ALTER ROLE sender SET array_nulls = off; ALTER ROLE sender SET statement_timeout = '100ms';
 	ALTER ROLE sender SET default_transaction_read_only = on; REVOKE EXECUTE ON FUNCTION rk_apikeys.receive_usage FROM sender");

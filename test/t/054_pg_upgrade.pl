@@ -125,11 +125,10 @@ SKIP:
 	my $new = cluster('new');
 	my ($old_file, $new_file) = map { $_->data_dir . '/pg_stat/rk_apikeys.usage' } $old, $new;
 	my $saved = slurp_file($old_file);
-	is(in_upgrade_mode($old, $old_bin, '', "SELECT rk_apikeys.verify('$pending_token'); SELECT rk_apikeys.flush_usage(); $uses"), "t\n0\n2|2",
-		'in pg_upgrade a flush by hand writes nothing');
-	is(in_upgrade_mode($old, $old_bin, "-c shared_preload_libraries= -c rk_apikeys.usage_resolution=0",
-			"SELECT rk_apikeys.verify('$pending_token'); SELECT tracked_keys IS NULL FROM rk_apikeys.stats; $uses"), "t\nt\n2|2",
-		'without preload no memory is made, and verify writes nothing');
+	my $launchers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'rk_apikeys launcher'";
+	is(in_upgrade_mode($old, $old_bin, '-c rk_apikeys.usage_flush_interval=100ms',
+			"SELECT rk_apikeys.verify('$pending_token'); SELECT rk_apikeys.flush_usage(); SELECT count(*) FROM pg_sleep(1); $launchers; $uses"), "t\n0\n1\n0\n2|2",
+		'in pg_upgrade neither a launcher nor a flush by hand writes');
 	# a launcher that ran in pg_upgrade would flush at once
 	$_->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '100ms'") foreach $old, $new;
 	chdir $dir;
@@ -148,6 +147,9 @@ SKIP:
 	sql_as($new, 'boss', 'SELECT rk_apikeys.flush_usage()', 'pending');
 	is($new->safe_psql('pending', $uses), '5|5', 'once');
 	check($new, "$way by pg_upgrade");
+	is(in_upgrade_mode($new, $new_bin, "-c shared_preload_libraries= -c rk_apikeys.usage_resolution=0",
+			"SELECT rk_apikeys.verify('$pending_token'); SELECT tracked_keys IS NULL FROM rk_apikeys.stats; $uses"), "t\nt\n5|5",
+		'without preload, in pg_upgrade, no memory is made, and verify writes nothing');
 }
 
 done_testing();

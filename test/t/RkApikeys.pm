@@ -13,7 +13,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(PRELOAD INITDB rk_node rk_initdb rk_extend kill_server client sql_as sql_in_time session create_key code use_count stat_of token_of verdicts
-  expected_verdicts keys_of_every_state contents catalog same_catalog install_version install_release files_holding logged);
+  expected_verdicts keys_of_every_state contents catalog same_catalog install_version install_release files_holding logged hold_flushes);
 
 # What makes a server load the library at its start.
 use constant PRELOAD => "shared_preload_libraries = 'rk_apikeys'";
@@ -263,6 +263,20 @@ sub logged
 {
 	my ($node, $pattern) = @_;
 	return grep { $_ =~ $pattern && $_ !~ /(LOG:  statement|STATEMENT): / } split /\n/, slurp_file($node->logfile);
+}
+
+# Begins a transaction in an open session that holds the lock of flushes, and returns the uses that this took: flush_usage() takes the lock
+# only where something is pending, and a worker may be first.
+sub hold_flushes
+{
+	my ($session, $token) = @_;
+	foreach my $uses (1 .. 100)
+	{
+		my $flushed = $session->query_safe("BEGIN; SELECT rk_apikeys.flush_usage() FROM (SELECT rk_apikeys.verify('$token') OFFSET 0) v WHERE v.verify");
+		return $uses if $flushed =~ /^1$/m;
+		$session->query_safe('COMMIT');
+	}
+	die 'a worker was always first';
 }
 
 # The files below a folder that hold a text.
