@@ -85,6 +85,17 @@ sub check
 	$new->stop;
 }
 
+# What a statement of the superuser returns while the server runs as pg_upgrade runs it
+sub in_upgrade_mode
+{
+	my ($node, $bin, $options, $sql) = @_;
+	my @pg_ctl = ("$bin/pg_ctl", '-w', '-s', '-D', $node->data_dir, '-l', $node->logfile);
+	PostgreSQL::Test::Utils::system_or_bail(@pg_ctl, '-o', "-b $options", 'start');
+	my ($status, $result, $error) = $node->psql('pending', $sql);
+	PostgreSQL::Test::Utils::system_or_bail(@pg_ctl, '-m', 'fast', 'stop');
+	return $status == 0 ? $result : $error;
+}
+
 my $dir = PostgreSQL::Test::Utils::tempdir;
 my $way = $old->pg_version . ' to ' . PostgreSQL::Test::Cluster->new('version')->pg_version;
 
@@ -115,6 +126,10 @@ SKIP:
 	my $new = cluster('new');
 	my ($old_file, $new_file) = map { $_->data_dir . '/pg_stat/rk_apikeys.usage' } $old, $new;
 	my $saved = slurp_file($old_file);
+	my $launchers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'rk_apikeys launcher'";
+	is(in_upgrade_mode($old, $old_bin, '-c rk_apikeys.usage_flush_interval=100ms',
+			"SELECT rk_apikeys.verify('$pending_token'); SELECT rk_apikeys.flush_usage(); SELECT count(*) FROM pg_sleep(1); $launchers; $uses"), "t\n0\n1\n0\n2|2",
+		'in pg_upgrade neither a launcher nor a flush by hand writes');
 	# a launcher that ran in pg_upgrade would flush at once
 	$_->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '100ms'") foreach $old, $new;
 	chdir $dir;
@@ -133,6 +148,9 @@ SKIP:
 	sql_as($new, 'boss', 'SELECT rk_apikeys.flush_usage()', 'pending');
 	is($new->safe_psql('pending', $uses), '5|5', 'once');
 	check($new, "$way by pg_upgrade");
+	is(in_upgrade_mode($new, $new_bin, "-c shared_preload_libraries= -c rk_apikeys.usage_resolution=0",
+			"SELECT rk_apikeys.verify('$pending_token'); SELECT tracked_keys IS NULL FROM rk_apikeys.stats; $uses"), "t\nt\n5|5",
+		'without preload, in pg_upgrade, no memory is made, and verify writes nothing');
 }
 
 done_testing();

@@ -14,7 +14,7 @@ use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(PRELOAD INITDB rk_node rk_initdb rk_extend kill_server client sql_as sql_in_time session create_key code use_count stat_of token_of verdicts
   expected_verdicts keys_of_every_state columns contents catalog same_catalog install_version install_release files_holding logged documented
-  documented_roles);
+  documented_roles hold_flushes);
 
 # What makes a server load the library at its start.
 use constant PRELOAD => "shared_preload_libraries = 'rk_apikeys'";
@@ -303,6 +303,20 @@ sub documented_roles
 	my ($node, $database) = @_;
 	$node->safe_psql($database, (documented('Roles'))[0]);
 	$node->safe_psql($database, "CREATE ROLE $_ LOGIN IN ROLE rk_apikeys_manager") foreach 'acme', 'globex';
+}
+
+# Begins a transaction in an open session that holds the lock of flushes, and returns the uses that this took: flush_usage() takes the lock
+# only where something is pending, and a worker may be first.
+sub hold_flushes
+{
+	my ($session, $token) = @_;
+	foreach my $uses (1 .. 100)
+	{
+		my $flushed = $session->query_safe("BEGIN; SELECT rk_apikeys.flush_usage() FROM (SELECT rk_apikeys.verify('$token') OFFSET 0) v WHERE v.verify");
+		return $uses if $flushed =~ /^1$/m;
+		$session->query_safe('COMMIT');
+	}
+	die 'a worker was always first';
 }
 
 # The files below a folder that hold a text.
