@@ -153,10 +153,10 @@ usage_file_load(void)
 			UsageEntry *entry;
 
 			usage_hash_target(&target, saved.key.database, saved.key.key_id);
-			entry = usage_hash_find(&target) == NULL ? usage_hash_add(&target) : NULL;
+			entry = usage_hash_find(&target) == NULL ?
+				usage_hash_add(&target, saved.tenant, false) : NULL;
 			if (entry == NULL)
 				continue;
-			entry->tenant = saved.tenant;
 			memcpy(entry->environment, saved.environment, sizeof(entry->environment));
 			entry->environment[TOKEN_NAME_MAX] = '\0';
 			pg_atomic_write_u64(&entry->last_used_at, saved.last_used_at);

@@ -117,7 +117,13 @@ extern List *usage_begin_round(void);
 extern void usage_end_round(TimestampTz began);
 extern void usage_forget_database(Oid database);
 extern bool usage_note_recovery(void);
+
+/* destination.c */
+extern bool usage_is_discarded(void);
+
+/* room.c */
 extern void usage_evict(void);
+extern List *usage_crowded_databases(void);
 
 /* flush.c */
 extern int64 usage_flush_now(void);
