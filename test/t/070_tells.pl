@@ -56,6 +56,11 @@ is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stats WHERE schemaname
 	'0', 'there are no statistics of names, tenants, key ids and digests');
 cmp_ok($node->safe_psql('postgres', q{SELECT count(*) FROM pg_stats WHERE schemaname = 'rk_apikeys' AND attname IN ('environment', 'created_at')}),
 	'>', 1, 'there are statistics of environments and times');
+is($node->safe_psql('postgres', q{SELECT string_agg(format('%s.%s', relname, attname), ' ' ORDER BY relname, attname)
+		FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+		WHERE relnamespace = 'rk_apikeys'::regnamespace AND relkind = 'r' AND relname <> 'usage_senders' AND attnum > 0 AND attstattarget IS DISTINCT FROM 0
+			AND NOT (atttypid = ANY ('{timestamptz,date,bigint,integer,smallint,boolean,interval}'::regtype[]))}),
+	'api_keys.digest_kind api_keys.environment key_events.event key_usage_daily.environment', 'no other column that tenants write has statistics');
 is(sql_as($node, $_, q{SELECT count(*) FROM pg_stats WHERE schemaname = 'rk_apikeys'}), '0', "pg_stats shows $_ nothing") foreach qw(acme nobody backend);
 unlike(sql_as($node, 'acme', q{SELECT string_agg(c::text, ' ') FROM pg_class c WHERE relnamespace = 'rk_apikeys'::regnamespace}), qr/globex|payroll/,
 	'pg_class shows no names');
