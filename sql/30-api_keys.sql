@@ -56,6 +56,15 @@ CREATE TABLE rk_apikeys.api_keys (
   CONSTRAINT api_keys_pepper_id_check CHECK (pepper_id IS NULL OR (pepper_id > 0 AND digest_kind = 'native')),
   CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 16)
 );
+-- Without statistics the planner's estimates show a manager nothing of what other
+-- tenants wrote. Without those of tenant the planner also assumes 200 tenants, so
+-- that it plans no nested loop for a large tenant among many small ones.
+ALTER TABLE rk_apikeys.api_keys ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
+  ALTER name SET STATISTICS 0, ALTER description SET STATISTICS 0, ALTER prefix SET STATISTICS 0,
+  ALTER scopes SET STATISTICS 0, ALTER allowed_cidrs SET STATISTICS 0, ALTER metadata SET STATISTICS 0,
+  ALTER replaces SET STATISTICS 0, ALTER revoked_reason SET STATISTICS 0, ALTER created_by SET STATISTICS 0,
+  ALTER updated_by SET STATISTICS 0, ALTER hint SET STATISTICS 0, ALTER digest SET STATISTICS 0,
+  ALTER parent SET STATISTICS 0, ALTER start SET STATISTICS 0;
 -- For pages of a tenant's keys, ordered by created_at.
 CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);
 -- For pages of a tenant's keys, ordered by key id.

@@ -434,6 +434,25 @@ CREATE VIEW rk_apikeys.health WITH (security_invoker = true) AS
 COMMENT ON VIEW rk_apikeys.health IS
   'One row for each thing to do. Empty: all is well. severity is error, warning or info. object is what it is about, where that has a name. mend is SQL for a superuser, or a sentence that says what to do.';
 
+-- No statistics of what tenants write.
+ALTER TABLE rk_apikeys.api_keys ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
+  ALTER name SET STATISTICS 0, ALTER description SET STATISTICS 0, ALTER prefix SET STATISTICS 0,
+  ALTER scopes SET STATISTICS 0, ALTER allowed_cidrs SET STATISTICS 0, ALTER metadata SET STATISTICS 0,
+  ALTER replaces SET STATISTICS 0, ALTER revoked_reason SET STATISTICS 0, ALTER created_by SET STATISTICS 0,
+  ALTER updated_by SET STATISTICS 0, ALTER hint SET STATISTICS 0, ALTER digest SET STATISTICS 0,
+  ALTER parent SET STATISTICS 0, ALTER start SET STATISTICS 0;
+ALTER TABLE rk_apikeys.key_usage ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
+  ALTER last_used_addr SET STATISTICS 0;
+ALTER TABLE rk_apikeys.key_usage_daily ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0;
+ALTER TABLE rk_apikeys.key_events ALTER tenant SET STATISTICS 0, ALTER key_id SET STATISTICS 0,
+  ALTER actor SET STATISTICS 0, ALTER role SET STATISTICS 0, ALTER principal SET STATISTICS 0,
+  ALTER client_addr SET STATISTICS 0, ALTER application_name SET STATISTICS 0, ALTER changes SET STATISTICS 0;
+-- ANALYZE leaves the statistics that it has made before.
+DELETE FROM pg_catalog.pg_statistic s USING pg_catalog.pg_attribute a
+  WHERE s.starelid = a.attrelid AND s.staattnum = a.attnum AND a.attstattarget = 0
+    AND a.attrelid IN ('rk_apikeys.api_keys'::pg_catalog.regclass, 'rk_apikeys.key_usage'::pg_catalog.regclass,
+      'rk_apikeys.key_usage_daily'::pg_catalog.regclass, 'rk_apikeys.key_events'::pg_catalog.regclass);
+
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.verdict IS
   'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set.';

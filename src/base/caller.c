@@ -67,9 +67,10 @@ caller_borrows(void)
 
 /*
  * Run work(arg) as the owner of the table, without forced row-level security
- * and with a search_path of pg_catalog alone.  On return and on an error the
- * caller's role, search_path and identity are as before.  Nested calls keep the
- * outermost caller.
+ * and with a search_path of pg_catalog alone.  Intervals are written in
+ * PostgreSQL's own style, because events keep them as text.  On return and on
+ * an error the caller's role, settings and identity are as before.  Nested calls
+ * keep the outermost caller.
  */
 void
 caller_run_as_owner(Oid table, OwnerWork work, void *arg)
@@ -92,6 +93,9 @@ caller_run_as_owner(Oid table, OwnerWork work, void *arg)
 		SetUserIdAndSecContext(owner, context | SECURITY_LOCAL_USERID_CHANGE |
 							   SECURITY_NOFORCE_RLS);
 		(void) set_config_option("search_path", "pg_catalog, pg_temp",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+		(void) set_config_option("IntervalStyle", "postgres",
 								 PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_SAVE, true, 0, false);
 		work(arg);

@@ -113,6 +113,12 @@ foreach my $db ('plain', database('empty'))
 $node->command_ok([ pg_restore('custom', 'custom', '--clean', '--if-exists') ], 'custom: with --clean');
 whole('custom');
 
+# Without rights, owners and comments of the dump: the extension makes its own
+my $plain = catalog($node, database('fresh', 'CREATE EXTENSION rk_apikeys CASCADE'));
+$node->command_ok([ pg_restore(database('bare'), 'custom', '-x', '-O', '--no-comments') ], 'bare: restored without rights and owners');
+same_catalog($plain, catalog($node, 'bare'), 'bare: the extension of a fresh database');
+whole('bare', grants => 1);
+
 # Data alone, into an extension that is there
 $node->command_ok([ psql_file(database('data', 'CREATE EXTENSION rk_apikeys CASCADE'), 'data') ], 'data: restored');
 whole('data', grants => 1);
