@@ -75,25 +75,13 @@ END $$;
 COMMENT ON FUNCTION rk_apikeys.rotate_key(text, interval, timestamptz) IS
   'Makes a successor with the same settings. Returns the successor''s id and token. The old key stays good for the time of grace (0: it ends at once), but never beyond its own expires_at. expires_at: the successor''s expiry; NULL: the old key''s, within max_lifetime. Errors: 42704 no such key, 55000 the key is revoked, expired or already rotated, 22023 negative grace.';
 
-CREATE FUNCTION rk_apikeys.revoke_key(key_id text, reason text DEFAULT NULL) RETURNS boolean
-  LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+CREATE FUNCTION rk_apikeys.revoke_key(key_id text, reason text DEFAULT NULL,
+    cascade boolean DEFAULT false) RETURNS boolean
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
   SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-BEGIN
-  UPDATE rk_apikeys.api_keys k SET revoked_at = now(), revoked_reason = revoke_key.reason
-    WHERE k.key_id = revoke_key.key_id AND k.revoked_at IS NULL;
-  IF FOUND THEN
-    RETURN true;
-  END IF;
-  PERFORM FROM rk_apikeys.api_keys k WHERE k.key_id = revoke_key.key_id;
-  IF NOT FOUND THEN
-    PERFORM rk_apikeys._no_such_key(revoke_key.key_id);
-  END IF;
-  RETURN false;
-END $$;
-COMMENT ON FUNCTION rk_apikeys.revoke_key(text, text) IS
-  'Ends a key for good. True if this call revoked the key, false if it was revoked before. Errors: 42704 no such key.';
+  AS 'MODULE_PATHNAME', 'rk_apikeys_revoke_key';
+COMMENT ON FUNCTION rk_apikeys.revoke_key(text, text, boolean) IS
+  'Ends a key for good. cascade: ends the keys that it made too, and the keys that those made. True if this call revoked the key, false if it was revoked before. Errors: 42704 no such key.';
 
 -- The caller may have given a token as key id, so the message shows it masked.
 CREATE FUNCTION rk_apikeys._no_such_key(key_id text) RETURNS void
@@ -122,7 +110,7 @@ CREATE FUNCTION rk_apikeys.purge_keys(older_than interval) RETURNS bigint
   LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_purge_keys';
 COMMENT ON FUNCTION rk_apikeys.purge_keys(interval) IS
-  'Deletes the keys that have been revoked, expired or rotated for longer than older_than. Returns the number of deleted keys. Errors: 22023 if negative.';
+  'Deletes the keys that have been revoked, expired or rotated for longer than older_than. A key stays while a key that it made is in the table. Returns the number of deleted keys. Errors: 22023 if negative.';
 
 CREATE FUNCTION rk_apikeys.purge_events(older_than interval) RETURNS bigint
   LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE

@@ -256,6 +256,27 @@ COMMENT ON COLUMN rk_apikeys.api_keys.parent IS 'The id of the key that made thi
 COMMENT ON COLUMN rk_apikeys.api_keys.start IS 'The first characters of an imported token, shown in the masked key. NULL: the token is one of ours.';
 COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a key has made by this index.';
 
+-- A revocation of a key and of the keys that it made.
+CREATE FUNCTION rk_apikeys._keys_parent() RETURNS trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_parent';
+COMMENT ON FUNCTION rk_apikeys._keys_parent() IS
+  'Private: refuses the COMMIT of a key whose principal was revoked or deleted meanwhile.';
+CREATE CONSTRAINT TRIGGER api_keys_parent AFTER INSERT ON rk_apikeys.api_keys
+  DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW WHEN (NEW.parent IS NOT NULL) EXECUTE FUNCTION rk_apikeys._keys_parent();
+COMMENT ON TRIGGER api_keys_parent ON rk_apikeys.api_keys IS
+  'Refuses the COMMIT of a key whose principal was revoked or deleted meanwhile.';
+DROP FUNCTION rk_apikeys.revoke_key(text, text);
+CREATE FUNCTION rk_apikeys.revoke_key(key_id text, reason text DEFAULT NULL,
+    cascade boolean DEFAULT false) RETURNS boolean
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'rk_apikeys_revoke_key';
+COMMENT ON FUNCTION rk_apikeys.revoke_key(text, text, boolean) IS
+  'Ends a key for good. cascade: ends the keys that it made too, and the keys that those made. True if this call revoked the key, false if it was revoked before. Errors: 42704 no such key.';
+COMMENT ON FUNCTION rk_apikeys.purge_keys(interval) IS
+  'Deletes the keys that have been revoked, expired or rotated for longer than older_than. A key stays while a key that it made is in the table. Returns the number of deleted keys. Errors: 22023 if negative.';
+
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.verdict IS
   'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set.';
@@ -403,14 +424,10 @@ COMMENT ON FUNCTION rk_apikeys.create_key(text, text, timestamptz, text, text[],
   'Makes a key. Returns its id and, only this once, its whole token. The same as INSERT INTO rk_apikeys.keys. Errors: 23514 for a value of wrong shape, 22023 for an expires_at in the past or beyond max_lifetime, 42501 for another tenant.';
 COMMENT ON FUNCTION rk_apikeys.rotate_key(text, interval, timestamptz) IS
   'Makes a successor with the same settings. Returns the successor''s id and token. The old key stays good for the time of grace (0: it ends at once), but never beyond its own expires_at. expires_at: the successor''s expiry; NULL: the old key''s, within max_lifetime. Errors: 42704 no such key, 55000 the key is revoked, expired or already rotated, 22023 negative grace.';
-COMMENT ON FUNCTION rk_apikeys.revoke_key(text, text) IS
-  'Ends a key for good. True if this call revoked the key, false if it was revoked before. Errors: 42704 no such key.';
 COMMENT ON FUNCTION rk_apikeys._no_such_key(text) IS
   'Private: raises 42704. The error is the same for another tenant''s key as for a key that does not exist.';
 COMMENT ON FUNCTION rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text) IS
   'Adds a key that was issued elsewhere. Returns its key id. digest: of the full token, which has 16 to 512 bytes. digest_kind: sha256 or sha512. hint: up to 4 last characters of the token, to show. Errors: 22023 for a digest that does not fit its kind, else as create_key.';
-COMMENT ON FUNCTION rk_apikeys.purge_keys(interval) IS
-  'Deletes the keys that have been revoked, expired or rotated for longer than older_than. Returns the number of deleted keys. Errors: 22023 if negative.';
 COMMENT ON FUNCTION rk_apikeys.purge_events(interval) IS
   'Deletes the events that are older than older_than, and leaves one event purged. Returns the number of deleted events. Errors: 22023 if negative.';
 COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
