@@ -108,7 +108,7 @@ GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rat
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.create_key(text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text),
   rk_apikeys.rotate_key(text, interval, timestamptz), rk_apikeys.revoke_key(text, text, boolean),
-  rk_apikeys._default_environment(), rk_apikeys._no_such_key(text)
+  rk_apikeys._default_environment()
   TO rk_apikeys_manager, rk_apikeys_admin;
 
 -- Roles of all tenants only, because counters of the whole server cover every

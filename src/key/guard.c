@@ -63,6 +63,7 @@ typedef struct Replaced
 static KeyTuple *unpack(TriggerData *trigger, HeapTuple row);
 static void unpack_into(KeyTuple *key, TupleDesc desc, HeapTuple row);
 static void read_replaced(void *arg);
+static void copy_settings(KeyTuple *key, KeyTuple *old);
 static HeapTuple repack(TriggerData *trigger, HeapTuple row, KeyTuple *key);
 static bool column_differs(TriggerData *trigger, int column);
 static void make_token(KeyTuple *key);
@@ -79,6 +80,9 @@ static void check_transition(KeyTuple *old, KeyTuple *new,
 static void delete_usage(void *arg);
 static void lock_principal(void *arg);
 static void principal_no_longer_good(const char *key_id);
+
+/* The rotation whose successor rotate_key() inserts. */
+GuardRotation guard_rotation = {NULL, false};
 
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_make);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_guard);
@@ -138,7 +142,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 	KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
 	bool		all[KEY_COLUMNS];
 	bool		imported = !ISNULL(key, KEY_DIGEST);
-	Replaced	old;
+	Replaced	old = {.found = false};
 	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 
 	if (imported)
@@ -165,6 +169,15 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 						 errhint("Leave the column out, because the insert sets it.")));
 	}
 
+	if (!ISNULL(key, KEY_REPLACES))
+	{
+		old.key_id = VALUE(key, KEY_REPLACES);
+		caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
+							read_replaced, &old);
+		if (old.found && guard_rotation.key_id != NULL &&
+			same_text(old.key_id, cstring_to_text(guard_rotation.key_id)))
+			copy_settings(key, &old.key);
+	}
 	memset(all, true, sizeof(all));
 	check_settings(key->values, key->nulls, all, DatumGetTimestampTz(now));
 	check_principal(key, all);
@@ -172,15 +185,9 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 		check_replaces(key);
 	if (principal_is_set())
 		set_value(key, KEY_PARENT, CStringGetTextDatum(principal_key_id()));
-	else if (!ISNULL(key, KEY_REPLACES))
-	{
-		/* A cascade of the old key's parent must reach the new key too. */
-		old.key_id = VALUE(key, KEY_REPLACES);
-		caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
-							read_replaced, &old);
-		if (old.found && !ISNULL(&old.key, KEY_PARENT))
-			set_value(key, KEY_PARENT, VALUE(&old.key, KEY_PARENT));
-	}
+	/* A cascade of the old key's parent must reach the new key too. */
+	else if (old.found && !ISNULL(&old.key, KEY_PARENT))
+		set_value(key, KEY_PARENT, VALUE(&old.key, KEY_PARENT));
 	set_value(key, KEY_CREATED_AT, now);
 	set_value(key, KEY_CREATED_BY, session_user_name());
 	set_value(key, KEY_UPDATED_AT, now);
@@ -398,6 +405,32 @@ read_replaced(void *arg)
 		unpack_into(&old->key, SPI_tuptable->tupdesc,
 					SPI_copytuple(SPI_tuptable->vals[0]));
 	SPI_finish();
+}
+
+/*
+ * Give the successor that rotate_key() makes the settings of the old key.  Without
+ * an expiry of its own the successor ends with the old key, and within
+ * max_lifetime.
+ */
+static void
+copy_settings(KeyTuple *key, KeyTuple *old)
+{
+	for (int column = 1; column <= KEY_COLUMNS; column++)
+		if ((columns_flags(column) & COLUMN_COPIED) != 0)
+		{
+			VALUE(key, column) = VALUE(old, column);
+			ISNULL(key, column) = ISNULL(old, column);
+		}
+	if (!guard_rotation.has_expires_at)
+	{
+		TimestampTz end = ISNULL(old, KEY_EXPIRES_AT) ? DT_NOEND :
+			DatumGetTimestampTz(VALUE(old, KEY_EXPIRES_AT));
+
+		/* check_settings() stores infinity as NULL. */
+		set_value(key, KEY_EXPIRES_AT,
+				  TimestampTzGetDatum(Min(end, check_latest_end(GetCurrentTransactionStartTimestamp()))));
+	}
+	guard_rotation.key_id = NULL;	/* one key only */
 }
 
 /* Return a copy of the row with the columns of the key, palloc'd. */
