@@ -20,12 +20,12 @@ EXTRA_CLEAN = $(SCRIPT) $(UPDATE) src/exports.list
 PG_CPPFLAGS += -DRK_APIKEYS_VERSION='"$(EXTVERSION)"'
 
 # A table of contents: the first makes the extension and the roles, the last removes them.
-REGRESS = install tokens tables roles create guard verify lifecycle rotate \
-	import list_keys views audit acl principal attacks badinput uninstall
+REGRESS = install tokens tables roles create guard verify lifecycle rotate columns \
+	import list_keys views audit acl principal cascade attacks badinput uninstall
 REGRESS_OPTS = --inputdir=test
 
 # Each a race between sessions.
-ISOLATION = revoke_vs_verify rotate_vs_rotate
+ISOLATION = revoke_vs_verify rotate_vs_rotate cascade_vs_create
 ISOLATION_OPTS = --inputdir=test/isolation --load-extension=rk_apikeys
 
 PG_CONFIG ?= pg_config

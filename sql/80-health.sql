@@ -116,7 +116,7 @@ CREATE VIEW rk_apikeys.health WITH (security_invoker = true) AS
         CASE e.state WHEN 'A' THEN 'ALWAYS ' ELSE '' END, e.trigger) END
   FROM (VALUES (text 'api_keys_make', "char" 'O'), ('api_keys_guard', 'O'),
       ('api_keys_settle', 'A'), ('api_keys_settle_imported', 'A'),
-      ('api_keys_audit_insert', 'O'), ('api_keys_audit_update', 'O'),
+      ('api_keys_parent', 'O'), ('api_keys_audit_insert', 'O'), ('api_keys_audit_update', 'O'),
       ('api_keys_audit_delete', 'O')) e(trigger, state)
     LEFT JOIN pg_trigger t ON t.tgrelid = 'rk_apikeys.api_keys'::regclass AND t.tgname = e.trigger
   WHERE t.tgenabled IS DISTINCT FROM e.state

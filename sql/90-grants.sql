@@ -107,8 +107,8 @@ GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rat
   ON rk_apikeys.api_keys TO rk_apikeys_manager, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.create_key(text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text),
-  rk_apikeys.rotate_key(text, interval, timestamptz), rk_apikeys.revoke_key(text, text),
-  rk_apikeys._default_environment(), rk_apikeys._no_such_key(text)
+  rk_apikeys.rotate_key(text, interval, timestamptz), rk_apikeys.revoke_key(text, text, boolean),
+  rk_apikeys._default_environment()
   TO rk_apikeys_manager, rk_apikeys_admin;
 
 -- Roles of all tenants only, because counters of the whole server cover every
@@ -131,6 +131,6 @@ GRANT EXECUTE ON FUNCTION
 -- Nobody: the functions of the triggers.
 REVOKE ALL ON FUNCTION
   rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
-  rk_apikeys._keys_settle_imported(), rk_apikeys._keys_audit_insert(),
+  rk_apikeys._keys_settle_imported(), rk_apikeys._keys_parent(), rk_apikeys._keys_audit_insert(),
   rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete()
   FROM PUBLIC;

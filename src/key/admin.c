@@ -16,6 +16,7 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 #include "base/caller.h"
@@ -159,8 +160,9 @@ rk_apikeys_import_key(PG_FUNCTION_ARGS)
  * rk_apikeys.purge_keys(older_than interval) -> bigint
  *
  * Delete the keys that have been revoked, expired or rotated for longer than
- * older_than.  Return the number of deleted keys.  Raise 22023 if older_than is
- * negative.
+ * older_than.  Keep a key while a key that it made is in the table, because a
+ * cascade must reach that key.  Return the number of deleted keys.  Raise 22023
+ * if older_than is negative.
  */
 Datum
 rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
@@ -168,13 +170,18 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 	Oid			type = INTERVALOID;
 	Datum		value = PG_GETARG_DATUM(0);
 	OwnerQuery	query = {
-		.query = "DELETE FROM rk_apikeys.api_keys"
-		" WHERE least(revoked_at, expires_at, grace_until) < now() - $1",
+		.query = "DELETE FROM rk_apikeys.api_keys k"
+		" WHERE least(revoked_at, expires_at, grace_until) < now() - $1"
+		"  AND NOT EXISTS (SELECT FROM rk_apikeys.api_keys c WHERE c.parent = k.key_id)",
 		.nargs = 1, .types = &type, .values = &value
 	};
 
 	principal_refuse();
 	check_older_than(fcinfo);
+	/* The SQL of 0.2 has no children. */
+	if (get_attnum(store_table("api_keys", false), "parent") == InvalidAttrNumber)
+		query.query = "DELETE FROM rk_apikeys.api_keys"
+			" WHERE least(revoked_at, expires_at, grace_until) < now() - $1";
 	run_as_owner(&query);
 	PG_RETURN_INT64((int64) query.processed);
 }

@@ -342,14 +342,30 @@ check_rate(Datum *values, bool *nulls)
 }
 
 /*
+ * Return the latest end that max_lifetime allows a key of that time; DT_NOEND if
+ * there is no such setting.
+ */
+TimestampTz
+check_latest_end(TimestampTz created_at)
+{
+	Interval	longest;
+
+	settings_interval(settings_max_lifetime, &longest);
+	if (longest.time == 0 && longest.day == 0 && longest.month == 0)
+		return DT_NOEND;
+	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+												   TimestampTzGetDatum(created_at),
+												   IntervalPGetDatum(&longest)));
+}
+
+/*
  * Check an expiry that is set now.  Raise 22023 unless the expiry is in the
  * future and at most created_at + max_lifetime.
  */
 static void
 check_expiry(TimestampTz expires_at, bool endless, TimestampTz created_at)
 {
-	Interval	longest;
-	TimestampTz latest;
+	TimestampTz latest = check_latest_end(created_at);
 
 	if (!endless && expires_at <= GetCurrentTimestamp())
 		ereport(ERROR,
@@ -358,13 +374,7 @@ check_expiry(TimestampTz expires_at, bool endless, TimestampTz created_at)
 						timestamptz_to_str(expires_at)),
 				 errhint("To end a key at once, revoke or disable it.")));
 
-	settings_interval(settings_max_lifetime, &longest);
-	if (longest.time == 0 && longest.day == 0 && longest.month == 0)
-		return;
-	latest = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													 TimestampTzGetDatum(created_at),
-													 IntervalPGetDatum(&longest)));
-	if (endless || expires_at > latest)
+	if (latest != DT_NOEND && (endless || expires_at > latest))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 endless ? errmsg("expires_at of an API key is required") :

@@ -6,7 +6,8 @@
  * api_keys_guard (BEFORE UPDATE) is the state machine.  api_keys_settle (AFTER
  * UPDATE OR DELETE) invalidates every session's cached keys, and deletes the
  * usage row of a deleted key.  It is ENABLE ALWAYS, so it also fires where
- * replication applies a change.
+ * replication applies a change.  api_keys_parent (AFTER INSERT, deferred) checks
+ * at COMMIT that the principal that made a key was not revoked meanwhile.
  *
  * Trust: the triggers run as the role that writes to the table.  Column grants
  * refuse most of the same writes, but pg_write_all_data bypasses grants.
@@ -27,12 +28,12 @@
 #include "utils/datum.h"
 #include "utils/inval.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "base/caller.h"
 #include "base/grant.h"
 #include "base/limiter.h"
+#include "base/now.h"
 #include "base/principal.h"
 #include "base/settings.h"
 #include "base/store.h"
@@ -51,7 +52,18 @@ typedef struct KeyTuple
 	bool		nulls[KEY_COLUMNS];
 } KeyTuple;
 
+/* The key that a new key replaces. */
+typedef struct Replaced
+{
+	Datum		key_id;
+	bool		found;
+	KeyTuple	key;
+} Replaced;
+
 static KeyTuple *unpack(TriggerData *trigger, HeapTuple row);
+static void unpack_into(KeyTuple *key, TupleDesc desc, HeapTuple row);
+static void read_replaced(void *arg);
+static void copy_settings(KeyTuple *key, KeyTuple *old);
 static HeapTuple repack(TriggerData *trigger, HeapTuple row, KeyTuple *key);
 static bool column_differs(TriggerData *trigger, int column);
 static void make_token(KeyTuple *key);
@@ -66,11 +78,17 @@ static void check_replaces(KeyTuple *key);
 static void check_transition(KeyTuple *old, KeyTuple *new,
 							 const bool *changed, Relation rel);
 static void delete_usage(void *arg);
+static void lock_principal(void *arg);
+static void principal_no_longer_good(const char *key_id);
+
+/* The rotation whose successor rotate_key() inserts. */
+GuardRotation guard_rotation = {NULL, false};
 
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_make);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_guard);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_settle);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_settle_imported);
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_parent);
 
 #define VALUE(key, column) ((key)->values[(column) - 1])
 #define ISNULL(key, column) ((key)->nulls[(column) - 1])
@@ -124,6 +142,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 	KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
 	bool		all[KEY_COLUMNS];
 	bool		imported = !ISNULL(key, KEY_DIGEST);
+	Replaced	old = {.found = false};
 	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 
 	if (imported)
@@ -150,6 +169,15 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 						 errhint("Leave the column out, because the insert sets it.")));
 	}
 
+	if (!ISNULL(key, KEY_REPLACES))
+	{
+		old.key_id = VALUE(key, KEY_REPLACES);
+		caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
+							read_replaced, &old);
+		if (old.found && guard_rotation.key_id != NULL &&
+			same_text(old.key_id, cstring_to_text(guard_rotation.key_id)))
+			copy_settings(key, &old.key);
+	}
 	memset(all, true, sizeof(all));
 	check_settings(key->values, key->nulls, all, DatumGetTimestampTz(now));
 	check_principal(key, all);
@@ -157,6 +185,9 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 		check_replaces(key);
 	if (principal_is_set())
 		set_value(key, KEY_PARENT, CStringGetTextDatum(principal_key_id()));
+	/* A cascade of the old key's parent must reach the new key too. */
+	else if (old.found && !ISNULL(&old.key, KEY_PARENT))
+		set_value(key, KEY_PARENT, VALUE(&old.key, KEY_PARENT));
 	set_value(key, KEY_CREATED_AT, now);
 	set_value(key, KEY_CREATED_BY, session_user_name());
 	set_value(key, KEY_UPDATED_AT, now);
@@ -261,9 +292,28 @@ rk_apikeys_keys_settle_imported(PG_FUNCTION_ARGS)
 }
 
 /*
- * OwnerWork: delete the usage row of a key.  The DELETE runs under the latest
- * snapshot, because the row may be newer than the snapshot of a REPEATABLE READ
- * transaction.
+ * api_keys_parent, AFTER INSERT of a key with a parent, deferred to COMMIT.
+ *
+ * Check the principal that made the key in this transaction.  A parent that was
+ * inherited or restored is not checked.
+ */
+Datum
+rk_apikeys_keys_parent(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = guard_trigger(fcinfo, "api_keys_parent");
+	KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
+	const char *principal =
+		issued_principal(TextDatumGetCString(VALUE(key, KEY_KEY_ID)));
+
+	if (principal != NULL)
+		caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
+							lock_principal, unconstify(char *, principal));
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * OwnerWork: delete the usage row of a key.  The row may be newer than the
+ * snapshot of the transaction.
  */
 static void
 delete_usage(void *arg)
@@ -271,30 +321,62 @@ delete_usage(void *arg)
 	static SPIPlanPtr plan = NULL;
 	Oid			type = TEXTOID;
 	Datum		key_id = PointerGetDatum(arg);
-	Snapshot	snapshot;
 
 	SPI_connect();
-	if (plan == NULL)
-	{
-		plan = SPI_prepare("DELETE FROM rk_apikeys.key_usage WHERE key_id = $1",
-						   1, &type);
-		SPI_keepplan(plan);
-	}
-	CommandCounterIncrement();
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	SPI_execute_snapshot(plan, &key_id, NULL, snapshot, InvalidSnapshot,
-						 false, false, 0);
-	UnregisterSnapshot(snapshot);
+	now_execute(&plan, "DELETE FROM rk_apikeys.key_usage WHERE key_id = $1",
+				1, &type, &key_id);
 	SPI_finish();
+}
+
+/*
+ * OwnerWork: lock the row of a principal whose key another key is about to be
+ * committed for.  Raise 42501 if another transaction has revoked or deleted the
+ * principal's key.
+ *
+ * Locking: a revocation locks the row too.  If the revocation comes first, this
+ * function waits, and then raises.  If this function comes first, the revocation
+ * waits, and a cascade then sees the new key.  The lock is held until the end of
+ * the transaction, so it is taken at COMMIT and not at the INSERT.
+ */
+static void
+lock_principal(void *arg)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			type = TEXTOID;
+	Datum		key_id = CStringGetTextDatum(arg);
+	bool		good = false;
+
+	SPI_connect();
+	if (now_execute(&plan, "SELECT revoked_at, xmin FROM rk_apikeys.api_keys"
+					" WHERE key_id = $1 FOR SHARE", 1, &type, &key_id) > 0)
+	{
+		HeapTuple	row = SPI_tuptable->vals[0];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+
+		(void) SPI_getbinval(row, desc, 1, &isnull);
+		/* A key may make another key, and then revoke itself. */
+		good = isnull ||
+			TransactionIdIsCurrentTransactionId(DatumGetTransactionId(SPI_getbinval(row, desc, 2, &isnull)));
+	}
+	SPI_finish();
+	if (!good)
+		principal_no_longer_good(arg);
 }
 
 /* Return the columns of a row, palloc'd. */
 static KeyTuple *
 unpack(TriggerData *trigger, HeapTuple row)
 {
-	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
 	KeyTuple   *key = palloc(sizeof(KeyTuple));
 
+	unpack_into(key, RelationGetDescr(trigger->tg_relation), row);
+	return key;
+}
+
+static void
+unpack_into(KeyTuple *key, TupleDesc desc, HeapTuple row)
+{
 	/* Not heap_deform_tuple(), because a DBA may have added columns. */
 	for (int i = 0; i < KEY_COLUMNS; i++)
 	{
@@ -304,7 +386,51 @@ unpack(TriggerData *trigger, HeapTuple row)
 		if (number > 0)
 			key->values[i] = heap_getattr(row, number, desc, &key->nulls[i]);
 	}
-	return key;
+}
+
+/*
+ * OwnerWork: read the row of the key that a new key replaces.  In old->key its
+ * columns live in the caller's memory context.
+ */
+static void
+read_replaced(void *arg)
+{
+	Replaced   *old = arg;
+	Oid			type = TEXTOID;
+
+	SPI_connect();
+	SPI_execute_with_args("SELECT * FROM rk_apikeys.api_keys WHERE key_id = $1",
+						  1, &type, &old->key_id, NULL, false, 1);
+	if ((old->found = SPI_processed == 1))
+		unpack_into(&old->key, SPI_tuptable->tupdesc,
+					SPI_copytuple(SPI_tuptable->vals[0]));
+	SPI_finish();
+}
+
+/*
+ * Give the successor that rotate_key() makes the settings of the old key.  Without
+ * an expiry of its own the successor ends with the old key, and within
+ * max_lifetime.
+ */
+static void
+copy_settings(KeyTuple *key, KeyTuple *old)
+{
+	for (int column = 1; column <= KEY_COLUMNS; column++)
+		if ((columns_flags(column) & COLUMN_COPIED) != 0)
+		{
+			VALUE(key, column) = VALUE(old, column);
+			ISNULL(key, column) = ISNULL(old, column);
+		}
+	if (!guard_rotation.has_expires_at)
+	{
+		TimestampTz end = ISNULL(old, KEY_EXPIRES_AT) ? DT_NOEND :
+			DatumGetTimestampTz(VALUE(old, KEY_EXPIRES_AT));
+
+		/* check_settings() stores infinity as NULL. */
+		set_value(key, KEY_EXPIRES_AT,
+				  TimestampTzGetDatum(Min(end, check_latest_end(GetCurrentTransactionStartTimestamp()))));
+	}
+	guard_rotation.key_id = NULL;	/* one key only */
 }
 
 /* Return a copy of the row with the columns of the key, palloc'd. */
@@ -439,11 +565,16 @@ find_principal(void)
 		return NULL;
 	principal = session_principal();
 	if (principal == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" is no longer good",
-						principal_key_id())));
+		principal_no_longer_good(principal_key_id());
 	return principal;
+}
+
+static void
+principal_no_longer_good(const char *key_id)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("API key \"%s\" is no longer good", key_id)));
 }
 
 /*
