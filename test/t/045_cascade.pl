@@ -1,4 +1,4 @@
-# test/t/064_cascade.pl: a cascade and the COMMIT of a new key, beside prepared transactions, deadlocks, DDL, restores and replication.
+# test/t/045_cascade.pl: a cascade and the COMMIT of a new key, beside prepared transactions, deadlocks, DDL, restores and replication.
 use strict;
 use warnings;
 
