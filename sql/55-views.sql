@@ -28,6 +28,12 @@ CREATE FUNCTION rk_apikeys._live_last_used_at(key_id text) RETURNS timestamptz
 COMMENT ON FUNCTION rk_apikeys._live_last_used_at(text) IS
   'Private: the last use of a key that shared memory knows. NULL if there is none, or if the caller may not see it.';
 
+CREATE FUNCTION rk_apikeys._live_last_used_addr(key_id text) RETURNS inet
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_live_last_used_addr';
+COMMENT ON FUNCTION rk_apikeys._live_last_used_addr(text) IS
+  'Private: the last address of a key that shared memory knows. NULL if there is none, or if the caller may not see it.';
+
 CREATE FUNCTION rk_apikeys._live_use_count(key_id text) RETURNS bigint
   LANGUAGE C STABLE STRICT PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_live_use_count';
@@ -55,7 +61,13 @@ CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
       rk_apikeys._live_use_count(k.key_id), 0) AS use_count,
     k.replaces, k.grace_until, k.revoked_at, k.revoked_reason,
     k.created_at, k.created_by, k.updated_at, k.updated_by,
-    rk_apikeys.reveal(k.key_id) AS secret
+    rk_apikeys.reveal(k.key_id) AS secret,
+    k.parent,
+    -- The address of the later use, as a flush would store it.
+    coalesce((SELECT u.last_used_addr FROM rk_apikeys.key_usage u
+        WHERE u.key_id = k.key_id AND u.last_used_at > rk_apikeys._live_last_used_at(k.key_id)),
+      rk_apikeys._live_last_used_addr(k.key_id),
+      (SELECT u.last_used_addr FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id)) AS last_used_addr
   FROM rk_apikeys.api_keys k;
 -- For UPDATE ... SET column = DEFAULT. For other columns, an INSERT takes the
 -- defaults of the table.
@@ -69,6 +81,8 @@ COMMENT ON COLUMN rk_apikeys.keys.expires_in IS 'The time left before expires_at
 COMMENT ON COLUMN rk_apikeys.keys.last_used_at IS 'The last recorded use. NULL: never.';
 COMMENT ON COLUMN rk_apikeys.keys.use_count IS 'Recorded uses.';
 COMMENT ON COLUMN rk_apikeys.keys.secret IS 'The whole token of a key that this transaction has made. Otherwise NULL.';
+COMMENT ON COLUMN rk_apikeys.keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
+COMMENT ON COLUMN rk_apikeys.keys.last_used_addr IS 'The address of the last use that came with an address.';
 
 CREATE VIEW rk_apikeys.active_keys WITH (security_invoker = true) AS
   SELECT key_id, tenant, name, description, environment, masked_key, status, scopes,

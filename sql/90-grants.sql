@@ -88,7 +88,8 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz),
   rk_apikeys._setting_interval(text), rk_apikeys._may_manage(), rk_apikeys._no_principal(),
   rk_apikeys._principal_environment(),
-  rk_apikeys._live_last_used_at(text), rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
+  rk_apikeys._live_last_used_at(text), rk_apikeys._live_last_used_addr(text),
+  rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
   rk_apikeys._page(text, text, text, text, text, text, text, boolean)
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 

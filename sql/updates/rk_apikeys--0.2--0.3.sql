@@ -200,7 +200,10 @@ BEGIN
         v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
         v.created_at, v.created_by, v.updated_at, v.updated_by,
         encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || v.key_id
-          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex')
+          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex'),
+        v.parent,
+        coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(v.key_id) THEN u.last_used_addr END,
+          rk_apikeys._live_last_used_addr(v.key_id), u.last_used_addr)
       FROM %s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
       ORDER BY v.sort_value %s %s, v.key_id %2$s$q$,
       page, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END),
@@ -255,6 +258,46 @@ CREATE INDEX api_keys_parent ON rk_apikeys.api_keys (parent) WHERE parent IS NOT
 COMMENT ON COLUMN rk_apikeys.api_keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
 COMMENT ON COLUMN rk_apikeys.api_keys.start IS 'The first characters of an imported token, shown in the masked key. NULL: the token is one of ours.';
 COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a key has made by this index.';
+
+-- Masks of imported keys, the address of the last use, and what made a key.
+UPDATE rk_apikeys.api_keys SET start = '' WHERE digest_kind <> 'native' AND start IS NULL;
+-- 0.2 stored an address as it was given: with its netmask, and IPv4 maybe mapped.
+UPDATE rk_apikeys.key_usage u SET last_used_addr = h.addr
+  FROM (SELECT key_id, CASE WHEN host(last_used_addr)::inet <<= '::ffff:0:0/96'
+      THEN '0.0.0.0'::inet + (host(last_used_addr)::inet - '::ffff:0.0.0.0'::inet)
+      ELSE host(last_used_addr)::inet END AS addr FROM rk_apikeys.key_usage) h
+  WHERE u.key_id = h.key_id AND u.last_used_addr <> h.addr;
+CREATE FUNCTION rk_apikeys._live_last_used_addr(key_id text) RETURNS inet
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_live_last_used_addr';
+COMMENT ON FUNCTION rk_apikeys._live_last_used_addr(text) IS
+  'Private: the last address of a key that shared memory knows. NULL if there is none, or if the caller may not see it.';
+
+CREATE OR REPLACE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
+  SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
+    k.prefix || '_' || k.environment || '_' || k.key_id || '_********' || coalesce(k.hint, '') AS masked_key,
+    rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) AS status,
+    k.enabled, k.scopes, k.allowed_cidrs, k.rate_limit, k.rate_window, k.metadata,
+    k.expires_at,
+    CASE WHEN isfinite(k.expires_at) THEN
+      greatest(date_trunc('second', k.expires_at - statement_timestamp()), '0') END AS expires_in,
+    greatest((SELECT u.last_used_at FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
+    greatest((SELECT u.use_count FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_use_count(k.key_id), 0) AS use_count,
+    k.replaces, k.grace_until, k.revoked_at, k.revoked_reason,
+    k.created_at, k.created_by, k.updated_at, k.updated_by,
+    rk_apikeys.reveal(k.key_id) AS secret,
+    k.parent,
+    -- The address of the later use, as a flush would store it.
+    coalesce((SELECT u.last_used_addr FROM rk_apikeys.key_usage u
+        WHERE u.key_id = k.key_id AND u.last_used_at > rk_apikeys._live_last_used_at(k.key_id)),
+      rk_apikeys._live_last_used_addr(k.key_id),
+      (SELECT u.last_used_addr FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id)) AS last_used_addr
+  FROM rk_apikeys.api_keys k;
+COMMENT ON COLUMN rk_apikeys.keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
+COMMENT ON COLUMN rk_apikeys.keys.last_used_addr IS 'The address of the last use that came with an address.';
+ALTER TYPE rk_apikeys.listed_key ADD ATTRIBUTE parent text, ADD ATTRIBUTE last_used_addr inet;
 
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.verdict IS

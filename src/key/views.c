@@ -7,12 +7,15 @@
  */
 #include "postgres.h"
 
+#include <sys/socket.h>
+
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/inet.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -32,6 +35,7 @@ static bool find_viewer(char **tenant, char **environment);
 static bool look_for_caller(FunctionCallInfo fcinfo, UsageLook *look);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_at);
+PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_addr);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_use_count);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_usage);
 PG_FUNCTION_INFO_V1(rk_apikeys_stats);
@@ -50,6 +54,25 @@ rk_apikeys_live_last_used_at(PG_FUNCTION_ARGS)
 	if (!look_for_caller(fcinfo, &look) || look.last_used_at == 0)
 		PG_RETURN_NULL();
 	PG_RETURN_TIMESTAMPTZ(look.last_used_at);
+}
+
+/*
+ * rk_apikeys._live_last_used_addr(key_id text) -> inet
+ *
+ * Return the last address that shared memory has of a key, likewise.
+ */
+Datum
+rk_apikeys_live_last_used_addr(PG_FUNCTION_ARGS)
+{
+	UsageLook	look;
+	inet	   *addr;
+
+	if (!look_for_caller(fcinfo, &look) || !look.has_addr)
+		PG_RETURN_NULL();
+	addr = palloc0(sizeof(inet));
+	addr->inet_data = look.addr;
+	SET_INET_VARSIZE(addr);
+	PG_RETURN_INET_P(addr);
 }
 
 /* rk_apikeys._live_use_count(key_id text) -> bigint, likewise. */
