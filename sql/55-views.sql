@@ -49,7 +49,8 @@ COMMENT ON FUNCTION rk_apikeys._live_usage() IS
 
 CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
   SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
-    k.prefix || '_' || k.environment || '_' || k.key_id || '_********' || coalesce(k.hint, '') AS masked_key,
+    coalesce(k.start, k.prefix || '_' || k.environment || '_' || k.key_id || '_') || '********'
+      || coalesce(k.hint, '') AS masked_key,
     rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) AS status,
     k.enabled, k.scopes, k.allowed_cidrs, k.rate_limit, k.rate_window, k.metadata,
     k.expires_at,
@@ -75,7 +76,7 @@ ALTER VIEW rk_apikeys.keys ALTER description SET DEFAULT '', ALTER scopes SET DE
   ALTER metadata SET DEFAULT '{}', ALTER enabled SET DEFAULT true;
 COMMENT ON VIEW rk_apikeys.keys IS
   'The keys, masked. INSERT, UPDATE and DELETE work on this view. secret holds a new key''s token until the transaction ends, and is NULL ever after.';
-COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits.';
+COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits. Of an imported token: the start and the hint that import_key was given.';
 COMMENT ON COLUMN rk_apikeys.keys.status IS 'active, grace (rotated, but still accepted), rotated, disabled, expired or revoked.';
 COMMENT ON COLUMN rk_apikeys.keys.expires_in IS 'The time left before expires_at. 0 once expires_at has passed. NULL: for ever.';
 COMMENT ON COLUMN rk_apikeys.keys.last_used_at IS 'The last recorded use. NULL: never.';
