@@ -15,6 +15,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "parser/scansup.h"
 #include "utils/builtins.h"
 #include "utils/inet.h"
 #include "utils/timestamp.h"
@@ -178,9 +179,9 @@ find_searched(const char *s, size_t len)
 	char	   *tenant;
 	char	   *environment;
 
-	for (; len > 0 && isspace((unsigned char) s[0]); len--)
+	for (; len > 0 && scanner_isspace(s[0]); len--)
 		s++;
-	while (len > 0 && isspace((unsigned char) s[len - 1]))
+	while (len > 0 && scanner_isspace(s[len - 1]))
 		len--;
 	/* The viewer first, because it may cost the cache the key. */
 	if (find_viewer(&tenant, &environment) &&

@@ -96,8 +96,20 @@ use_from('192.0.2.99', $standby);
 shown('192.0.2.99', 'and its own uses at once', $standby);
 shown($now, 'which only it knows');
 
-# Without memory of it
+# Over a restart: 0.2 kept an address as it was given, in the file too
 $node->restart;
 shown($now, 'after a restart');
+use_from('192.0.2.77');
+$node->stop;
+my $file = $node->data_dir . '/pg_stat/rk_apikeys.usage';
+my $kept = slurp_file($file, 0);
+is($kept =~ s/\x{20}(?=\xc0\x00\x02\x4d)/\x{18}/g, 1, 'the file has the address of a pending use');
+open my $out, '>:raw', $file or die;
+print $out $kept;
+close $out;
+$node->start;
+shown('192.0.2.77', 'which is shown as a host');
+flush();
+is(table(), '192.0.2.77', 'and stored');
 
 done_testing();
