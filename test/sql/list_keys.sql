@@ -72,13 +72,14 @@ SELECT what, (SELECT array_agg(name ORDER BY name) FROM rk_apikeys.list_keys(sea
 SELECT s, array_agg(k.name) AS token, (SELECT array_agg(name) FROM rk_apikeys.list_keys('sk_live_0123456789abcdef', sort_by => s)) AS imported
   FROM unnest(ARRAY['name', 'environment', 'key_id', 'created_at', 'updated_at', 'expires_at', 'last_used_at', 'use_count', 'status']) WITH ORDINALITY u(s, n),
     rk_apikeys.list_keys(:'token', sort_by => s) k GROUP BY s, n ORDER BY n;
+BEGIN;
 UPDATE rk_apikeys.keys SET description = 'successor of ' || :'mask' WHERE name IN ('zeta', 'alpha');
 SELECT p1.name, p2.name, p3.name, convert_from(decode(p2.cursor, 'hex'), 'UTF8') ~ '^name[+][0-9A-Za-z]{12}=found by its token$' AS cursor
   FROM rk_apikeys.list_keys(:'mask', sort_by => 'name', page_size => 1) p1,
     LATERAL rk_apikeys.list_keys(:'mask', sort_by => 'name', page_size => 1, after => p1.cursor) p2,
     LATERAL rk_apikeys.list_keys(:'mask', sort_by => 'name', page_size => 1, after => p2.cursor) p3;
 SELECT (SELECT count(*) FROM rk_apikeys.list_keys(:'token', page_size => 1, after => p.cursor)) AS behind_it FROM rk_apikeys.list_keys(:'token', page_size => 1) p;
-UPDATE rk_apikeys.keys SET description = '' WHERE name IN ('zeta', 'alpha');
+ROLLBACK;
 -- The private function says nothing of a key that the caller cannot see; what is in the text itself it may say.
 SELECT rk_apikeys._searched_key_id('sk_live_0123456789abcdef') = :'old' AS mine, rk_apikeys._searched_key_id('sk_live_fedcba9876543210') AS neighbours,
   rk_apikeys._searched_key_id(:'token') = :'id' AS token, rk_apikeys._searched_key_id('') AS nothing, rk_apikeys._searched_key_id(NULL) AS "null";
