@@ -54,7 +54,7 @@ CREATE TABLE rk_apikeys.api_keys (
     octet_length(digest) = CASE digest_kind WHEN 'sha512' THEN 64 ELSE 32 END
     AND digest_kind IN ('native', 'sha256', 'sha512')),
   CONSTRAINT api_keys_pepper_id_check CHECK (pepper_id IS NULL OR (pepper_id > 0 AND digest_kind = 'native')),
-  CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 16)
+  CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 12)
 );
 -- Without statistics the planner's estimates show a manager nothing of what other
 -- tenants wrote. Without those of tenant the planner also assumes 200 tenants, so

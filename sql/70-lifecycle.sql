@@ -31,11 +31,11 @@ CREATE FUNCTION rk_apikeys.import_key(name text, digest bytea, digest_kind text,
     hint text DEFAULT NULL, description text DEFAULT '', expires_at timestamptz DEFAULT NULL,
     environment text DEFAULT NULL, scopes text[] DEFAULT '{}', allowed_cidrs cidr[] DEFAULT NULL,
     rate_limit integer DEFAULT NULL, rate_window interval DEFAULT NULL,
-    metadata jsonb DEFAULT '{}', tenant text DEFAULT NULL) RETURNS text
+    metadata jsonb DEFAULT '{}', tenant text DEFAULT NULL, start text DEFAULT NULL) RETURNS text
   LANGUAGE C VOLATILE PARALLEL UNSAFE
-  AS 'MODULE_PATHNAME', 'rk_apikeys_import_key';
-COMMENT ON FUNCTION rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text) IS
-  'Adds a key that was issued elsewhere. Returns its key id. digest: of the full token, which has 16 to 512 bytes. digest_kind: sha256 or sha512. hint: up to 4 last characters of the token, to show. Errors: 22023 for a digest that does not fit its kind, else as create_key.';
+  AS 'MODULE_PATHNAME', 'rk_apikeys_import_key_0_3';
+COMMENT ON FUNCTION rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text, text) IS
+  'Adds a key that was issued elsewhere. Returns its key id. digest: of the full token, which has 16 to 512 bytes. digest_kind: sha256 or sha512. hint: up to 4 last characters of the token, to show. start: up to 12 first characters of the token, to show. Errors: 22023 for a digest that does not fit its kind, else as create_key.';
 
 CREATE FUNCTION rk_apikeys.purge_keys(older_than interval) RETURNS bigint
   LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE

@@ -88,7 +88,9 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz),
   rk_apikeys._setting_interval(text), rk_apikeys._may_manage(), rk_apikeys._no_principal(),
   rk_apikeys._principal_environment(),
-  rk_apikeys._live_last_used_at(text), rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
+  rk_apikeys._live_last_used_at(text), rk_apikeys._live_last_used_addr(text),
+  rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
+  rk_apikeys._searched_key_id(text),
   rk_apikeys._page(text, text, text, text, text, text, text, boolean)
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 
@@ -122,7 +124,7 @@ GRANT EXECUTE ON FUNCTION rk_apikeys._stats(), rk_apikeys._health(), rk_apikeys.
 -- Administrators only, because these functions write with the owner's rights.
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer,
-    interval, jsonb, text),
+    interval, jsonb, text, text),
   rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval), rk_apikeys.flush_usage(),
   rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[],
     bigint[], bigint[])

@@ -26,6 +26,8 @@ DECLARE
   nullable boolean := false;
   usage_join text := '';
   direction text := CASE WHEN descending THEN 'DESC' ELSE 'ASC' END;
+  -- Whether an index gives the order, and the view has all columns of the conditions.
+  by_view boolean := sort_by IN ('key_id', 'created_at') AND coalesce(search, '') = '';
   beyond text := CASE WHEN descending THEN '<' ELSE '>' END;
   conditions text := '';
   page text;
@@ -81,7 +83,10 @@ BEGIN
     conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0
       OR strpos(lower(k.description), lower($1)) > 0
       OR strpos(lower(k.key_id), lower($1 COLLATE "C")) > 0
-      OR strpos(k.environment, lower($1 COLLATE "C")) > 0)$c$;
+      OR strpos(k.environment, lower($1 COLLATE "C")) > 0
+      OR k.key_id = (SELECT rk_apikeys._searched_key_id($1))
+      OR k.hint = $1
+      OR k.start || '********' || coalesce(k.hint, '') = $1)$c$;
   END IF;
   IF status IS NOT NULL THEN
     conditions := conditions ||
@@ -124,9 +129,9 @@ BEGIN
     END IF;
   END IF;
 
-  -- If an index has the order, read the page from the view. Otherwise sort
-  -- narrow rows, then join the page to the view.
-  page := format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN $q$
+  -- If possible, read the page from the view. Otherwise sort narrow rows, then
+  -- join the page to the view.
+  page := format(CASE WHEN by_view THEN $q$
       (SELECT k.*, %1$s AS sort_value FROM rk_apikeys.keys k
         WHERE true %3$s
         ORDER BY %1$s %4$s, k.key_id %4$s LIMIT %6$s)$q$
@@ -146,7 +151,10 @@ BEGIN
         v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
         v.created_at, v.created_by, v.updated_at, v.updated_by,
         encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || v.key_id
-          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex')
+          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex'),
+        v.parent,
+        coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(v.key_id) THEN u.last_used_addr END,
+          rk_apikeys._live_last_used_addr(v.key_id), u.last_used_addr)
       FROM %s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
       ORDER BY v.sort_value %s %s, v.key_id %2$s$q$,
       page, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END),
@@ -196,7 +204,7 @@ CREATE OR REPLACE FUNCTION rk_apikeys.seal(secret text, pgp_public_key text) RET
 
 -- The key that made a key, and the start of an imported token.
 ALTER TABLE rk_apikeys.api_keys ADD parent text COLLATE "C", ADD start text,
-  ADD CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 16);
+  ADD CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 12);
 CREATE INDEX api_keys_parent ON rk_apikeys.api_keys (parent) WHERE parent IS NOT NULL;
 COMMENT ON COLUMN rk_apikeys.api_keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
 COMMENT ON COLUMN rk_apikeys.api_keys.start IS 'The first characters of an imported token, shown in the masked key. NULL: the token is one of ours.';
@@ -434,6 +442,61 @@ CREATE OR REPLACE FUNCTION rk_apikeys.rotate_key(key_id text, grace interval DEF
   SET search_path = pg_catalog, pg_temp
   AS 'MODULE_PATHNAME', 'rk_apikeys_rotate_key';
 DROP FUNCTION rk_apikeys._no_such_key(text);
+-- Masks of imported keys, the address of the last use, and what made a key.
+UPDATE rk_apikeys.api_keys SET start = '' WHERE digest_kind <> 'native' AND start IS NULL;
+DROP FUNCTION rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text);
+CREATE FUNCTION rk_apikeys.import_key(name text, digest bytea, digest_kind text,
+    hint text DEFAULT NULL, description text DEFAULT '', expires_at timestamptz DEFAULT NULL,
+    environment text DEFAULT NULL, scopes text[] DEFAULT '{}', allowed_cidrs cidr[] DEFAULT NULL,
+    rate_limit integer DEFAULT NULL, rate_window interval DEFAULT NULL,
+    metadata jsonb DEFAULT '{}', tenant text DEFAULT NULL, start text DEFAULT NULL) RETURNS text
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_import_key_0_3';
+COMMENT ON FUNCTION rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text, text) IS
+  'Adds a key that was issued elsewhere. Returns its key id. digest: of the full token, which has 16 to 512 bytes. digest_kind: sha256 or sha512. hint: up to 4 last characters of the token, to show. start: up to 12 first characters of the token, to show. Errors: 22023 for a digest that does not fit its kind, else as create_key.';
+
+-- 0.2 stored an address as it was given: with its netmask, and IPv4 maybe mapped.
+UPDATE rk_apikeys.key_usage u SET last_used_addr = h.addr
+  FROM (SELECT key_id, CASE WHEN host(last_used_addr)::inet <<= '::ffff:0:0/96'
+      THEN '0.0.0.0'::inet + (host(last_used_addr)::inet - '::ffff:0.0.0.0'::inet)
+      ELSE host(last_used_addr)::inet END AS addr FROM rk_apikeys.key_usage) h
+  WHERE u.key_id = h.key_id AND u.last_used_addr <> h.addr;
+CREATE FUNCTION rk_apikeys._live_last_used_addr(key_id text) RETURNS inet
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_live_last_used_addr';
+COMMENT ON FUNCTION rk_apikeys._live_last_used_addr(text) IS
+  'Private: the last address of a key that shared memory knows. NULL if there is none, or if the caller may not see it.';
+
+CREATE OR REPLACE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
+  SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
+    coalesce(k.start, k.prefix || '_' || k.environment || '_' || k.key_id || '_') || '********'
+      || coalesce(k.hint, '') AS masked_key,
+    rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) AS status,
+    k.enabled, k.scopes, k.allowed_cidrs, k.rate_limit, k.rate_window, k.metadata,
+    k.expires_at,
+    CASE WHEN isfinite(k.expires_at) THEN
+      greatest(date_trunc('second', k.expires_at - statement_timestamp()), '0') END AS expires_in,
+    greatest((SELECT u.last_used_at FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
+    greatest((SELECT u.use_count FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_use_count(k.key_id), 0) AS use_count,
+    k.replaces, k.grace_until, k.revoked_at, k.revoked_reason,
+    k.created_at, k.created_by, k.updated_at, k.updated_by,
+    rk_apikeys.reveal(k.key_id) AS secret,
+    k.parent,
+    -- The address of the later use, as a flush would store it.
+    (SELECT coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(k.key_id) THEN u.last_used_addr END,
+        rk_apikeys._live_last_used_addr(k.key_id), u.last_used_addr)
+      FROM (SELECT) one LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id) AS last_used_addr
+  FROM rk_apikeys.api_keys k;
+COMMENT ON COLUMN rk_apikeys.keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
+COMMENT ON COLUMN rk_apikeys.keys.last_used_addr IS 'The address of the last use that came with an address.';
+ALTER TYPE rk_apikeys.listed_key ADD ATTRIBUTE parent text, ADD ATTRIBUTE last_used_addr inet;
+CREATE FUNCTION rk_apikeys._searched_key_id(search text) RETURNS text
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_searched_key_id';
+COMMENT ON FUNCTION rk_apikeys._searched_key_id(text) IS
+  'Private: the key id of a search that is a token or a mask. NULL if it is neither, or an imported token whose key the caller may not see.';
 
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.verdict IS
@@ -555,7 +618,7 @@ COMMENT ON FUNCTION rk_apikeys._live_usage() IS
   'Private: the last use and the uses that shared memory knows, for all keys whose usage the caller may see. It can skip a key if the tables have the same values.';
 COMMENT ON VIEW rk_apikeys.keys IS
   'The keys, masked. INSERT, UPDATE and DELETE work on this view. secret holds a new key''s token until the transaction ends, and is NULL ever after.';
-COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits.';
+COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits. Of an imported token: the start and the hint that import_key was given.';
 COMMENT ON COLUMN rk_apikeys.keys.status IS 'active, grace (rotated, but still accepted), rotated, disabled, expired or revoked.';
 COMMENT ON COLUMN rk_apikeys.keys.expires_in IS 'The time left before expires_at. 0 once expires_at has passed. NULL: for ever.';
 COMMENT ON COLUMN rk_apikeys.keys.last_used_at IS 'The last recorded use. NULL: never.';
@@ -582,8 +645,6 @@ COMMENT ON FUNCTION rk_apikeys.create_key(text, text, timestamptz, text, text[],
   'Makes a key. Returns its id and, only this once, its whole token. The same as INSERT INTO rk_apikeys.keys. Errors: 23514 for a value of wrong shape, 22023 for an expires_at in the past or beyond max_lifetime, 42501 for another tenant.';
 COMMENT ON FUNCTION rk_apikeys.rotate_key(text, interval, timestamptz) IS
   'Makes a successor with the same settings. Returns the successor''s id and token. The old key stays good for the time of grace (0: it ends at once), but never beyond its own expires_at. expires_at: the successor''s expiry; NULL: the old key''s, within max_lifetime. Errors: 42704 no such key, 55000 the key is revoked, expired or already rotated, 22023 negative grace.';
-COMMENT ON FUNCTION rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text) IS
-  'Adds a key that was issued elsewhere. Returns its key id. digest: of the full token, which has 16 to 512 bytes. digest_kind: sha256 or sha512. hint: up to 4 last characters of the token, to show. Errors: 22023 for a digest that does not fit its kind, else as create_key.';
 COMMENT ON FUNCTION rk_apikeys.purge_events(interval) IS
   'Deletes the events that are older than older_than, and leaves one event purged. Returns the number of deleted events. Errors: 22023 if negative.';
 COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
@@ -595,4 +656,4 @@ COMMENT ON FUNCTION rk_apikeys.seal(text, text) IS
 COMMENT ON FUNCTION rk_apikeys._page(text, text, text, text, text, text, text, boolean) IS
   'Private: runs the query that list_keys has built, with the caller''s rights, and keeps its plan.';
 COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS
-  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
+  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally; or a whole token, a whole masked key, or the last 4 characters of a token. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';

@@ -31,7 +31,7 @@
 #include "usage/usage.h"
 
 /* The same limits as in the CHECK constraints of api_keys. */
-#define START_MAX_CHARS 16
+#define START_MAX_CHARS 12
 #define NAME_MAX_CHARS 200
 #define DESCRIPTION_MAX_CHARS 2000
 #define REASON_MAX_CHARS 500
@@ -57,6 +57,7 @@ static const int free_text[] = {KEY_NAME, KEY_DESCRIPTION, KEY_REVOKED_REASON};
 static text *without_tokens(text *value);
 static Jsonb *metadata_without_tokens(Jsonb *metadata);
 static void check_length(const char *what, text *value, int min, int max);
+static void check_token_part(const char *what, text *value, int max);
 static void check_environment(text *value);
 static void check_scopes(ArrayType *scopes);
 static bool scope_ok(const char *s, int len);
@@ -90,9 +91,9 @@ check_settings(Datum *values, bool *nulls, const bool *changed,
 					 errmsg("%s of an API key cannot be null",
 							required[i].name)));
 	if (CHECKED(KEY_HINT))
-		check_length("hint", TEXT(KEY_HINT), 0, TOKEN_HINT_LEN);
+		check_token_part("hint", TEXT(KEY_HINT), TOKEN_HINT_LEN);
 	if (CHECKED(KEY_START))
-		check_length("start", TEXT(KEY_START), 0, START_MAX_CHARS);
+		check_token_part("start", TEXT(KEY_START), START_MAX_CHARS);
 	if (CHECKED(KEY_TENANT))
 		check_length("tenant", TEXT(KEY_TENANT), 1, SETTINGS_TENANT_MAX_CHARS);
 	if (CHECKED(KEY_NAME))
@@ -184,6 +185,24 @@ check_length(const char *what, text *value, int min, int max)
 						shown_text(value)),
 				 errdetail("It has %d characters.", chars),
 				 errhint("Shorten it to %d characters.", max)));
+}
+
+/*
+ * Raise 23514 unless the value has at most max characters.  The message does not
+ * show the value, which may be a whole token of any shape.
+ */
+static void
+check_token_part(const char *what, text *value, int max)
+{
+	int			chars = pg_mbstrlen_with_len(VARDATA_ANY(value),
+											 VARSIZE_ANY_EXHDR(value));
+
+	if (chars > max)
+		ereport(ERROR,
+				(errcode(ERRCODE_CHECK_VIOLATION),
+				 errmsg("%s of an API key is too long", what),
+				 errdetail("It has %d characters.", chars),
+				 errhint("Give at most %d characters of the token.", max)));
 }
 
 /* Raise 23514 unless the value is a name as token_name_ok() accepts it. */

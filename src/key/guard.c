@@ -132,8 +132,8 @@ guard_trigger(FunctionCallInfo fcinfo, const char *name)
  *
  * A row without a digest is a new key.  Only the owner of the table may insert
  * a row with a digest, or 42501 is raised.  If such a row has a key_id and a
- * created_at, it was restored or copied, and is stored as it is.  Otherwise the
- * row is an imported key.
+ * created_at, it was restored or copied, and is stored as it is.  Only the start
+ * of an imported token is never NULL.  Otherwise the row is an imported key.
  */
 Datum
 rk_apikeys_keys_make(PG_FUNCTION_ARGS)
@@ -155,7 +155,14 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 					 errmsg("permission denied to set the digest of an API key"),
 					 errhint("Use rk_apikeys.import_key().")));
 		if (!ISNULL(key, KEY_KEY_ID) && !ISNULL(key, KEY_CREATED_AT))
-			return PointerGetDatum(trigger->tg_trigtuple);
+		{
+			/* A dump of an earlier release has no start. */
+			if (ISNULL(key, KEY_DIGEST_KIND) || !ISNULL(key, KEY_START) ||
+				same_text(VALUE(key, KEY_DIGEST_KIND), cstring_to_text("native")))
+				return PointerGetDatum(trigger->tg_trigtuple);
+			set_value(key, KEY_START, CStringGetTextDatum(""));
+			return PointerGetDatum(repack(trigger, trigger->tg_trigtuple, key));
+		}
 		make_imported(key);
 	}
 	else
@@ -527,8 +534,8 @@ make_token(KeyTuple *key)
 }
 
 /*
- * Set the key id and the prefix of a key that was issued elsewhere.  Raise
- * 22023 if the key has no digest_kind.
+ * Set the key id, the prefix and a missing start of a key that was issued
+ * elsewhere.  Raise 22023 if the key has no digest_kind.
  */
 static void
 make_imported(KeyTuple *key)
@@ -543,6 +550,8 @@ make_imported(KeyTuple *key)
 	token_make_key_id(key_id);
 	set_value(key, KEY_KEY_ID, CStringGetTextDatum(key_id));
 	set_value(key, KEY_PREFIX, CStringGetTextDatum(settings_token_prefix));
+	if (ISNULL(key, KEY_START))
+		set_value(key, KEY_START, CStringGetTextDatum(""));
 }
 
 static bool

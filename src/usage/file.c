@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,6 +23,7 @@
 #include "miscadmin.h"
 #include "storage/fd.h"
 
+#include "base/grant.h"
 #include "usage/shared.h"
 
 /* Below the data directory. */
@@ -163,7 +165,14 @@ usage_file_load(void)
 			pg_atomic_write_u64(&entry->use_count, saved.use_count);
 			pg_atomic_write_u64(&entry->denied_count, saved.denied_count);
 			entry->has_addr = saved.has_addr != 0;
-			entry->addr = saved.addr;
+			/* 0.2 kept an address as it was given. */
+			if (entry->has_addr)
+			{
+				inet		addr = {.inet_data = saved.addr};
+
+				SET_INET_VARSIZE(&addr);
+				grant_host(&addr, &entry->addr);
+			}
 			entry->known_uses = saved.known_uses;
 			entry->known_denials = saved.known_denials;
 			usage_hash_set_dirty(entry);

@@ -45,6 +45,10 @@ usage_look(const char *key_id, const char *tenant, UsageLook *look)
 		strlcpy(look->environment, entry->environment, sizeof(look->environment));
 		look->last_used_at = (TimestampTz) pg_atomic_read_u64(&entry->last_used_at);
 		look->use_count = (int64) pg_atomic_read_u64(&entry->use_count);
+		SpinLockAcquire(&entry->mutex);
+		look->has_addr = entry->has_addr;
+		look->addr = entry->addr;
+		SpinLockRelease(&entry->mutex);
 	}
 	LWLockRelease(target.lock);
 	return found;

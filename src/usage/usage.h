@@ -47,6 +47,8 @@ typedef struct UsageLook
 	char		environment[TOKEN_NAME_MAX + 1];	/* of the key */
 	TimestampTz last_used_at;	/* 0: never */
 	int64		use_count;
+	bool		has_addr;		/* of usage_look() alone */
+	inet_struct addr;
 } UsageLook;
 
 /* Totals over all entries, for the view stats. */
