@@ -20,7 +20,7 @@ EXTRA_CLEAN = $(SCRIPT) $(UPDATE) src/exports.list
 PG_CPPFLAGS += -DRK_APIKEYS_VERSION='"$(EXTVERSION)"'
 
 # A table of contents: the first makes the extension and the roles, the last removes them.
-REGRESS = install tokens tables roles create guard verify lifecycle rotate columns \
+REGRESS = install tokens tables roles create guard verify verdict lifecycle rotate columns \
 	import list_keys views audit acl principal cascade attacks badinput uninstall
 REGRESS_OPTS = --inputdir=test
 

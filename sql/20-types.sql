@@ -2,16 +2,22 @@ CREATE TYPE rk_apikeys.verdict AS (
   valid boolean,
   code text,
   key_id text,
+  family text,
   tenant text,
+  owner text,
   name text,
   environment text,
   scopes text[],
   metadata jsonb,
   expires_at timestamptz,
-  retry_after interval
+  retry_after_ms integer,
+  limit_name text,
+  limit_units bigint,
+  limit_remaining bigint,
+  limit_resets_at timestamptz
 );
 COMMENT ON TYPE rk_apikeys.verdict IS
-  'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set.';
+  'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, environment_mismatch, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set. retry_after_ms: when a refused call may succeed. limit_name, limit_units, limit_remaining, limit_resets_at: the rate limit of the key, NULL without one.';
 
 CREATE TYPE rk_apikeys.new_key AS (key_id text, secret text);
 COMMENT ON TYPE rk_apikeys.new_key IS

@@ -21,6 +21,24 @@ CREATE FUNCTION rk_apikeys.current_key_tenant() RETURNS text
 COMMENT ON FUNCTION rk_apikeys.current_key_tenant() IS
   'The tenant of the key that this transaction has authenticated as. NULL without such a key, or if the key is no longer good.';
 
+CREATE FUNCTION rk_apikeys.current_key_environment() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_current_key_environment';
+COMMENT ON FUNCTION rk_apikeys.current_key_environment() IS
+  'The environment of the key that this transaction has authenticated as. NULL without such a key, or if the key is no longer good.';
+
+CREATE FUNCTION rk_apikeys.current_key_owner() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_current_key_owner';
+COMMENT ON FUNCTION rk_apikeys.current_key_owner() IS
+  'The owner of the key that this transaction has authenticated as. NULL if the key has no owner, without such a key, or if the key is no longer good.';
+
+CREATE FUNCTION rk_apikeys.current_key_family() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_current_key_family';
+COMMENT ON FUNCTION rk_apikeys.current_key_family() IS
+  'The family of the key that this transaction has authenticated as: the id of the first key of its chain of rotations. NULL without such a key, or if the key is no longer good.';
+
 CREATE FUNCTION rk_apikeys.current_scopes() RETURNS text[]
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_current_scopes';
@@ -31,7 +49,7 @@ CREATE FUNCTION rk_apikeys.has_scope(scope text) RETURNS boolean
   LANGUAGE C STABLE PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_has_scope';
 COMMENT ON FUNCTION rk_apikeys.has_scope(text) IS
-  'Whether the key that this transaction has authenticated as has the scope, by its own name, by a:* or by *. False without such a key, or if the key is no longer good.';
+  'Whether the key that this transaction has authenticated as has the scope, by its own name, by a:* or by *. scope may be a list as in verify_key. False for what is no list, without such a key, or if the key is no longer good.';
 
 CREATE FUNCTION rk_apikeys._may_manage() RETURNS boolean
   LANGUAGE C STABLE PARALLEL SAFE

@@ -28,6 +28,8 @@ CREATE TABLE rk_apikeys.api_keys (
   pepper_id smallint,
   parent text COLLATE "C",
   start text,
+  family text COLLATE "C",
+  owner text,
   CONSTRAINT api_keys_pkey PRIMARY KEY (key_id),
   -- Constraints check only rules that always hold, because a restored row may
   -- have expired.
@@ -54,7 +56,8 @@ CREATE TABLE rk_apikeys.api_keys (
     octet_length(digest) = CASE digest_kind WHEN 'sha512' THEN 64 ELSE 32 END
     AND digest_kind IN ('native', 'sha256', 'sha512')),
   CONSTRAINT api_keys_pepper_id_check CHECK (pepper_id IS NULL OR (pepper_id > 0 AND digest_kind = 'native')),
-  CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 12)
+  CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 12),
+  CONSTRAINT api_keys_owner_check CHECK (char_length(owner) BETWEEN 1 AND 200)
 );
 -- Without statistics the planner's estimates show a manager nothing of what other
 -- tenants wrote. Without those of tenant the planner also assumes 200 tenants, so
@@ -64,7 +67,8 @@ ALTER TABLE rk_apikeys.api_keys ALTER key_id SET STATISTICS 0, ALTER tenant SET 
   ALTER scopes SET STATISTICS 0, ALTER allowed_cidrs SET STATISTICS 0, ALTER metadata SET STATISTICS 0,
   ALTER replaces SET STATISTICS 0, ALTER revoked_reason SET STATISTICS 0, ALTER created_by SET STATISTICS 0,
   ALTER updated_by SET STATISTICS 0, ALTER hint SET STATISTICS 0, ALTER digest SET STATISTICS 0,
-  ALTER parent SET STATISTICS 0, ALTER start SET STATISTICS 0;
+  ALTER parent SET STATISTICS 0, ALTER start SET STATISTICS 0, ALTER family SET STATISTICS 0,
+  ALTER owner SET STATISTICS 0;
 -- For pages of a tenant's keys, ordered by created_at.
 CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);
 -- For pages of a tenant's keys, ordered by key id.
@@ -76,7 +80,7 @@ CREATE UNIQUE INDEX api_keys_imported_digest ON rk_apikeys.api_keys (digest)
 
 COMMENT ON TABLE rk_apikeys.api_keys IS 'The API keys: settings and digests. People use the view keys instead.';
 COMMENT ON COLUMN rk_apikeys.api_keys.key_id IS 'The public part of the token: 12 base62 digits, safe to log.';
-COMMENT ON COLUMN rk_apikeys.api_keys.tenant IS 'The owner of the key.';
+COMMENT ON COLUMN rk_apikeys.api_keys.tenant IS 'The tenant that the key belongs to.';
 COMMENT ON COLUMN rk_apikeys.api_keys.name IS 'A name for people: 1 to 200 characters.';
 COMMENT ON COLUMN rk_apikeys.api_keys.description IS 'The purpose of the key: up to 2000 characters.';
 COMMENT ON COLUMN rk_apikeys.api_keys.prefix IS 'The first part of the token: the setting token_prefix when the key was made.';
@@ -102,6 +106,8 @@ COMMENT ON COLUMN rk_apikeys.api_keys.digest_kind IS 'native, or for an imported
 COMMENT ON COLUMN rk_apikeys.api_keys.pepper_id IS 'The pepper with which the digest was made. Granted to no role.';
 COMMENT ON COLUMN rk_apikeys.api_keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
 COMMENT ON COLUMN rk_apikeys.api_keys.start IS 'The first characters of an imported token, shown in the masked key. NULL: the token is one of ours.';
+COMMENT ON COLUMN rk_apikeys.api_keys.family IS 'The id of the first key of a chain of rotations, of a new key its own id. NULL: the key''s own id.';
+COMMENT ON COLUMN rk_apikeys.api_keys.owner IS 'The person or service account of the tenant that owns the key: 1 to 200 characters. NULL: the tenant.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'For pages of a tenant''s keys, ordered by created_at.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'For pages of a tenant''s keys, ordered by key id.';
 COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a key has made by this index.';

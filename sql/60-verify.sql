@@ -8,18 +8,20 @@ COMMENT ON FUNCTION rk_apikeys.verify(text) IS
   'Whether the token is good now. Never raises an error for a bad token. NULL returns false.';
 
 CREATE FUNCTION rk_apikeys.verify_key(token text, scope text DEFAULT NULL,
-    client_addr inet DEFAULT NULL, cost integer DEFAULT 1) RETURNS rk_apikeys.verdict
+    client_addr inet DEFAULT NULL, cost integer DEFAULT 1, environment text DEFAULT NULL)
+  RETURNS rk_apikeys.verdict
   LANGUAGE C VOLATILE PARALLEL UNSAFE
-  AS 'MODULE_PATHNAME', 'rk_apikeys_verify_key';
-COMMENT ON FUNCTION rk_apikeys.verify_key(text, text, inet, integer) IS
-  'Returns the verdict on a token. scope: the scope that the request needs. client_addr: the address of the API''s client. cost: the uses that the request costs. Never raises an error for a bad token. Errors: 22023 for a cost below 1, or above the key''s rate_limit.';
+  AS 'MODULE_PATHNAME', 'rk_apikeys_verify_key_0_3';
+COMMENT ON FUNCTION rk_apikeys.verify_key(text, text, inet, integer, text) IS
+  'Returns the verdict on a token. scope: the scopes that the request needs, with one space between them (RFC 6749 section 3.3); of a|b one is enough. client_addr: the address of the API''s client. cost: the uses that the request costs. environment: the only one whose keys are accepted. Never raises an error for a bad token. Errors: 22023 for a scope that is no list, or a cost below 1 or above the key''s rate_limit.';
 
 CREATE FUNCTION rk_apikeys.authenticate(token text, scope text DEFAULT NULL,
-    client_addr inet DEFAULT NULL) RETURNS rk_apikeys.verdict
+    client_addr inet DEFAULT NULL, cost integer DEFAULT 1, environment text DEFAULT NULL,
+    raise boolean DEFAULT true) RETURNS rk_apikeys.verdict
   LANGUAGE C VOLATILE PARALLEL UNSAFE
-  AS 'MODULE_PATHNAME', 'rk_apikeys_authenticate';
-COMMENT ON FUNCTION rk_apikeys.authenticate(text, text, inet) IS
-  'Verifies a token and makes its key the principal until the transaction ends. Call it as the first statement of a transaction. Errors: 28000 unless valid. The message ends with the code. With rate_limited, the number in the hint is the milliseconds until a call may succeed.';
+  AS 'MODULE_PATHNAME', 'rk_apikeys_authenticate_0_3';
+COMMENT ON FUNCTION rk_apikeys.authenticate(text, text, inet, integer, text, boolean) IS
+  'Verifies a token and makes its key the principal until the transaction ends. Call it as the first statement of a transaction. Arguments as for verify_key. raise: if false, a refused token raises no error, takes away a principal that was set, and returns the verdict. Errors: 28000 unless valid, with the code and, if known, key_id and retry_after_ms in the DETAIL; 22023 as verify_key.';
 
 CREATE FUNCTION rk_apikeys.revoke_token(token text, reason text DEFAULT NULL) RETURNS boolean
   LANGUAGE C VOLATILE PARALLEL UNSAFE

@@ -63,13 +63,15 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys.hash_token(text), rk_apikeys.digest_equal(bytea, bytea),
   rk_apikeys.find_tokens(text), rk_apikeys.redact(text), rk_apikeys.seal(text, text),
   rk_apikeys.current_tenant(), rk_apikeys.current_key_id(), rk_apikeys.current_key_tenant(),
-  rk_apikeys.current_scopes(), rk_apikeys.has_scope(text)
+  rk_apikeys.current_key_environment(), rk_apikeys.current_key_owner(), rk_apikeys.current_key_family(),
+  rk_apikeys.current_scopes(), rk_apikeys.has_scope(text),
+  rk_apikeys.client_addr(text), rk_apikeys.http_response(rk_apikeys.verdict, text)
   TO PUBLIC;
 
 -- A backend: verify tokens, and revoke a leaked token.
 GRANT EXECUTE ON FUNCTION
-  rk_apikeys.verify(text), rk_apikeys.verify_key(text, text, inet, integer),
-  rk_apikeys.authenticate(text, text, inet),
+  rk_apikeys.verify(text), rk_apikeys.verify_key(text, text, inet, integer, text),
+  rk_apikeys.authenticate(text, text, inet, integer, text, boolean),
   rk_apikeys.revoke_token(text, text)
   TO rk_apikeys_verifier, rk_apikeys_admin;
 
@@ -81,7 +83,7 @@ GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_key
 GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, allowed_cidrs,
     rate_limit, rate_window, metadata, enabled, expires_at, replaces, grace_until, revoked_at,
     revoked_reason, created_at, created_by, updated_at, updated_by, hint,
-    parent, start)
+    parent, start, family, owner)
   ON rk_apikeys.api_keys TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.list_keys(text, text, text, text, boolean, integer, text), rk_apikeys.reveal(text),
@@ -118,7 +120,7 @@ GRANT EXECUTE ON FUNCTION
 GRANT SELECT ON rk_apikeys.stats, rk_apikeys.usage_senders, rk_apikeys.health,
   rk_apikeys.key_events_event_id_seq
   TO rk_apikeys_auditor, rk_apikeys_admin;
-GRANT EXECUTE ON FUNCTION rk_apikeys._stats(), rk_apikeys._health(), rk_apikeys._missing_peppers()
+GRANT EXECUTE ON FUNCTION rk_apikeys._server_stats(), rk_apikeys._health(), rk_apikeys._missing_peppers()
   TO rk_apikeys_auditor, rk_apikeys_admin;
 
 -- Administrators only, because these functions write with the owner's rights.

@@ -55,8 +55,8 @@ public class Server {
         String code = message.substring(message.lastIndexOf(' ') + 1);
         int status = STATUS.getOrDefault(code, 401);
         if (status == 401) http.getResponseHeaders().set("WWW-Authenticate", "Bearer");
-        if (status == 429) { // the hint tells the milliseconds
-            long ms = Long.parseLong(error.getServerErrorMessage().getHint().replaceAll("\\D", ""));
+        if (status == 429) {
+            long ms = Long.parseLong(error.getServerErrorMessage().getDetail().replaceAll(".*retry_after_ms=", ""));
             http.getResponseHeaders().set("Retry-After", Long.toString((ms + 999) / 1000));
         }
         return new Answer(status, '"' + code + '"');

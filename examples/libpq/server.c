@@ -67,7 +67,8 @@ refuse(const PGresult *error, Answer *answer)
 {
 	const char *state = PQresultErrorField(error, PG_DIAG_SQLSTATE);
 	const char *message = PQresultErrorField(error, PG_DIAG_MESSAGE_PRIMARY);
-	const char *hint = PQresultErrorField(error, PG_DIAG_MESSAGE_HINT);
+	const char *detail = PQresultErrorField(error, PG_DIAG_MESSAGE_DETAIL);
+	const char *retry = detail == NULL ? NULL : strstr(detail, " retry_after_ms=");
 	const char *code;
 	long		ms;
 
@@ -79,8 +80,8 @@ refuse(const PGresult *error, Answer *answer)
 	free(answer->json);
 	answer->json = malloc(strlen(code) + 3);
 	sprintf(answer->json, "\"%s\"", code);
-	if (strcmp(code, "rate_limited") == 0 && hint != NULL &&
-		sscanf(hint, "Try again in %ld ms", &ms) == 1)
+	if (strcmp(code, "rate_limited") == 0 && retry != NULL &&
+		sscanf(retry, " retry_after_ms=%ld", &ms) == 1)
 	{
 		answer->status = 429;
 		sprintf(answer->header, "Retry-After: %ld\r\n", (ms + 999) / 1000);

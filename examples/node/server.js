@@ -17,7 +17,7 @@ function refusal(error) {
   const status = STATUS[code] ?? 401;
   const headers = {};
   if (status === 401) headers['WWW-Authenticate'] = 'Bearer';
-  if (status === 429) headers['Retry-After'] = Math.ceil(/\d+/.exec(error.hint)[0] / 1000); // the hint tells the milliseconds
+  if (status === 429) headers['Retry-After'] = Math.ceil(/retry_after_ms=(\d+)/.exec(error.detail)[1] / 1000);
   return { status, body: code, headers };
 }
 

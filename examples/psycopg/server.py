@@ -23,8 +23,8 @@ class Refused(Exception):
         self.headers = {}
         if self.status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
-        if self.status == 429:  # the hint tells the milliseconds
-            self.headers["Retry-After"] = str(-(-int(re.search(r"\d+", error.diag.message_hint)[0]) // 1000))
+        if self.status == 429:
+            self.headers["Retry-After"] = str(-(-int(re.search(r"retry_after_ms=(\d+)", error.diag.message_detail)[1]) // 1000))
 
 
 @contextmanager

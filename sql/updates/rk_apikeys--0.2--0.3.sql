@@ -498,9 +498,158 @@ CREATE FUNCTION rk_apikeys._searched_key_id(search text) RETURNS text
 COMMENT ON FUNCTION rk_apikeys._searched_key_id(text) IS
   'Private: the key id of a search that is a token or a mask. NULL if it is neither, or an imported token whose key the caller may not see.';
 
--- The words of 0.3.
+-- The family and the owner of a key.
+ALTER TABLE rk_apikeys.api_keys ADD family text COLLATE "C", ADD owner text,
+  ADD CONSTRAINT api_keys_owner_check CHECK (char_length(owner) BETWEEN 1 AND 200);
+COMMENT ON COLUMN rk_apikeys.api_keys.family IS 'The id of the first key of a chain of rotations, of a new key its own id. NULL: the key''s own id.';
+COMMENT ON COLUMN rk_apikeys.api_keys.owner IS 'The person or service account of the tenant that owns the key: 1 to 200 characters. NULL: the tenant.';
+COMMENT ON COLUMN rk_apikeys.api_keys.tenant IS 'The tenant that the key belongs to.';
+ALTER TABLE rk_apikeys.api_keys ALTER family SET STATISTICS 0, ALTER owner SET STATISTICS 0;
+WITH RECURSIVE chain AS (
+  SELECT k.key_id, coalesce(k.replaces, k.key_id) AS family
+    FROM rk_apikeys.api_keys k
+    WHERE NOT EXISTS (SELECT FROM rk_apikeys.api_keys o WHERE o.key_id = k.replaces)
+  UNION ALL
+  SELECT k.key_id, c.family
+    FROM chain c JOIN rk_apikeys.api_keys k ON k.replaces = c.key_id
+)
+UPDATE rk_apikeys.api_keys k SET family = c.family FROM chain c
+  WHERE c.key_id = k.key_id;
+
+-- The verdict of 0.3.
+DROP FUNCTION rk_apikeys.verify_key(text, text, inet, integer), rk_apikeys.authenticate(text, text, inet);
+DROP TYPE rk_apikeys.verdict;
+CREATE TYPE rk_apikeys.verdict AS (
+  valid boolean,
+  code text,
+  key_id text,
+  family text,
+  tenant text,
+  owner text,
+  name text,
+  environment text,
+  scopes text[],
+  metadata jsonb,
+  expires_at timestamptz,
+  retry_after_ms integer,
+  limit_name text,
+  limit_units bigint,
+  limit_remaining bigint,
+  limit_resets_at timestamptz
+);
 COMMENT ON TYPE rk_apikeys.verdict IS
-  'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set.';
+  'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, environment_mismatch, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set. retry_after_ms: when a refused call may succeed. limit_name, limit_units, limit_remaining, limit_resets_at: the rate limit of the key, NULL without one.';
+
+CREATE FUNCTION rk_apikeys.verify_key(token text, scope text DEFAULT NULL,
+    client_addr inet DEFAULT NULL, cost integer DEFAULT 1, environment text DEFAULT NULL)
+  RETURNS rk_apikeys.verdict
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_verify_key_0_3';
+COMMENT ON FUNCTION rk_apikeys.verify_key(text, text, inet, integer, text) IS
+  'Returns the verdict on a token. scope: the scopes that the request needs, with one space between them (RFC 6749 section 3.3); of a|b one is enough. client_addr: the address of the API''s client. cost: the uses that the request costs. environment: the only one whose keys are accepted. Never raises an error for a bad token. Errors: 22023 for a scope that is no list, or a cost below 1 or above the key''s rate_limit.';
+
+CREATE FUNCTION rk_apikeys.authenticate(token text, scope text DEFAULT NULL,
+    client_addr inet DEFAULT NULL, cost integer DEFAULT 1, environment text DEFAULT NULL,
+    raise boolean DEFAULT true) RETURNS rk_apikeys.verdict
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_authenticate_0_3';
+COMMENT ON FUNCTION rk_apikeys.authenticate(text, text, inet, integer, text, boolean) IS
+  'Verifies a token and makes its key the principal until the transaction ends. Call it as the first statement of a transaction. Arguments as for verify_key. raise: if false, a refused token raises no error, takes away a principal that was set, and returns the verdict. Errors: 28000 unless valid, with the code and, if known, key_id and retry_after_ms in the DETAIL; 22023 as verify_key.';
+
+CREATE FUNCTION rk_apikeys.current_key_environment() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_current_key_environment';
+COMMENT ON FUNCTION rk_apikeys.current_key_environment() IS
+  'The environment of the key that this transaction has authenticated as. NULL without such a key, or if the key is no longer good.';
+
+CREATE FUNCTION rk_apikeys.current_key_owner() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_current_key_owner';
+COMMENT ON FUNCTION rk_apikeys.current_key_owner() IS
+  'The owner of the key that this transaction has authenticated as. NULL if the key has no owner, without such a key, or if the key is no longer good.';
+
+CREATE FUNCTION rk_apikeys.current_key_family() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_current_key_family';
+COMMENT ON FUNCTION rk_apikeys.current_key_family() IS
+  'The family of the key that this transaction has authenticated as: the id of the first key of its chain of rotations. NULL without such a key, or if the key is no longer good.';
+
+CREATE FUNCTION rk_apikeys.client_addr(header text) RETURNS inet
+  LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_client_addr';
+COMMENT ON FUNCTION rk_apikeys.client_addr(text) IS
+  'The address that the text of a header names, as a host. Drops blanks around it, a port, brackets and a zone. Returns an IPv4-mapped address as IPv4. NULL for anything else, a list of addresses too. Never raises an error.';
+
+-- A scope or a name goes into a header only if no character of it ends the
+-- value.  E'' strings mean the same whatever standard_conforming_strings is.
+CREATE FUNCTION rk_apikeys.http_response(verdict rk_apikeys.verdict, scope text DEFAULT NULL,
+    OUT status integer, OUT headers jsonb, OUT body jsonb) RETURNS record
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT r.status,
+      jsonb_strip_nulls(jsonb_build_object(
+        'Content-Type', CASE WHEN r.status <> 200 THEN 'application/problem+json' END,
+        'Cache-Control', CASE WHEN r.status <> 200 THEN 'no-store' END,
+        'WWW-Authenticate', CASE
+          WHEN r.status = 401 THEN 'Bearer' || CASE WHEN r.code IS NULL THEN '' ELSE ' error="invalid_token"' END
+          WHEN r.code = 'scope_missing' THEN 'Bearer error="insufficient_scope"'
+            || coalesce(', scope="' || r.scope || '"', '') END,
+        'Retry-After', CASE WHEN r.status IN (429, 503) THEN r.wait::text END,
+        'RateLimit-Policy', r.limit_name || ';q=' || r.units,
+        'RateLimit', r.limit_name || ';r=' || r.remaining
+          || CASE WHEN r.status = 429 THEN ';t=' || r.wait ELSE '' END)),
+      CASE WHEN r.status <> 200 THEN jsonb_strip_nulls(jsonb_build_object(
+        'type', 'about:blank', 'status', r.status, 'code', r.code,
+        'title', CASE r.status WHEN 401 THEN 'Unauthorized' WHEN 403 THEN 'Forbidden'
+          WHEN 429 THEN 'Too Many Requests' ELSE 'Service Unavailable' END,
+        'detail', CASE r.status
+          WHEN 401 THEN CASE WHEN r.code IS NULL THEN 'The request has no API key.' ELSE 'The API key is not accepted.' END
+          WHEN 403 THEN CASE r.code WHEN 'scope_missing' THEN 'The API key lacks a scope that the request needs.'
+            ELSE 'The API key is not accepted from this address.' END
+          WHEN 429 THEN 'The API key has used up its limit.'
+          ELSE 'The limit of the API key cannot be checked now.' END)) END
+    FROM (SELECT verdict.code,
+        CASE WHEN verdict.valid THEN 200
+          WHEN verdict.code IN ('scope_missing', 'address_denied') THEN 403
+          WHEN verdict.code = 'rate_limited' THEN 429
+          WHEN verdict.code = 'limiter_unavailable' THEN 503
+          ELSE 401 END AS status,
+        -- RFC 6750: the list's characters.
+        CASE WHEN octet_length(http_response.scope) <= 8192 THEN
+          substring(http_response.scope FROM E'^[\\x21\\x23-\\x5b\\x5d-\\x7e]+(?: [\\x21\\x23-\\x5b\\x5d-\\x7e]+)*$') END AS scope,
+        -- RFC 9651: a string, and integers of 15 digits.
+        CASE WHEN octet_length(verdict.limit_name) <= 200 AND verdict.limit_name ~ E'^[\\x20-\\x7e]+$' THEN
+          '"' || regexp_replace(verdict.limit_name, E'(["\\\\])', E'\\\\\\1', 'g') || '"' END AS limit_name,
+        CASE WHEN verdict.limit_units >= 0 THEN least(verdict.limit_units, 999999999999999) END AS units,
+        CASE WHEN verdict.limit_remaining >= 0 THEN least(verdict.limit_remaining, 999999999999999) END AS remaining,
+        -- Whole seconds, rounded up.
+        (greatest(coalesce(verdict.retry_after_ms, 1000), 0) + 999::bigint) / 1000 AS wait) r;
+END;
+COMMENT ON FUNCTION rk_apikeys.http_response(rk_apikeys.verdict, text) IS
+  'The response of an HTTP server to a verdict. scope: as it was given to verify_key. status: 200, 401, 403, 429 or 503. headers: an object of WWW-Authenticate (RFC 6750), Retry-After, RateLimit and RateLimit-Policy. body: problem details (RFC 9457); NULL with 200. Without a verdict, that is for a request without a token, the status is 401.';
+
+-- The verdict environment_mismatch has a counter.
+CREATE FUNCTION rk_apikeys._server_stats(OUT preloaded boolean,
+    OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT disabled bigint,
+    OUT expired bigint, OUT rotated bigint, OUT environment_mismatch bigint, OUT address_denied bigint, OUT scope_missing bigint,
+    OUT rate_limited bigint, OUT limiter_unavailable bigint, OUT verified bigint,
+    OUT cache_hits bigint, OUT cache_misses bigint, OUT overflow bigint, OUT dropped bigint,
+    OUT flushes bigint, OUT flushed_keys bigint, OUT tracked_keys bigint, OUT max_tracked_keys bigint,
+    OUT pending_keys bigint, OUT last_flush_at timestamptz, OUT flush_lag_ms bigint) RETURNS record
+  LANGUAGE C VOLATILE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_stats_0_3';
+COMMENT ON FUNCTION rk_apikeys._server_stats() IS 'Private: returns the row of the view stats.';
+
+CREATE OR REPLACE VIEW rk_apikeys.stats WITH (security_invoker = true) AS
+  SELECT preloaded, verified, malformed, unknown, revoked, disabled, expired, rotated, address_denied,
+    scope_missing, rate_limited, limiter_unavailable, cache_hits, cache_misses,
+    tracked_keys, max_tracked_keys, pending_keys, overflow, dropped,
+    flushes, flushed_keys, last_flush_at, flush_lag_ms, environment_mismatch
+  FROM rk_apikeys._server_stats();
+DROP FUNCTION rk_apikeys._stats();
+COMMENT ON FUNCTION rk_apikeys._server_stats() IS 'Private: returns the row of the view stats.';
+
+-- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS
   'The result of create_key and rotate_key. secret is the whole token, shown only this once.';
 COMMENT ON TYPE rk_apikeys.listed_key IS
@@ -513,8 +662,6 @@ COMMENT ON FUNCTION rk_apikeys.current_key_tenant() IS
   'The tenant of the key that this transaction has authenticated as. NULL without such a key, or if the key is no longer good.';
 COMMENT ON FUNCTION rk_apikeys.current_scopes() IS
   'The scopes of the key that this transaction has authenticated as. NULL without such a key, or if the key is no longer good.';
-COMMENT ON FUNCTION rk_apikeys.has_scope(text) IS
-  'Whether the key that this transaction has authenticated as has the scope, by its own name, by a:* or by *. False without such a key, or if the key is no longer good.';
 COMMENT ON FUNCTION rk_apikeys._may_manage() IS
   'Private: false if a principal is set that lacks the scope apikeys:manage or is no longer good.';
 COMMENT ON FUNCTION rk_apikeys._no_principal() IS
@@ -523,7 +670,6 @@ COMMENT ON FUNCTION rk_apikeys._setting_interval(text) IS
   'Private: the value of the setting expiring_window, stale_after or max_lifetime. NULL if max_lifetime is 0.';
 COMMENT ON TABLE rk_apikeys.api_keys IS 'The API keys: settings and digests. People use the view keys instead.';
 COMMENT ON COLUMN rk_apikeys.api_keys.key_id IS 'The public part of the token: 12 base62 digits, safe to log.';
-COMMENT ON COLUMN rk_apikeys.api_keys.tenant IS 'The owner of the key.';
 COMMENT ON COLUMN rk_apikeys.api_keys.name IS 'A name for people: 1 to 200 characters.';
 COMMENT ON COLUMN rk_apikeys.api_keys.description IS 'The purpose of the key: up to 2000 characters.';
 COMMENT ON COLUMN rk_apikeys.api_keys.prefix IS 'The first part of the token: the setting token_prefix when the key was made.';
@@ -630,15 +776,10 @@ COMMENT ON VIEW rk_apikeys.stale_keys IS
   'The active keys that nobody has used for the time of the setting rk_apikeys.stale_after. For a key that was never used, the time counts from its creation.';
 COMMENT ON VIEW rk_apikeys.key_activity IS
   'Uses and denials per key and day (UTC). name is NULL for a deleted key.';
-COMMENT ON FUNCTION rk_apikeys._stats() IS 'Private: returns the row of the view stats.';
 COMMENT ON VIEW rk_apikeys.stats IS
   'One row: counters of this server since its start, over all databases. Without shared memory, all columns except preloaded are NULL.';
 COMMENT ON FUNCTION rk_apikeys.verify(text) IS
   'Whether the token is good now. Never raises an error for a bad token. NULL returns false.';
-COMMENT ON FUNCTION rk_apikeys.verify_key(text, text, inet, integer) IS
-  'Returns the verdict on a token. scope: the scope that the request needs. client_addr: the address of the API''s client. cost: the uses that the request costs. Never raises an error for a bad token. Errors: 22023 for a cost below 1, or above the key''s rate_limit.';
-COMMENT ON FUNCTION rk_apikeys.authenticate(text, text, inet) IS
-  'Verifies a token and makes its key the principal until the transaction ends. Call it as the first statement of a transaction. Errors: 28000 unless valid. The message ends with the code. With rate_limited, the number in the hint is the milliseconds until a call may succeed.';
 COMMENT ON FUNCTION rk_apikeys.revoke_token(text, text) IS
   'Revokes the key of a token: whoever holds the token may do so. True if the token is genuine: its key is then revoked, by this call or before. False otherwise.';
 COMMENT ON FUNCTION rk_apikeys.create_key(text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text) IS
@@ -657,3 +798,6 @@ COMMENT ON FUNCTION rk_apikeys._page(text, text, text, text, text, text, text, b
   'Private: runs the query that list_keys has built, with the caller''s rights, and keeps its plan.';
 COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS
   'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally; or a whole token, a whole masked key, or the last 4 characters of a token. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
+  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
+COMMENT ON FUNCTION rk_apikeys.has_scope(text) IS
+  'Whether the key that this transaction has authenticated as has the scope, by its own name, by a:* or by *. scope may be a list as in verify_key. False for what is no list, without such a key, or if the key is no longer good.';

@@ -16,6 +16,16 @@
 #include "base/grant.h"
 #include "compat.h"
 
+/* The scopes of a key. */
+typedef struct Scopes
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+} Scopes;
+
+static void take_apart(ArrayType *scopes, Scopes *result);
+static bool grants(const Scopes *scopes, const char *want, int want_len);
 static bool in_networks(ArrayType *cidrs, inet *address);
 static inet *unmapped(inet *network);
 static void unmap(inet *address, int bits, inet_struct *result);
@@ -40,29 +50,88 @@ grant_state(const StoredKey *key, TimestampTz now)
 
 /*
  * Return whether one of the scopes grants the wanted one.  A scope grants
- * itself, "*" grants all, and "a:*" grants all that begins with "a:".
+ * itself, "*" grants all, and "a:*" grants all that begins with "a:".  Nothing
+ * grants an empty scope.
  */
 bool
 grant_scope(ArrayType *scopes, text *wanted)
 {
-	const char *want = VARDATA_ANY(wanted);
-	int			want_len = VARSIZE_ANY_EXHDR(wanted);
-	Datum	   *elements;
-	bool	   *nulls;
-	int			count;
-	int			i;
+	Scopes		have;
 
+	take_apart(scopes, &have);
+	return grants(&have, VARDATA_ANY(wanted), VARSIZE_ANY_EXHDR(wanted));
+}
+
+/*
+ * Return whether a text is a list of scopes (RFC 6749 section 3.3).  One space
+ * separates words.  "|" separates the alternatives of a word.  None is empty.
+ */
+bool
+grant_is_list(text *list)
+{
+	const char *at = VARDATA_ANY(list);
+	bool		empty = true;
+
+	for (Size i = 0; i < VARSIZE_ANY_EXHDR(list); i++)
+	{
+		bool		separator = at[i] == ' ' || at[i] == '|';
+
+		if (separator && empty)
+			return false;
+		empty = separator;
+	}
+	return !empty;
+}
+
+/*
+ * Return whether the scopes grant each word of a list.  Of the alternatives of a
+ * word one is enough.
+ */
+bool
+grant_scopes(ArrayType *scopes, text *list)
+{
+	const char *at = VARDATA_ANY(list);
+	const char *end = at + VARSIZE_ANY_EXHDR(list);
+	bool		word_granted = false;
+	Scopes		have;
+
+	take_apart(scopes, &have);
+	for (;; at++)
+	{
+		const char *begin = at;
+
+		while (at < end && *at != ' ' && *at != '|')
+			at++;
+		word_granted = word_granted || grants(&have, begin, at - begin);
+		if (at < end && *at == '|')
+			continue;
+		if (at == end || !word_granted)
+			return word_granted;
+		word_granted = false;
+	}
+}
+
+static void
+take_apart(ArrayType *scopes, Scopes *result)
+{
 	deconstruct_array(scopes, TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, &nulls, &count);
-	for (i = 0; i < count; i++)
+					  &result->elements, &result->nulls, &result->count);
+}
+
+static bool
+grants(const Scopes *scopes, const char *want, int want_len)
+{
+	if (want_len == 0)
+		return false;
+	for (int i = 0; i < scopes->count; i++)
 	{
 		const char *have;
 		int			have_len;
 
-		if (nulls[i])
+		if (scopes->nulls[i])
 			continue;
-		have = VARDATA_ANY(DatumGetPointer(elements[i]));
-		have_len = VARSIZE_ANY_EXHDR(DatumGetPointer(elements[i]));
+		have = VARDATA_ANY(DatumGetPointer(scopes->elements[i]));
+		have_len = VARSIZE_ANY_EXHDR(DatumGetPointer(scopes->elements[i]));
 		if (have_len == want_len && memcmp(have, want, want_len) == 0)
 			return true;
 		if (have_len == 1 && have[0] == '*')

@@ -49,7 +49,8 @@ limiter_window(const Interval *window)
 /*
  * Take a cost from a limit per window (microseconds).  The cost is at least 1
  * and at most the limit.  Return 0 if the cost was available.  Otherwise take
- * nothing, and return the microseconds until the cost will be available.
+ * nothing, and return the microseconds until the cost will be available.  Set
+ * *ahead to the nanoseconds from now until the full limit will be available.
  *
  * A moment that is too far ahead counts as a limit that is used up now.  So
  * after the clock was set back nobody waits longer than
@@ -58,7 +59,7 @@ limiter_window(const Interval *window)
  */
 int64
 limiter_take(pg_atomic_uint64 *arrival, int limit, int64 window, int cost,
-			 TimestampTz now)
+			 TimestampTz now, int64 *ahead)
 {
 	int64		now_ns = now * NSECS_PER_USEC;
 	int64		window_ns = window * NSECS_PER_USEC;
@@ -81,9 +82,34 @@ limiter_take(pg_atomic_uint64 *arrival, int limit, int64 window, int cost,
 		{
 			if (astray && !pg_atomic_compare_exchange_u64(arrival, &old, (uint64) start))
 				continue;
+			*ahead = start - now_ns;
 			return (wait_ns + NSECS_PER_USEC - 1) / NSECS_PER_USEC;
 		}
 		if (pg_atomic_compare_exchange_u64(arrival, &old, (uint64) next))
+		{
+			*ahead = next - now_ns;
 			return 0;
+		}
 	}
+}
+
+/*
+ * Return the whole units of a limit that are available, of which the full limit
+ * will be available in ahead nanoseconds.  Rounds as limiter_take() does.
+ */
+int
+limiter_remaining(int limit, int64 window, int64 ahead)
+{
+	double		unit_ns = (double) (window * NSECS_PER_USEC) / limit;
+	double		units = (window * NSECS_PER_USEC - ahead +
+						 Min(limit, unit_ns / 2)) / unit_ns;
+
+	return units < 0 ? 0 : units > limit ? limit : (int) units;
+}
+
+/* Return the moment at which the full limit is available. */
+TimestampTz
+limiter_resets_at(TimestampTz now, int64 ahead)
+{
+	return now + (ahead + NSECS_PER_USEC - 1) / NSECS_PER_USEC;
 }

@@ -13,6 +13,8 @@
 
 extern int64 limiter_window(const Interval *window);
 extern int64 limiter_take(pg_atomic_uint64 *arrival, int limit, int64 window,
-						  int cost, TimestampTz now);
+						  int cost, TimestampTz now, int64 *ahead);
+extern int	limiter_remaining(int limit, int64 window, int64 ahead);
+extern TimestampTz limiter_resets_at(TimestampTz now, int64 ahead);
 
 #endif

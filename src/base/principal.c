@@ -20,6 +20,9 @@
 #include "base/principal.h"
 #include "compat.h"
 
+/* The setting's value after a refusal; no key id. */
+#define NOBODY "nobody"
+
 char	   *principal_setting = NULL;
 
 /* True only while principal_set() runs. */
@@ -56,18 +59,31 @@ principal_set(const char *key_id)
 	PG_END_TRY();
 }
 
-/* Return whether a principal is set.  Its key may be good or dead. */
+/*
+ * Take the principal away until the transaction ends, after authenticate() has
+ * refused a token.  What remains is a principal without a key, because the role
+ * must not get back the rights that the principal has restricted.
+ */
+void
+principal_take_away(void)
+{
+	if (principal_is_set())
+		principal_set(NOBODY);
+}
+
+/* Return whether a principal is set.  Its key may be good, dead or none. */
 bool
 principal_is_set(void)
 {
 	return principal_setting[0] != '\0';
 }
 
-/* Return the principal's key id; NULL without a principal. */
+/* Return the principal's key id; NULL without a principal, or if it has no key. */
 const char *
 principal_key_id(void)
 {
-	return principal_is_set() ? principal_setting : NULL;
+	return principal_is_set() && strcmp(principal_setting, NOBODY) != 0 ?
+		principal_setting : NULL;
 }
 
 /*
@@ -82,6 +98,6 @@ principal_refuse(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("API key \"%s\" has no access to the data of all tenants",
-						principal_key_id()),
+						principal_setting),
 				 errhint("Use a transaction that has not authenticated as a key.")));
 }

@@ -28,6 +28,7 @@
 
 char	   *settings_default_environment = NULL;
 char	   *settings_primary_conninfo = NULL;
+char	   *settings_required_environment = NULL;
 char	   *settings_tenant = NULL;
 char	   *settings_token_prefix = NULL;
 char	   *settings_max_lifetime = NULL;
@@ -46,6 +47,7 @@ static char *stale_after = NULL;
 static bool interval_parse(const char *value, Interval *result);
 static bool check_interval(char **newval, void **extra, GucSource source);
 static bool check_token_name(char **newval, void **extra, GucSource source);
+static bool check_required_environment(char **newval, void **extra, GucSource source);
 static bool check_tenant(char **newval, void **extra, GucSource source);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_setting_interval);
@@ -125,6 +127,12 @@ settings_init(void)
 							 &settings_redact_logs, true,
 							 PGC_SIGHUP, 0,
 							 NULL, NULL, NULL);
+	DefineCustomStringVariable("rk_apikeys.required_environment",
+							   "The environment of the keys that verify accepts; empty means any.",
+							   "Each verify refuses a key of another environment with environment_mismatch.",
+							   &settings_required_environment, "",
+							   PGC_SUSET, 0,
+							   check_required_environment, NULL, NULL);
 	DefineCustomStringVariable("rk_apikeys.stale_after",
 							   "How long a key goes unused before the view stale_keys shows it.",
 							   NULL,
@@ -256,6 +264,12 @@ check_token_name(char **newval, void **extra, GucSource source)
 		return true;
 	GUC_check_errhint("Use a lower-case letter, then up to 15 lower-case letters and digits.");
 	return false;
+}
+
+static bool
+check_required_environment(char **newval, void **extra, GucSource source)
+{
+	return (*newval)[0] == '\0' || check_token_name(newval, extra, source);
 }
 
 static bool

@@ -16,6 +16,7 @@
 /* Strings; never NULL once the library is loaded. */
 extern char *settings_default_environment;
 extern char *settings_primary_conninfo; /* empty: none */
+extern char *settings_required_environment; /* empty: none */
 extern char *settings_tenant;
 extern char *settings_token_prefix;
 

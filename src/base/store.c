@@ -106,6 +106,7 @@ static const struct
 	size_t		offset;
 }			pointers[] = {
 	{KEY_TENANT, offsetof(StoredKey, tenant)},
+	{KEY_OWNER, offsetof(StoredKey, owner)},
 	{KEY_NAME, offsetof(StoredKey, name)},
 	{KEY_ENVIRONMENT, offsetof(StoredKey, environment)},
 	{KEY_SCOPES, offsetof(StoredKey, scopes)},
@@ -165,7 +166,8 @@ store_table(const char *name, bool missing_ok)
 /*
  * Return the number that a column of api_keys has in a table of that shape.  A
  * table of an earlier release may lack a later column: then return 0.  A DBA may
- * have added columns before the release that brought the later column.
+ * have added columns before the release that brought the later column, even of
+ * its name.  Later columns are text, and a column of another type is not ours.
  */
 int
 store_column(TupleDesc desc, int column, const char *name)
@@ -181,7 +183,8 @@ store_column(TupleDesc desc, int column, const char *name)
 		{
 			Form_pg_attribute att = TupleDescAttr(desc, number - 1);
 
-			if (!att->attisdropped && strcmp(NameStr(att->attname), name) == 0)
+			if (!att->attisdropped && att->atttypid == TEXTOID &&
+				strcmp(NameStr(att->attname), name) == 0)
 				return number;
 		}
 		number = tries + 1;
@@ -572,6 +575,7 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	Size		size = MAXALIGN(sizeof(StoredKey));
 	StoredKey  *key;
 	struct varlena *digest;
+	int			family;
 	char	   *at;
 
 #define VALUE(column) (wide_values[(column) - 1])
@@ -588,11 +592,16 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	}
 	heap_deform_tuple(row, desc, wide_values, wide_nulls);
 
+	family = store_column(desc, KEY_FAMILY, "family");
 	for (int i = 0; i < POINTERS; i++)
 	{
+		int			number = pointers[i].column;
+
+		if (number == KEY_OWNER)
+			number = store_column(desc, KEY_OWNER, "owner");
 		/* Not packed: an array or a jsonb is read in place. */
-		parts[i] = ISNULL(pointers[i].column) ? NULL :
-			PG_DETOAST_DATUM(VALUE(pointers[i].column));
+		parts[i] = number == 0 || ISNULL(number) ? NULL :
+			PG_DETOAST_DATUM(VALUE(number));
 		if (parts[i] != NULL)
 			size += MAXALIGN(VARSIZE(parts[i]));
 	}
@@ -611,6 +620,10 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 
 	text_to_cstring_buffer(DatumGetTextPP(VALUE(KEY_KEY_ID)), key->key_id,
 						   sizeof(key->key_id));
+	/* A restored row of an earlier release has none. */
+	text_to_cstring_buffer(DatumGetTextPP(VALUE(family == 0 || ISNULL(family) ?
+												KEY_KEY_ID : family)),
+						   key->family, sizeof(key->family));
 	key->digest_kind = parse_kind(DatumGetTextPP(VALUE(KEY_DIGEST_KIND)));
 	digest = PG_DETOAST_DATUM_PACKED(VALUE(KEY_DIGEST));
 	key->digest_len = Min(VARSIZE_ANY_EXHDR(digest), DIGEST_SHA512_LEN);

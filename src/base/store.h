@@ -50,8 +50,10 @@ enum KeyColumn
 	KEY_PEPPER_ID,
 	KEY_PARENT,
 	KEY_START,
+	KEY_FAMILY,
+	KEY_OWNER,
 	KEY_FIRST_COLUMNS = KEY_PEPPER_ID,
-	KEY_COLUMNS = KEY_START
+	KEY_COLUMNS = KEY_OWNER
 };
 
 typedef enum DigestKind
@@ -89,7 +91,9 @@ typedef struct StoredKey
 	int32		rate_limit;		/* 0: none */
 	Interval	rate_window;
 	/* of a brief key, the rest is NULL and 0 */
+	char		family[TOKEN_KEY_ID_LEN + 1];
 	text	   *tenant;
+	text	   *owner;			/* NULL: the tenant's */
 	text	   *name;
 	text	   *environment;
 	ArrayType  *scopes;

@@ -14,6 +14,7 @@ static const char *const codes[] = {
 	[VERDICT_DISABLED] = "disabled",
 	[VERDICT_EXPIRED] = "expired",
 	[VERDICT_ROTATED] = "rotated",
+	[VERDICT_ENVIRONMENT_MISMATCH] = "environment_mismatch",
 	[VERDICT_ADDRESS_DENIED] = "address_denied",
 	[VERDICT_SCOPE_MISSING] = "scope_missing",
 	[VERDICT_RATE_LIMITED] = "rate_limited",

@@ -160,7 +160,7 @@ insert_events(void *arg)
 
 	audit_mend_numbers(NULL);
 	values[0] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
-	if (principal_is_set())
+	if (principal_key_id() != NULL)
 	{
 		values[1] = CStringGetTextDatum(principal_key_id());
 		nulls[1] = ' ';

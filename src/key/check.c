@@ -34,6 +34,7 @@
 #define START_MAX_CHARS 12
 #define NAME_MAX_CHARS 200
 #define DESCRIPTION_MAX_CHARS 2000
+#define OWNER_MAX_CHARS 200
 #define REASON_MAX_CHARS 500
 #define SCOPES_MAX 64
 #define SCOPE_MAX_LEN 100
@@ -52,7 +53,7 @@ static const struct
 };
 
 /* The text columns of free text.  metadata is free text too, as jsonb. */
-static const int free_text[] = {KEY_NAME, KEY_DESCRIPTION, KEY_REVOKED_REASON};
+static const int free_text[] = {KEY_NAME, KEY_DESCRIPTION, KEY_REVOKED_REASON, KEY_OWNER};
 
 static text *without_tokens(text *value);
 static Jsonb *metadata_without_tokens(Jsonb *metadata);
@@ -106,6 +107,8 @@ check_settings(Datum *values, bool *nulls, const bool *changed,
 	if (CHECKED(KEY_DESCRIPTION))
 		check_length("description", TEXT(KEY_DESCRIPTION), 0,
 					 DESCRIPTION_MAX_CHARS);
+	if (CHECKED(KEY_OWNER))
+		check_length("owner", TEXT(KEY_OWNER), 1, OWNER_MAX_CHARS);
 	if (CHECKED(KEY_REVOKED_REASON))
 		check_length("revoked_reason", TEXT(KEY_REVOKED_REASON), 0,
 					 REASON_MAX_CHARS);

@@ -50,7 +50,10 @@ static const struct
 	[KEY_DIGEST_KIND - 1] = {"digest_kind", COLUMN_FIXED | COLUMN_MADE},
 	[KEY_PEPPER_ID - 1] = {"pepper_id", COLUMN_FIXED | COLUMN_MADE},
 	[KEY_PARENT - 1] = {"parent", COLUMN_SETTING | COLUMN_FIXED | COLUMN_MADE},
-	[KEY_START - 1] = {"start", COLUMN_FIXED | COLUMN_MADE}
+	[KEY_START - 1] = {"start", COLUMN_FIXED | COLUMN_MADE},
+	/* Follows from replaces. */
+	[KEY_FAMILY - 1] = {"family", COLUMN_FIXED | COLUMN_MADE},
+	[KEY_OWNER - 1] = {"owner", COLUMN_SETTING}
 };
 
 StaticAssertDecl(lengthof(columns) == KEY_COLUMNS,

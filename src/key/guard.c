@@ -75,6 +75,7 @@ static void check_principal_old(KeyTuple *key);
 static void check_principal(KeyTuple *key, const bool *changed);
 static bool limit_is_beyond(const StoredKey *principal, KeyTuple *key);
 static void check_replaces(KeyTuple *key);
+static void set_family(KeyTuple *key, const Replaced *old);
 static void check_transition(KeyTuple *old, KeyTuple *new,
 							 const bool *changed, Relation rel);
 static void delete_usage(void *arg);
@@ -201,6 +202,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 	set_value(key, KEY_UPDATED_BY, session_user_name());
 	if (!imported)
 		make_token(key);
+	set_family(key, &old);
 	return PointerGetDatum(repack(trigger, trigger->tg_trigtuple, key));
 }
 
@@ -578,11 +580,14 @@ find_principal(void)
 	return principal;
 }
 
+/* Raise 42501 for a principal; NULL: one whose token was refused. */
 static void
 principal_no_longer_good(const char *key_id)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 key_id == NULL ?
+			 errmsg("authenticate() has refused a token in this transaction") :
 			 errmsg("API key \"%s\" is no longer good", key_id)));
 }
 
@@ -727,6 +732,24 @@ check_replaces(KeyTuple *key)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("API key to replace does not exist, or was not rotated by this transaction"),
 				 errhint("Use rk_apikeys.rotate_key().")));
+}
+
+/*
+ * Set the family of a new key: that of the key that it replaces, or its own id.
+ * A key that replaces another one has its owner too.
+ */
+static void
+set_family(KeyTuple *key, const Replaced *old)
+{
+	if (!old->found)
+		set_value(key, KEY_FAMILY, VALUE(key, KEY_KEY_ID));
+	else
+	{
+		set_value(key, KEY_FAMILY, ISNULL(&old->key, KEY_FAMILY) ?
+				  old->key_id : VALUE(&old->key, KEY_FAMILY));
+		if (ISNULL(key, KEY_OWNER) && !ISNULL(&old->key, KEY_OWNER))
+			set_value(key, KEY_OWNER, VALUE(&old->key, KEY_OWNER));
+	}
 }
 
 /*

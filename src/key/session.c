@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -24,6 +25,9 @@
 PG_FUNCTION_INFO_V1(rk_apikeys_current_tenant);
 PG_FUNCTION_INFO_V1(rk_apikeys_current_key_id);
 PG_FUNCTION_INFO_V1(rk_apikeys_current_key_tenant);
+PG_FUNCTION_INFO_V1(rk_apikeys_current_key_environment);
+PG_FUNCTION_INFO_V1(rk_apikeys_current_key_owner);
+PG_FUNCTION_INFO_V1(rk_apikeys_current_key_family);
 PG_FUNCTION_INFO_V1(rk_apikeys_current_scopes);
 PG_FUNCTION_INFO_V1(rk_apikeys_has_scope);
 PG_FUNCTION_INFO_V1(rk_apikeys_may_manage);
@@ -39,7 +43,7 @@ session_principal(void)
 {
 	const StoredKey *key;
 
-	if (!principal_is_set())
+	if (principal_key_id() == NULL)
 		return NULL;
 	key = cache_find(principal_key_id());
 	return key != NULL &&
@@ -154,6 +158,38 @@ rk_apikeys_current_key_tenant(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(PointerGetDatum(DatumGetTextPCopy(PointerGetDatum(key->tenant))));
 }
 
+/* rk_apikeys.current_key_environment() -> text; NULL without a good principal. */
+Datum
+rk_apikeys_current_key_environment(PG_FUNCTION_ARGS)
+{
+	return rk_apikeys_principal_environment(fcinfo);
+}
+
+/*
+ * rk_apikeys.current_key_owner() -> text; NULL without a good principal, or if
+ * its key is the tenant's.
+ */
+Datum
+rk_apikeys_current_key_owner(PG_FUNCTION_ARGS)
+{
+	const StoredKey *key = session_principal();
+
+	if (key == NULL || key->owner == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(PointerGetDatum(DatumGetTextPCopy(PointerGetDatum(key->owner))));
+}
+
+/* rk_apikeys.current_key_family() -> text; NULL without a good principal. */
+Datum
+rk_apikeys_current_key_family(PG_FUNCTION_ARGS)
+{
+	const StoredKey *key = session_principal();
+
+	if (key == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(key->family));
+}
+
 /* rk_apikeys.current_scopes() -> text[]; NULL without a good principal. */
 Datum
 rk_apikeys_current_scopes(PG_FUNCTION_ARGS)
@@ -165,17 +201,25 @@ rk_apikeys_current_scopes(PG_FUNCTION_ARGS)
 	PG_RETURN_ARRAYTYPE_P(DatumGetArrayTypePCopy(PointerGetDatum(key->scopes)));
 }
 
-/* rk_apikeys.has_scope(scope text) -> boolean; false without a good principal. */
+/*
+ * rk_apikeys.has_scope(scope text) -> boolean
+ *
+ * Return whether the principal has all scopes of a list; false without a good
+ * principal, and for what is no list.
+ */
 Datum
 rk_apikeys_has_scope(PG_FUNCTION_ARGS)
 {
 	const StoredKey *key;
+	text	   *list;
 
-	if (PG_ARGISNULL(0))
+	if (PG_ARGISNULL(0) ||
+		toast_raw_datum_size(PG_GETARG_DATUM(0)) - VARHDRSZ > GRANT_SCOPES_MAX_LEN)
 		PG_RETURN_BOOL(false);
+	list = PG_GETARG_TEXT_PP(0);
 	key = session_principal();
-	PG_RETURN_BOOL(key != NULL &&
-				   grant_scope(key->scopes, PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_BOOL(key != NULL && grant_is_list(list) &&
+				   grant_scopes(key->scopes, list));
 }
 
 /* rk_apikeys._may_manage() -> boolean: session_may_manage(). */

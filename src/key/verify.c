@@ -27,13 +27,16 @@
 #include "utils/timestamp.h"
 
 #include "base/grant.h"
+#include "base/limiter.h"
 #include "base/principal.h"
+#include "base/settings.h"
 #include "base/stats.h"
 #include "compat.h"
 #include "key/cache.h"
 #include "key/verify.h"
 #include "token/digest.h"
 #include "token/pepper.h"
+#include "token/shown.h"
 #include "token/token.h"
 #include "usage/usage.h"
 
@@ -47,32 +50,70 @@ enum VerdictColumn
 	COLUMN_VALID,
 	COLUMN_CODE,
 	COLUMN_KEY_ID,
+	COLUMN_FAMILY,
 	COLUMN_TENANT,
+	COLUMN_OWNER,
 	COLUMN_NAME,
 	COLUMN_ENVIRONMENT,
 	COLUMN_SCOPES,
 	COLUMN_METADATA,
 	COLUMN_EXPIRES_AT,
-	COLUMN_RETRY_AFTER,
+	COLUMN_RETRY_AFTER_MS,
+	COLUMN_LIMIT_NAME,
+	COLUMN_LIMIT_UNITS,
+	COLUMN_LIMIT_REMAINING,
+	COLUMN_LIMIT_RESETS_AT,
 	COLUMN_COLUMNS
 };
+
+/* The columns of the type in 0.1 and 0.2: these, and then an interval. */
+static const int old_columns[] = {
+	COLUMN_VALID, COLUMN_CODE, COLUMN_KEY_ID, COLUMN_TENANT, COLUMN_NAME,
+	COLUMN_ENVIRONMENT, COLUMN_SCOPES, COLUMN_METADATA, COLUMN_EXPIRES_AT
+};
+
+#define OLD_COLUMNS ((int) lengthof(old_columns) + 1)
 
 /* What a call requires of a key, besides that the key is good. */
 typedef struct Request
 {
-	text	   *scope;			/* NULL: no scope is required */
+	text	   *scope;			/* a list; NULL: no scope is required */
 	inet	   *client_addr;	/* NULL: not given */
+	text	   *environment;	/* NULL: any */
 	int			cost;			/* taken from the rate limit */
 	bool		brief;			/* the caller needs the verdict only */
 	int64		retry_after;	/* result, microseconds: set if rate-limited */
+	int64		ahead;			/* result: of limiter_take() at that moment */
+	TimestampTz now;
 } Request;
 
+/* The arguments of verify_key() and authenticate(), by number. */
+enum Argument
+{
+	ARG_TOKEN,
+	ARG_SCOPE,
+	ARG_CLIENT_ADDR,
+	ARG_COST,
+	ARG_ENVIRONMENT,
+	ARG_RAISE
+};
+
+static void read_request(FunctionCallInfo fcinfo, Request *request);
+static text *check_scope(text *scope);
+static Datum verify_key(FunctionCallInfo fcinfo);
+static Datum authenticate(FunctionCallInfo fcinfo, bool raise);
+static void refuse(Verdict verdict, const StoredKey *key,
+				   const Request *request);
+static int	retry_after_ms(const Request *request);
 static Datum verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 						 const StoredKey *key, const Request *request);
+static void set_limit(Datum *values, bool *nulls, const StoredKey *key,
+					  const Request *request);
 static Verdict judge(text *token, Request *request,
 						  const StoredKey **key);
 static Verdict judge_key(const StoredKey *key, Request *request,
 							  TimestampTz now);
+static bool environment_fits(const StoredKey *key, const Request *request);
 static const StoredKey *find_genuine(const char *bytes, size_t len,
 									 bool brief_will_do, bool *well_formed);
 static bool native_matches(const StoredKey *key, const char *token, size_t len,
@@ -82,7 +123,9 @@ static void sign_begin(DigestWork *work, const Pepper *pepper);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_verify);
 PG_FUNCTION_INFO_V1(rk_apikeys_verify_key);
+PG_FUNCTION_INFO_V1(rk_apikeys_verify_key_0_3);
 PG_FUNCTION_INFO_V1(rk_apikeys_authenticate);
+PG_FUNCTION_INFO_V1(rk_apikeys_authenticate_0_3);
 
 /*
  * rk_apikeys.verify(token text) -> boolean
@@ -92,7 +135,9 @@ PG_FUNCTION_INFO_V1(rk_apikeys_authenticate);
 Datum
 rk_apikeys_verify(PG_FUNCTION_ARGS)
 {
-	Request		request = {.cost = 1, .brief = true};
+	Request		request = {
+		.cost = 1, .brief = settings_required_environment[0] == '\0'
+	};
 	const StoredKey *key;
 
 	if (PG_ARGISNULL(0))
@@ -104,26 +149,38 @@ rk_apikeys_verify(PG_FUNCTION_ARGS)
  * rk_apikeys.verify_key(token text, scope text, client_addr inet, cost int)
  *		-> rk_apikeys.verdict
  *
- * Return the verdict, with the key's settings if the token is genuine.  Raise
- * 22023 if the cost is below 1 or above the key's rate_limit.
+ * The function of 0.1 and 0.2.
  */
 Datum
 rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 {
-	Request		request = {.brief = false};
+	return verify_key(fcinfo);
+}
+
+/*
+ * rk_apikeys.verify_key(token text, scope text, client_addr inet, cost int,
+ *		environment text) -> rk_apikeys.verdict
+ *
+ * Return the verdict, with the key's settings if the token is genuine.  Raise
+ * 22023 if scope is not a list of scopes, or if the cost is below 1 or above the
+ * key's rate_limit.
+ */
+Datum
+rk_apikeys_verify_key_0_3(PG_FUNCTION_ARGS)
+{
+	return verify_key(fcinfo);
+}
+
+static Datum
+verify_key(FunctionCallInfo fcinfo)
+{
+	Request		request = {.cost = 1};
 	const StoredKey *key = NULL;
-	Verdict verdict = VERDICT_MALFORMED;
+	Verdict		verdict = VERDICT_MALFORMED;
 
-	if (!PG_ARGISNULL(3) && PG_GETARG_INT32(3) < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("cost must be at least 1, not %d", PG_GETARG_INT32(3))));
-	request.scope = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
-	request.client_addr = PG_ARGISNULL(2) ? NULL : PG_GETARG_INET_PP(2);
-	request.cost = PG_ARGISNULL(3) ? 1 : PG_GETARG_INT32(3);
-	if (!PG_ARGISNULL(0))
-		verdict = judge((text *) PG_GETARG_POINTER(0), &request, &key);
-
+	read_request(fcinfo, &request);
+	if (!PG_ARGISNULL(ARG_TOKEN))
+		verdict = judge((text *) PG_GETARG_POINTER(ARG_TOKEN), &request, &key);
 	PG_RETURN_DATUM(verdict_row(fcinfo, verdict, key, &request));
 }
 
@@ -131,37 +188,136 @@ rk_apikeys_verify_key(PG_FUNCTION_ARGS)
  * rk_apikeys.authenticate(token text, scope text, client_addr inet)
  *		-> rk_apikeys.verdict
  *
- * Make the key the principal until the transaction ends, and return the
- * verdict.  Raise 28000 unless the token is valid.  The log shows this error
- * without the statement and without its context.
+ * The function of 0.1 and 0.2.
  */
 Datum
 rk_apikeys_authenticate(PG_FUNCTION_ARGS)
 {
+	return authenticate(fcinfo, true);
+}
+
+/*
+ * rk_apikeys.authenticate(token text, scope text, client_addr inet, cost int,
+ *		environment text, raise boolean) -> rk_apikeys.verdict
+ *
+ * Make the key the principal until the transaction ends, and return the
+ * verdict.  If the token is not valid, raise 28000, or, unless raise, take away
+ * the principal and return the verdict.  Raise 22023 as verify_key() does.
+ */
+Datum
+rk_apikeys_authenticate_0_3(PG_FUNCTION_ARGS)
+{
+	return authenticate(fcinfo, PG_ARGISNULL(ARG_RAISE) ||
+						PG_GETARG_BOOL(ARG_RAISE));
+}
+
+static Datum
+authenticate(FunctionCallInfo fcinfo, bool raise)
+{
 	Request		request = {.cost = 1};
 	const StoredKey *key = NULL;
-	Verdict verdict = VERDICT_MALFORMED;
+	Verdict		verdict = VERDICT_MALFORMED;
 	Datum		row;
 
-	request.scope = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
-	request.client_addr = PG_ARGISNULL(2) ? NULL : PG_GETARG_INET_PP(2);
-	if (!PG_ARGISNULL(0))
-		verdict = judge((text *) PG_GETARG_POINTER(0), &request, &key);
-	if (verdict != VERDICT_VALID)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
-				 errmsg("API key is not accepted: %s", verdict_code(verdict)),
-				 verdict == VERDICT_RATE_LIMITED ?
-				 errhint("Try again in " INT64_FORMAT " ms.",
-						 (request.retry_after + 999) / 1000) : 0,
-				 errhidestmt(true), errhidecontext(true)));
-	WarnNoTransactionBlock(true, "rk_apikeys.authenticate()");
+	read_request(fcinfo, &request);
+	if (!PG_ARGISNULL(ARG_TOKEN))
+		verdict = judge((text *) PG_GETARG_POINTER(ARG_TOKEN), &request, &key);
+	if (verdict != VERDICT_VALID && raise)
+		refuse(verdict, key, &request);
+	if (verdict == VERDICT_VALID)
+		WarnNoTransactionBlock(true, "rk_apikeys.authenticate()");
 	row = verdict_row(fcinfo, verdict, key, &request);
-	principal_set(key->key_id);
+	if (verdict == VERDICT_VALID)
+		principal_set(key->key_id);
+	else
+		principal_take_away();
 	PG_RETURN_DATUM(row);
 }
 
-/* Return the verdict as a row.  The key is NULL if the token is not genuine. */
+/* Raise 28000.  The log shows neither the statement nor its context. */
+static void
+refuse(Verdict verdict, const StoredKey *key, const Request *request)
+{
+	StringInfoData detail;
+
+	initStringInfo(&detail);
+	appendStringInfo(&detail, "code=%s", verdict_code(verdict));
+	if (key != NULL)
+		appendStringInfo(&detail, " key_id=%s", key->key_id);
+	if (verdict == VERDICT_RATE_LIMITED)
+		appendStringInfo(&detail, " retry_after_ms=%d", retry_after_ms(request));
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+			 errmsg("API key is not accepted: %s", verdict_code(verdict)),
+			 errdetail_internal("%s", detail.data),
+			 errhidestmt(true), errhidecontext(true)));
+}
+
+/*
+ * Set *request to what the arguments of a call require.  An argument that an
+ * older function lacks is not required.  Raise 22023 for a cost below 1, and as
+ * check_scope() does.
+ */
+static void
+read_request(FunctionCallInfo fcinfo, Request *request)
+{
+#define GIVEN(arg) (PG_NARGS() > (arg) && !PG_ARGISNULL(arg))
+	if (GIVEN(ARG_SCOPE))
+		request->scope = check_scope((text *) PG_GETARG_POINTER(ARG_SCOPE));
+	if (GIVEN(ARG_CLIENT_ADDR))
+		request->client_addr = PG_GETARG_INET_PP(ARG_CLIENT_ADDR);
+	if (GIVEN(ARG_COST))
+		request->cost = PG_GETARG_INT32(ARG_COST);
+	if (request->cost < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("cost must be at least 1, not %d", request->cost)));
+	if (GIVEN(ARG_ENVIRONMENT))
+	{
+		/* No key has the environment "", nor one of that length. */
+		if (toast_raw_datum_size(PG_GETARG_DATUM(ARG_ENVIRONMENT)) - VARHDRSZ > TOKEN_NAME_MAX)
+			request->environment = cstring_to_text("");
+		else
+			request->environment = PG_GETARG_TEXT_PP(ARG_ENVIRONMENT);
+	}
+#undef GIVEN
+}
+
+/*
+ * Return the list of scopes (toasted or not) that a call requires, detoasted.
+ * Raise 22023 if it is too long, or not a list.
+ */
+static text *
+check_scope(text *scope)
+{
+	Size		len = toast_raw_datum_size(PointerGetDatum(scope)) - VARHDRSZ;
+
+	if (len > GRANT_SCOPES_MAX_LEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("scope has %zu bytes, but at most %d are allowed",
+						len, GRANT_SCOPES_MAX_LEN),
+				 errhint("Require fewer scopes.")));
+	scope = DatumGetTextPP(PointerGetDatum(scope));
+	if (!grant_is_list(scope))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid list of scopes: \"%s\"", shown_text(scope)),
+				 errhint("Separate scopes with one space, and alternatives with \"|\".")));
+	return scope;
+}
+
+/* Return the milliseconds until a refused call may succeed, at most INT_MAX. */
+static int
+retry_after_ms(const Request *request)
+{
+	return (int) Min((request->retry_after + 999) / 1000, INT_MAX);
+}
+
+/*
+ * Return the verdict as a row, of the type of 0.3 or of earlier releases.  The
+ * key is NULL if the token is not genuine.
+ */
 static Datum
 verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 			const StoredKey *key, const Request *request)
@@ -169,9 +325,10 @@ verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 	TupleDesc	desc;
 	Datum		values[COLUMN_COLUMNS] = {0};
 	bool		nulls[COLUMN_COLUMNS];
+	bool		limited = key != NULL && verdict == VERDICT_RATE_LIMITED;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
-		desc->natts != COLUMN_COLUMNS)
+		(desc->natts != COLUMN_COLUMNS && desc->natts != OLD_COLUMNS))
 		elog(ERROR, "the function does not return a verdict");
 	memset(nulls, true, sizeof(nulls));
 	values[COLUMN_VALID] = BoolGetDatum(verdict == VERDICT_VALID);
@@ -179,23 +336,57 @@ verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 	nulls[COLUMN_VALID] = nulls[COLUMN_CODE] = false;
 	if (key != NULL)
 	{
-		memset(nulls, false, sizeof(nulls));
+		memset(nulls, false, COLUMN_RETRY_AFTER_MS * sizeof(bool));
 		values[COLUMN_KEY_ID] = CStringGetTextDatum(key->key_id);
+		values[COLUMN_FAMILY] = CStringGetTextDatum(key->family);
 		values[COLUMN_TENANT] = PointerGetDatum(key->tenant);
+		values[COLUMN_OWNER] = PointerGetDatum(key->owner);
+		nulls[COLUMN_OWNER] = key->owner == NULL;
 		values[COLUMN_NAME] = PointerGetDatum(key->name);
 		values[COLUMN_ENVIRONMENT] = PointerGetDatum(key->environment);
 		values[COLUMN_SCOPES] = PointerGetDatum(key->scopes);
 		values[COLUMN_METADATA] = PointerGetDatum(key->metadata);
 		values[COLUMN_EXPIRES_AT] = TimestampTzGetDatum(key->expires_at);
 		nulls[COLUMN_EXPIRES_AT] = key->expires_at == DT_NOEND;
-		nulls[COLUMN_RETRY_AFTER] = verdict != VERDICT_RATE_LIMITED;
-		if (verdict == VERDICT_RATE_LIMITED)
-			values[COLUMN_RETRY_AFTER] =
+		if (limited)
+			values[COLUMN_RETRY_AFTER_MS] = Int32GetDatum(retry_after_ms(request));
+		nulls[COLUMN_RETRY_AFTER_MS] = !limited;
+		if (key->rate_limit > 0 && (limited || verdict == VERDICT_VALID))
+			set_limit(values, nulls, key, request);
+	}
+	if (desc->natts == OLD_COLUMNS)
+	{
+		for (int i = 0; i < OLD_COLUMNS - 1; i++)
+		{
+			values[i] = values[old_columns[i]];
+			nulls[i] = nulls[old_columns[i]];
+		}
+		if (limited)
+			values[OLD_COLUMNS - 1] =
 				DirectFunctionCall2(timestamp_mi,
 									TimestampGetDatum(request->retry_after),
 									TimestampGetDatum(0));
+		nulls[OLD_COLUMNS - 1] = !limited;
 	}
 	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+}
+
+/* Set the columns of the limit that a verify has taken from. */
+static void
+set_limit(Datum *values, bool *nulls, const StoredKey *key,
+		  const Request *request)
+{
+	int			remaining = limiter_remaining(key->rate_limit,
+											  limiter_window(&key->rate_window),
+											  request->ahead);
+
+	values[COLUMN_LIMIT_NAME] = CStringGetTextDatum("rate_limit");
+	values[COLUMN_LIMIT_UNITS] = Int64GetDatum(key->rate_limit);
+	values[COLUMN_LIMIT_REMAINING] = Int64GetDatum(remaining);
+	values[COLUMN_LIMIT_RESETS_AT] =
+		TimestampTzGetDatum(limiter_resets_at(request->now, request->ahead));
+	for (int column = COLUMN_LIMIT_NAME; column <= COLUMN_LIMIT_RESETS_AT; column++)
+		nulls[column] = false;
 }
 
 /*
@@ -406,10 +597,12 @@ judge_key(const StoredKey *key, Request *request, TimestampTz now)
 
 	if (state != VERDICT_VALID)
 		return state;
+	if (key->environment != NULL && !environment_fits(key, request))
+		return VERDICT_ENVIRONMENT_MISMATCH;
 	if (key->allowed_cidrs != NULL &&
 		!grant_address(key->allowed_cidrs, request->client_addr))
 		return VERDICT_ADDRESS_DENIED;
-	if (request->scope != NULL && !grant_scope(key->scopes, request->scope))
+	if (request->scope != NULL && !grant_scopes(key->scopes, request->scope))
 		return VERDICT_SCOPE_MISSING;
 	if (key->rate_limit > 0)
 	{
@@ -418,7 +611,9 @@ judge_key(const StoredKey *key, Request *request, TimestampTz now)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("cost %d is above the rate limit %d of API key \"%s\"",
 							request->cost, key->rate_limit, key->key_id)));
-		switch (usage_limit(key, request->cost, now, &request->retry_after))
+		request->now = now;
+		switch (usage_limit(key, request->cost, now, &request->retry_after,
+							&request->ahead))
 		{
 			case LIMIT_PASSED:
 				break;
@@ -429,4 +624,22 @@ judge_key(const StoredKey *key, Request *request, TimestampTz now)
 		}
 	}
 	return VERDICT_VALID;
+}
+
+/*
+ * Return whether a key has the environment that the call requires, and the one
+ * that the setting required_environment requires.
+ */
+static bool
+environment_fits(const StoredKey *key, const Request *request)
+{
+	const char *environment = VARDATA_ANY(key->environment);
+	Size		len = VARSIZE_ANY_EXHDR(key->environment);
+	const char *required = settings_required_environment;
+
+	return (required[0] == '\0' ||
+			(strlen(required) == len && memcmp(required, environment, len) == 0)) &&
+		(request->environment == NULL ||
+		 (VARSIZE_ANY_EXHDR(request->environment) == len &&
+		  memcmp(VARDATA_ANY(request->environment), environment, len) == 0));
 }

@@ -38,6 +38,7 @@
 /* Of _stats(): the counters are between the first and the last five. */
 #define STATS_COLUMNS (1 + STATS_ALL + 5)
 
+static Datum stats_row(FunctionCallInfo fcinfo, int without);
 static bool find_viewer(char **tenant, char **environment);
 static text *find_searched(const char *s, size_t len);
 static bool same_text(text *a, const char *b);
@@ -49,6 +50,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_live_use_count);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_usage);
 PG_FUNCTION_INFO_V1(rk_apikeys_searched_key_id);
 PG_FUNCTION_INFO_V1(rk_apikeys_stats);
+PG_FUNCTION_INFO_V1(rk_apikeys_stats_0_3);
 
 /*
  * rk_apikeys._live_last_used_at(key_id text) -> timestamptz
@@ -137,6 +139,13 @@ rk_apikeys_live_usage(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+/* rk_apikeys._stats() of 0.1 and 0.2, whose verdicts had no environment_mismatch. */
+Datum
+rk_apikeys_stats(PG_FUNCTION_ARGS)
+{
+	return stats_row(fcinfo, VERDICT_ENVIRONMENT_MISMATCH);
+}
+
 /*
  * rk_apikeys._searched_key_id(search text) -> text
  *
@@ -207,7 +216,14 @@ same_text(text *a, const char *b)
  * principal is set, because the counters are of all tenants.
  */
 Datum
-rk_apikeys_stats(PG_FUNCTION_ARGS)
+rk_apikeys_stats_0_3(PG_FUNCTION_ARGS)
+{
+	return stats_row(fcinfo, -1);
+}
+
+/* Return the counters as a row, without that of one verdict (-1: with all). */
+static Datum
+stats_row(FunctionCallInfo fcinfo, int without)
 {
 	TupleDesc	desc;
 	Datum		values[STATS_COLUMNS] = {0};
@@ -218,7 +234,7 @@ rk_apikeys_stats(PG_FUNCTION_ARGS)
 
 	principal_refuse();
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
-		desc->natts != STATS_COLUMNS)
+		desc->natts != STATS_COLUMNS - (without >= 0))
 		elog(ERROR, "_stats returns another row than expected");
 	memset(nulls, !usage_is_shared(), sizeof(nulls));
 	nulls[0] = false;
@@ -227,7 +243,8 @@ rk_apikeys_stats(PG_FUNCTION_ARGS)
 	{
 		stats_sum(sums);
 		for (int i = 0; i < STATS_ALL; i++)
-			values[column++] = Int64GetDatum(sums[i]);
+			if (i != without)
+				values[column++] = Int64GetDatum(sums[i]);
 		usage_totals(&totals);
 		values[column++] = Int64GetDatum(totals.tracked);
 		values[column++] = Int64GetDatum(totals.max_tracked);

@@ -149,10 +149,12 @@ usage_resign(const StoredKey *key, int pepper_id, const uint8 *digest)
 
 /*
  * Take the cost from the key's rate limit.  If the limit is reached, set *wait
- * to the microseconds until the cost will be available.
+ * to the microseconds until the cost will be available.  Set *ahead as
+ * limiter_take() does, unless the limit is unavailable.
  */
 LimitResult
-usage_limit(const StoredKey *key, int cost, TimestampTz now, int64 *wait)
+usage_limit(const StoredKey *key, int cost, TimestampTz now, int64 *wait,
+			int64 *ahead)
 {
 	UsageEntry *entry;
 	LWLock	   *lock;
@@ -160,7 +162,8 @@ usage_limit(const StoredKey *key, int cost, TimestampTz now, int64 *wait)
 	if (!usage_is_shared() || (entry = find_or_make(key, &lock)) == NULL)
 		return LIMIT_UNAVAILABLE;
 	*wait = limiter_take(&entry->arrival, key->rate_limit,
-						 limiter_window(&key->rate_window), cost, now);
+						 limiter_window(&key->rate_window), cost, now,
+						 ahead);
 	LWLockRelease(lock);
 	return *wait == 0 ? LIMIT_PASSED : LIMIT_REACHED;
 }

@@ -101,7 +101,7 @@ extern void usage_record(const StoredKey *key, UsageKind kind,
 extern void usage_resign(const StoredKey *key, int pepper_id,
 						 const uint8 *digest);
 extern LimitResult usage_limit(const StoredKey *key, int cost,
-							   TimestampTz now, int64 *wait);
+							   TimestampTz now, int64 *wait, int64 *ahead);
 
 /* look.c */
 extern bool usage_look(const char *key_id, const char *tenant, UsageLook *look);

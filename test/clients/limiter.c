@@ -37,6 +37,9 @@ static const Limit limits[] = {
 
 static int	tests = 0;
 
+/* What a take says of the full limit. */
+static int64 ahead;
+
 static void
 ok(bool good, const char *what, const Limit *l)
 {
@@ -51,7 +54,7 @@ take_all(pg_atomic_uint64 *arrival, const Limit *l, int64 now, int64 *wait)
 	int64		passed = 0;
 
 	while (passed < MANY &&
-		   (*wait = limiter_take(arrival, l->limit, l->window, l->cost, now)) == 0)
+		   (*wait = limiter_take(arrival, l->limit, l->window, l->cost, now, &ahead)) == 0)
 		passed++;
 	return passed;
 }
@@ -79,21 +82,21 @@ check_wait(const Limit *l)
 	for (int i = 0; i < 1000; i++)
 	{
 		/* A refusal takes nothing. */
-		again = limiter_take(&arrival, l->limit, l->window, l->cost, now);
+		again = limiter_take(&arrival, l->limit, l->window, l->cost, now, &ahead);
 		exact &= again == wait;
 		bounded &= wait >= 1 && wait <= l->window;
 		if (wait > 1000)
 			less &= limiter_take(&arrival, l->limit, l->window, l->cost,
-								 now + wait - 1000) > 0;
+								 now + wait - 1000, &ahead) > 0;
 		now += wait;
-		exact &= limiter_take(&arrival, l->limit, l->window, l->cost, now) == 0;
-		wait = limiter_take(&arrival, l->limit, l->window, l->cost, now);
+		exact &= limiter_take(&arrival, l->limit, l->window, l->cost, now, &ahead) == 0;
+		wait = limiter_take(&arrival, l->limit, l->window, l->cost, now, &ahead);
 		if (wait == 0)
 			break;				/* a pace of more than one a microsecond */
 	}
-	ok(exact, "after retry_after it passes", l);
+	ok(exact, "after the wait it passes", l);
 	ok(less, "a millisecond earlier it does not", l);
-	ok(bounded, "retry_after is positive, and within the window", l);
+	ok(bounded, "the wait is positive, and within the window", l);
 }
 
 /* At random moments: what got through in any window that ends with a take. */
@@ -116,7 +119,7 @@ check_windows(const Limit *l)
 		now += random() % (2 * l->window / l->limit + 2);
 		if (random() % 500 == 0)
 			now += l->window;
-		if (limiter_take(&arrival, l->limit, l->window, cost, now) != 0)
+		if (limiter_take(&arrival, l->limit, l->window, cost, now, &ahead) != 0)
 			continue;
 		at[count] = now;
 		sum[count + 1] = sum[count] + cost;
@@ -140,11 +143,52 @@ check_clock(const Limit *l)
 	if (take_all(&arrival, l, now, &wait) == MANY)
 		return;
 	now -= 3 * l->window + INT64CONST(120000000);
-	wait = limiter_take(&arrival, l->limit, l->window, l->cost, now);
+	wait = limiter_take(&arrival, l->limit, l->window, l->cost, now, &ahead);
 	ok(wait > 0 && wait <= l->window,
 	   "the clock set back gives nothing, and a wait within the window", l);
-	ok(limiter_take(&arrival, l->limit, l->window, l->cost, now + wait) == 0,
+	ok(limiter_take(&arrival, l->limit, l->window, l->cost, now + wait, &ahead) == 0,
 	   "after which it passes", l);
+}
+
+/* What is left after each take, and when all is there again. */
+static void
+check_remaining(const Limit *l)
+{
+	pg_atomic_uint64 arrival = {0};
+	int64		now = START;
+	int64		unit = l->window / l->limit;
+	int64		wait;
+	int			taken = 0;
+	bool		left = true;
+	bool		resets = true;
+
+	/* Of a finer unit the limiter's rounding shows. */
+	if (unit < 2)
+		return;
+	while (taken + l->cost <= l->limit && taken < MANY)
+	{
+		limiter_take(&arrival, l->limit, l->window, l->cost, now, &ahead);
+		taken += l->cost;
+		left &= limiter_remaining(l->limit, l->window, ahead) == l->limit - taken;
+		resets &= llabs(limiter_resets_at(now, ahead) - now -
+						(int64) ((double) l->window / l->limit * taken)) <= 1 + taken / 1000;
+	}
+	wait = limiter_take(&arrival, l->limit, l->window, l->limit, now, &ahead);
+	left &= limiter_remaining(l->limit, l->window, ahead) == l->limit - taken;
+	resets &= limiter_resets_at(now, ahead) == now + wait;
+	ok(left, "each take leaves the units that it did not take, and a refusal all", l);
+	ok(resets, "the full limit is there when the takes are paid", l);
+
+	/* A full limit of 1 would pass. */
+	if (l->limit == 1)
+		return;
+	now += unit - unit / 100 - 1;
+	limiter_take(&arrival, l->limit, l->window, l->limit, now, &ahead);
+	left = limiter_remaining(l->limit, l->window, ahead) == l->limit - taken;
+	now += unit / 100 + 2;
+	limiter_take(&arrival, l->limit, l->window, l->limit, now, &ahead);
+	left &= limiter_remaining(l->limit, l->window, ahead) == l->limit - taken + 1;
+	ok(left || taken < l->cost, "a unit comes back as a whole", l);
 }
 
 int
@@ -155,6 +199,7 @@ main(void)
 		check_wait(&limits[i]);
 		check_windows(&limits[i]);
 		check_clock(&limits[i]);
+		check_remaining(&limits[i]);
 	}
 	printf("1..%d\n", tests);
 	return 0;

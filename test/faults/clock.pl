@@ -56,7 +56,7 @@ my ($limited) = map { $_->[0] } rows('acme',
 set_clock($day);
 is('a limit of 2 in a minute, used up a day ahead', join(' ', map { verdict_of($limited) } 1 .. 3), 'valid valid rate_limited');
 set_clock(0);
-my $retry = (rows('backend', "SELECT extract(epoch FROM coalesce(retry_after, '0')) FROM rk_apikeys.verify_key('$limited')"))[0][0];
+my $retry = (rows('backend', "SELECT coalesce(retry_after_ms, 0) / 1000.0 FROM rk_apikeys.verify_key('$limited')"))[0][0];
 report("set back a day: the limit says to wait for " . sprintf('%.0f s', $retry), $retry <= 61 ? () : 'longer than its window');
 set_clock(61);
 is('and a window later all of it is there again', join(' ', map { verdict_of($limited) } 1 .. 3), 'valid valid rate_limited');

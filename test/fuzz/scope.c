@@ -1,7 +1,8 @@
 /*
  * scope.c
- *		Fuzzes grant_scope() of src/base/grant.c: lines, the first of them
- *		the scope that is wanted, the others those that the key has.
+ *		Fuzzes grant_scope() and grant_scopes() of src/base/grant.c: lines, the
+ *		first of them the scope or the list that is wanted, the others those
+ *		that the key has.
  */
 #include "server.h"
 
@@ -57,12 +58,49 @@ grants(const char *have, size_t have_len, const char *want, size_t want_len)
 	return false;
 }
 
+/* Whether the key has one scope that grants the wanted one. */
+static bool
+has(const char *want, size_t want_len)
+{
+	for (int i = 0; i < count; i++)
+		if (!nulls[i] && want_len > 0 &&
+			grants(VARDATA_ANY(elements[i]), VARSIZE_ANY_EXHDR(elements[i]),
+				   want, want_len))
+			return true;
+	return false;
+}
+
+/* The rule of lists, from the end: 1 granted, 0 not, -1 no list. */
+static int
+has_all(const char *list, size_t len)
+{
+	bool		all = true;
+	bool		any = false;
+	size_t		end = len;
+
+	for (size_t i = len + 1; i-- > 0;)
+	{
+		if (i > 0 && list[i - 1] != ' ' && list[i - 1] != '|')
+			continue;
+		if (i == end)
+			return -1;
+		any |= has(list + i, end - i);
+		if (i == 0 || list[i - 1] == ' ')
+		{
+			all &= any;
+			any = false;
+		}
+		end = i - 1;
+	}
+	return all;
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 {
 	const uint8 *end = data + size;
 	text	   *wanted = NULL;
-	bool		expected = false;
+	int			expected;
 
 	count = 0;
 	while (data < end && count < SCOPES_MAX)
@@ -82,12 +120,12 @@ LLVMFuzzerTestOneInput(const uint8 *data, size_t size)
 	}
 	if (wanted == NULL)
 		return 0;
-	for (int i = 0; i < count; i++)
-		if (!nulls[i] &&
-			grants(VARDATA_ANY(elements[i]), VARSIZE_ANY_EXHDR(elements[i]),
-				   VARDATA_ANY(wanted), VARSIZE_ANY_EXHDR(wanted)))
-			expected = true;
-	HOLDS(grant_scope((ArrayType *) elements, wanted) == expected);
+	HOLDS(grant_scope((ArrayType *) elements, wanted) ==
+		  has(VARDATA_ANY(wanted), VARSIZE_ANY_EXHDR(wanted)));
+	expected = has_all(VARDATA_ANY(wanted), VARSIZE_ANY_EXHDR(wanted));
+	HOLDS(grant_is_list(wanted) == (expected >= 0));
+	if (expected >= 0)
+		HOLDS(grant_scopes((ArrayType *) elements, wanted) == (expected == 1));
 	free(wanted);
 	for (int i = 0; i < count; i++)
 		free(DatumGetPointer(elements[i]));

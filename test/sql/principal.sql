@@ -135,7 +135,7 @@ SELECT rk_apikeys._live_use_count(:'reader_id');
 SAVEPOINT s;
 SELECT verified FROM rk_apikeys.stats; -- fails: of all tenants
 ROLLBACK TO s;
-SELECT rk_apikeys._stats(); -- fails: of all tenants
+SELECT rk_apikeys._server_stats(); -- fails: of all tenants
 ROLLBACK TO s;
 SELECT rk_apikeys._health(); -- fails: of all tenants
 ROLLBACK TO s;

@@ -21,7 +21,7 @@ DELETE FROM rk_apikeys.keys WHERE name = 'deleted';
 SET ROLE rk_test_verifier;
 SELECT label, rk_apikeys.verify(secret), (rk_apikeys.verify_key(secret)).code FROM tokens ORDER BY label COLLATE "C";
 -- What a verdict tells.
-SELECT v.valid, v.code, v.key_id = t.key_id AS key, v.tenant, v.name, v.environment, v.scopes, v.metadata, v.expires_at, v.retry_after
+SELECT v.valid, v.code, v.key_id = t.key_id AS key, v.tenant, v.name, v.environment, v.scopes, v.metadata, v.expires_at, v.retry_after_ms
   FROM tokens t, rk_apikeys.verify_key(secret) v WHERE label IN ('valid', 'plain', 'disabled') ORDER BY label COLLATE "C";
 -- Of a token that is not genuine, nothing.
 SELECT label, v.* FROM tokens t, rk_apikeys.verify_key(
@@ -38,7 +38,7 @@ SELECT v.valid, v.code, v.key_id, v.tenant FROM rk_apikeys.verify_key(:'other') 
 
 -- Scopes: by itself, by a:*, by *.
 SELECT scope, (rk_apikeys.verify_key(secret, scope)).code FROM tokens,
-    unnest(ARRAY['records:read', 'records:write', 'records', 'records:read:all', 'billing:pay', 'billing:pay:now', 'billing', 'billing:', 'billin', '*', '', NULL]) scope
+    unnest(ARRAY['records:read', 'records:write', 'records', 'records:read:all', 'billing:pay', 'billing:pay:now', 'billing', 'billing:', 'billin', '*', NULL]) scope
   WHERE label = 'valid';
 SELECT (rk_apikeys.verify_key(secret, 'records:read')).code FROM tokens WHERE label = 'plain';
 

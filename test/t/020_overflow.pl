@@ -22,7 +22,7 @@ is(stat_of($node, 'overflow'), '186', 'and the rest is told');
 is(stat_of($node, 'verified'), '200', 'every verdict is counted');
 
 # The limiter has no room
-is(sql_as($node, 'backend', "SELECT code, valid, retry_after IS NULL, rk_apikeys.verify('$limited') FROM rk_apikeys.verify_key('$limited')"),
+is(sql_as($node, 'backend', "SELECT code, valid, retry_after_ms IS NULL, rk_apikeys.verify('$limited') FROM rk_apikeys.verify_key('$limited')"),
 	'limiter_unavailable|f|t|f', 'a key with a rate limit is refused');
 is($node->psql('postgres', "SELECT rk_apikeys.authenticate('$limited')", extra_params => [ '-U', 'backend' ], stderr => \my $refusal),
 	3, 'it cannot authenticate');

@@ -79,6 +79,18 @@ foreach my $change (
 
 (undef, $guide) = create_key($node, 'another guide');
 
+# A database that requires an environment believes no brief key, because it does not have the environment.
+{
+	my (undef, $token) = create_key($node, 'of prod');
+	remember($node, $token, 'of prod');
+	$node->safe_psql('postgres', 'ALTER DATABASE postgres SET rk_apikeys.required_environment = stage');
+	is(recalled($node, $token), 'read f', 'another environment is required: the row is read');
+	$node->safe_psql('postgres', 'ALTER DATABASE postgres SET rk_apikeys.required_environment = prod');
+	is(recalled($node, $token), 'read t', 'its own environment is required: good');
+	$node->safe_psql('postgres', 'ALTER DATABASE postgres RESET rk_apikeys.required_environment');
+	is(recalled($node, $token), 'recalled t', 'none is required: memory tells again');
+}
+
 # What leaves a key as good as it was. What moves its page costs a look at the row, no more.
 my ($id, $token) = create_key($node, 'steady');
 my ($neighbour) = create_key($node, 'neighbour');

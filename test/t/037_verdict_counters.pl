@@ -33,6 +33,7 @@ my %case = (
 	disabled => [ "'$tokens->{disabled}'", 1 ],
 	expired => [ "'$tokens->{expired}'", 1 ],
 	rotated => [ "'$tokens->{rotated}'", 1 ],
+	environment_mismatch => [ "'$tokens->{active}', environment => 'stage'", 0 ],
 	address_denied => [ "'$bound', 'records:read', '11.1.1.1'", 0 ],
 	scope_missing => [ "'$bound', 'records:write', '10.1.1.1'", 0 ],
 	rate_limited => [ "'$limited[0]'", 1 ],
@@ -46,6 +47,7 @@ foreach my $code (sort keys %case)
 	my ($arguments, $alone) = @{ $case{$code} };
 	counts($code, 'verify_key', sub { $session->query_safe("SELECT code FROM rk_apikeys.verify_key($arguments)") }, $code);
 	counts($code, 'authenticate', sub { authenticate($arguments) }, $code);
+	counts($code, 'authenticate without an error', sub { $session->query_safe("BEGIN; SELECT code FROM rk_apikeys.authenticate($arguments, raise => false); COMMIT") }, $code);
 	counts($code, 'verify', sub { $session->query_safe("SELECT rk_apikeys.verify($arguments)") }, $code eq 'valid' ? 't' : 'f') if $alone;
 }
 $session->quit;

@@ -159,5 +159,11 @@ my $unknown = $node->safe_psql('postgres', 'SELECT rk_apikeys.generate_token()')
 is((try_sql("SELECT rk_apikeys.authenticate('$unknown')"))[1], '28000', 'a token that is refused');
 like(slurp_file($node->logfile), qr/ERROR:  API key is not accepted: unknown/, 'is told in the log');
 unlike(slurp_file($node->logfile), qr/\Q$unknown\E/, 'without its statement');
+my ($refused_id, $refused_token) = create_key($node, 'refused');
+my $from = -s $node->logfile;
+is((try_sql("DO \$\$ BEGIN PERFORM rk_apikeys.authenticate('$refused_token', 'x'); END \$\$"))[1], '28000', 'a genuine one, in a DO block');
+my $told = slurp_file($node->logfile, $from);
+like($told, qr/ERROR:  API key is not accepted: scope_missing\n.*DETAIL:  code=scope_missing key_id=$refused_id\n/, 'the log has the DETAIL');
+unlike($told, qr/\Q$refused_token\E|CONTEXT/, 'and neither the statement nor the context');
 
 done_testing();

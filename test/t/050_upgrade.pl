@@ -76,6 +76,14 @@ is(sql_as($node, 'boss', "BEGIN; SELECT rk_apikeys.purge_keys('0') > 0; ROLLBACK
 is(sql_as($node, 'backend', "BEGIN; SELECT (rk_apikeys.authenticate('$token->{active}')).valid, rk_apikeys.has_scope('records:read'); COMMIT"), 't|t', 'a principal');
 is(sql_as($node, 'backend', "SELECT rk_apikeys.find_tokens('$token->{active}') IS NOT NULL"), 't', 'find_tokens');
 $node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die 'nothing is flushed';
+like(sql_as($node, 'backend', "SELECT to_jsonb(v) - '{scopes,metadata}'::text[] FROM rk_apikeys.verify_key('$token->{named}', cost => 2) v"),
+	qr/^\{"code": "valid", "name": "[^"]+", "valid": true, "key_id": "\w+", "tenant": "acme", "expires_at": "[^"]+", "environment": "stage", "retry_after": null\}$/,
+	'a verdict of the old shape');
+my (undef, $limited) = create_key($node, 'limited', q{rate_limit => 1, rate_window => '366 days'});
+is(sql_as($node, 'backend', "SELECT rk_apikeys.verify('$limited')"), 't', 'a limited key');
+is(sql_as($node, 'backend', "SELECT code, retry_after BETWEEN '365 days 23 hours' AND '366 days' FROM rk_apikeys.verify_key('$limited')"), 'rate_limited|t',
+	'its interval is whole');
+sql_as($node, 'acme', q{DELETE FROM rk_apikeys.keys WHERE name = 'limited'});
 my $columns = columns($node);
 my $before = contents($node);
 $node->safe_psql('postgres', 'ALTER EXTENSION rk_apikeys UPDATE');
@@ -84,10 +92,10 @@ is_deeply(contents($node, 'postgres', $columns), $before, 'and leaves every row 
 is_deeply(verdicts($node, $token), expected_verdicts(), 'every verdict after it');
 is(sql_as($node, 'boss', 'SELECT * FROM rk_apikeys.health'), '', 'and nothing is to do');
 
-# An update while sessions verify
+# An update while sessions verify. A call of verify_key that waits for the update fails, because the update to 0.3 replaces the function.
 my $dir = PostgreSQL::Test::Utils::tempdir;
 append_to_file("$dir/verify.sql", "SELECT 1 / (rk_apikeys.verify('$token->{active}')"
-	  . " AND (rk_apikeys.verify_key('$token->{revoked}')).code = 'revoked' AND NOT rk_apikeys.verify('$token->{deleted}'))::int;\n");
+	  . " AND NOT rk_apikeys.verify('$token->{revoked}') AND NOT rk_apikeys.verify('$token->{deleted}'))::int;\n");
 $node->safe_psql('postgres', "CREATE DATABASE model TEMPLATE template0");
 $node->safe_psql('model', q{CREATE EXTENSION rk_apikeys VERSION '0.1' CASCADE});
 foreach my $table (qw(api_keys key_usage))
@@ -124,7 +132,12 @@ foreach my $preloaded (1, 0)
 			return 0;
 		};
 		ok($reaches->(500), "$with: sessions verify");
+		my $session = $node->background_psql($database, extra_params => [ '-U', 'backend' ]);
+		my $code = "SELECT code FROM rk_apikeys.verify_key('$token->{revoked}')";
+		is($session->query_safe($code), 'revoked', "$with: a session calls verify_key");
 		$node->safe_psql($database, 'ALTER EXTENSION rk_apikeys UPDATE');
+		is($session->query_safe($code), 'revoked', "$with: and calls the new one after the update");
+		$session->quit;
 		my $now = $transactions->();
 		ok($reaches->($now + 500), "$with: they go on after the update");
 		# it has ended before only for a wrong verdict or an error
@@ -142,7 +155,22 @@ $node->safe_psql('broader', 'ALTER TABLE rk_apikeys.api_keys ADD gone text, ADD 
 $node->safe_psql('broader', 'ALTER TABLE rk_apikeys.api_keys DROP gone');
 my ($parent_id, $parent) = create_key($node, 'parent', q{scopes => '{apikeys:manage}'}, 'acme', 'broader');
 $node->safe_psql('broader', "UPDATE rk_apikeys.api_keys SET centre = 'x'");
+# Columns of a DBA with the names of later ones
+$node->safe_psql('broader', 'ALTER TABLE rk_apikeys.api_keys ADD family bigint DEFAULT 7, ADD owner int DEFAULT 7, ADD parent bool DEFAULT true, ADD start date DEFAULT now()');
+my (undef, $like) = create_key($node, 'like a later one', '', 'acme', 'broader');
+is($node->safe_psql('broader', "SELECT (rk_apikeys.verify_key('$like')).code"), 'valid', 'a column of a DBA with the name of a later column');
+is(sql_as($node, 'acme', q{UPDATE rk_apikeys.keys SET description = 'x' WHERE name = 'like a later one' RETURNING name}, 'broader'), 'like a later one', 'a change of such a row');
+$node->safe_psql('broader', q{DELETE FROM rk_apikeys.keys WHERE name = 'like a later one';
+	ALTER TABLE rk_apikeys.api_keys DROP family, DROP owner, DROP parent, DROP start});
+my ($chain_id) = create_key($node, 'chain', '', 'acme', 'broader');
+my @chain = ($chain_id);
+push @chain, sql_as($node, 'acme', "SELECT key_id FROM rk_apikeys.rotate_key('$chain[-1]')", 'broader') foreach 1 .. 3;
+# A key whose first keys are gone, and one that was never rotated
+sql_as($node, 'acme', "DELETE FROM rk_apikeys.keys WHERE key_id = '$chain[0]'", 'broader');
 $node->safe_psql('broader', 'ALTER EXTENSION rk_apikeys UPDATE; GRANT rk_apikeys_verifier TO acme');
+is($node->safe_psql('broader', "SELECT count(*), count(*) FILTER (WHERE family = '$chain_id'), count(*) FILTER (WHERE family = key_id) FROM rk_apikeys.api_keys"), '4|3|1',
+	'the update fills the family, of a whole chain');
+sql_as($node, 'acme', "DELETE FROM rk_apikeys.keys WHERE key_id <> '$parent_id'", 'broader');
 sql_as($node, 'acme', "BEGIN; SELECT rk_apikeys.authenticate('$parent'); INSERT INTO rk_apikeys.keys (name) VALUES ('child'); COMMIT", 'broader');
 sql_as($node, 'acme', q{UPDATE rk_apikeys.keys SET description = 'y'}, 'broader');
 is($node->safe_psql('broader', 'SELECT name, description, parent, start, centre FROM rk_apikeys.api_keys ORDER BY created_at'),
@@ -160,8 +188,8 @@ install_version("rk_apikeys--$version--99.1.sql", q{
 install_version("rk_apikeys--99.1--99.2.sql", q{
 	ALTER TYPE rk_apikeys.verdict ADD ATTRIBUTE future text;
 	DROP VIEW rk_apikeys.stats;
-	DROP FUNCTION rk_apikeys._stats();
-	CREATE FUNCTION rk_apikeys._stats(OUT preloaded boolean, OUT future bigint) LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_stats';
+	DROP FUNCTION rk_apikeys._server_stats();
+	CREATE FUNCTION rk_apikeys._server_stats(OUT preloaded boolean, OUT future bigint) LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_stats_0_3';
 	DROP FUNCTION rk_apikeys.list_keys, rk_apikeys._live_usage();
 	CREATE FUNCTION rk_apikeys._live_usage(OUT key_id text, OUT last_used_at timestamptz, OUT use_count bigint, OUT future text)
 		RETURNS SETOF record LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_live_usage';
@@ -185,7 +213,7 @@ $node->safe_psql('postgres', q{ALTER EXTENSION rk_apikeys UPDATE TO '99.1'});
 is_deeply(verdicts($node, $token), expected_verdicts(), 'columns of a later release do no harm');
 is(sql_as($node, 'acme', q{UPDATE rk_apikeys.keys SET enabled = NOT enabled WHERE name = 'active' RETURNING status}), 'disabled', 'to a change neither');
 $node->safe_psql('postgres', q{ALTER EXTENSION rk_apikeys UPDATE TO '99.2'});
-foreach my $call ("verify_key('$token->{named}')", '_stats()', '_live_usage()', "find_tokens('$token->{named}')")
+foreach my $call ("verify_key('$token->{named}')", '_server_stats()', '_live_usage()', "find_tokens('$token->{named}')")
 {
 	like($refused->("SELECT * FROM rk_apikeys.$call", 'postgres'), qr/another row than expected|does not return a verdict/, 'a row of another shape');
 }
