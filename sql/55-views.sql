@@ -67,12 +67,13 @@ CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
     -- The address of the later use, as a flush would store it.
     (SELECT coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(k.key_id) THEN u.last_used_addr END,
         rk_apikeys._live_last_used_addr(k.key_id), u.last_used_addr)
-      FROM (SELECT) one LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id) AS last_used_addr
+      FROM (SELECT) one LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id) AS last_used_addr,
+    coalesce(k.family, k.key_id) AS family, k.owner
   FROM rk_apikeys.api_keys k;
--- For UPDATE ... SET column = DEFAULT. For other columns, an INSERT takes the
--- defaults of the table.
-ALTER VIEW rk_apikeys.keys ALTER description SET DEFAULT '', ALTER scopes SET DEFAULT '{}',
-  ALTER metadata SET DEFAULT '{}', ALTER enabled SET DEFAULT true;
+-- For UPDATE ... SET column = DEFAULT, and for tools that read the defaults.
+ALTER VIEW rk_apikeys.keys ALTER tenant SET DEFAULT rk_apikeys.current_tenant(),
+  ALTER description SET DEFAULT '', ALTER environment SET DEFAULT rk_apikeys._default_environment(),
+  ALTER scopes SET DEFAULT '{}', ALTER metadata SET DEFAULT '{}', ALTER enabled SET DEFAULT true;
 COMMENT ON VIEW rk_apikeys.keys IS
   'The keys, masked. INSERT, UPDATE and DELETE work on this view. secret holds a new key''s token until the transaction ends, and is NULL ever after.';
 COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits. Of an imported token: the start and the hint that import_key was given.';

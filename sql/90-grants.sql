@@ -77,7 +77,7 @@ GRANT EXECUTE ON FUNCTION
 
 -- Roles that read: masked keys, usage, events.
 GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_keys,
-  rk_apikeys.stale_keys, rk_apikeys.key_activity,
+  rk_apikeys.stale_keys, rk_apikeys.key_activity, rk_apikeys.orm_keys,
   rk_apikeys.key_usage, rk_apikeys.key_usage_daily, rk_apikeys.key_events
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, allowed_cidrs,
@@ -96,17 +96,21 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._page(text, text, text, text, text, text, text, boolean)
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 
--- Roles that manage keys. Policies decide which keys.
+-- Roles that manage keys. Policies decide which keys. INSERT is granted on the
+-- columns that an insert refuses too, because the refusal names the column.
+GRANT INSERT, UPDATE, DELETE ON rk_apikeys.orm_keys TO rk_apikeys_manager, rk_apikeys_admin;
 GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
-    metadata, enabled, expires_at, replaces),
+    metadata, enabled, expires_at, replaces, owner, key_id, grace_until, revoked_at, revoked_reason,
+    created_at, created_by, updated_at, updated_by),
   UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
-    expires_at, grace_until, revoked_at, revoked_reason),
+    expires_at, grace_until, revoked_at, revoked_reason, owner),
   DELETE
   ON rk_apikeys.keys TO rk_apikeys_manager, rk_apikeys_admin;
 GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
-    metadata, enabled, expires_at, replaces),
+    metadata, enabled, expires_at, replaces, owner, key_id, grace_until, revoked_at, revoked_reason,
+    created_at, created_by, updated_at, updated_by),
   UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
-    expires_at, grace_until, revoked_at, revoked_reason),
+    expires_at, grace_until, revoked_at, revoked_reason, owner),
   DELETE
   ON rk_apikeys.api_keys TO rk_apikeys_manager, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
@@ -136,5 +140,5 @@ GRANT EXECUTE ON FUNCTION
 REVOKE ALL ON FUNCTION
   rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
   rk_apikeys._keys_settle_imported(), rk_apikeys._keys_parent(), rk_apikeys._keys_audit_insert(),
-  rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete()
+  rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete(), rk_apikeys._orm_keys()
   FROM PUBLIC;

@@ -467,30 +467,6 @@ CREATE FUNCTION rk_apikeys._live_last_used_addr(key_id text) RETURNS inet
 COMMENT ON FUNCTION rk_apikeys._live_last_used_addr(text) IS
   'Private: the last address of a key that shared memory knows. NULL if there is none, or if the caller may not see it.';
 
-CREATE OR REPLACE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
-  SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
-    coalesce(k.start, k.prefix || '_' || k.environment || '_' || k.key_id || '_') || '********'
-      || coalesce(k.hint, '') AS masked_key,
-    rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) AS status,
-    k.enabled, k.scopes, k.allowed_cidrs, k.rate_limit, k.rate_window, k.metadata,
-    k.expires_at,
-    CASE WHEN isfinite(k.expires_at) THEN
-      greatest(date_trunc('second', k.expires_at - statement_timestamp()), '0') END AS expires_in,
-    greatest((SELECT u.last_used_at FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
-      rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
-    greatest((SELECT u.use_count FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
-      rk_apikeys._live_use_count(k.key_id), 0) AS use_count,
-    k.replaces, k.grace_until, k.revoked_at, k.revoked_reason,
-    k.created_at, k.created_by, k.updated_at, k.updated_by,
-    rk_apikeys.reveal(k.key_id) AS secret,
-    k.parent,
-    -- The address of the later use, as a flush would store it.
-    (SELECT coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(k.key_id) THEN u.last_used_addr END,
-        rk_apikeys._live_last_used_addr(k.key_id), u.last_used_addr)
-      FROM (SELECT) one LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id) AS last_used_addr
-  FROM rk_apikeys.api_keys k;
-COMMENT ON COLUMN rk_apikeys.keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
-COMMENT ON COLUMN rk_apikeys.keys.last_used_addr IS 'The address of the last use that came with an address.';
 ALTER TYPE rk_apikeys.listed_key ADD ATTRIBUTE parent text, ADD ATTRIBUTE last_used_addr inet;
 CREATE FUNCTION rk_apikeys._searched_key_id(search text) RETURNS text
   LANGUAGE C STABLE STRICT PARALLEL SAFE
@@ -515,6 +491,32 @@ WITH RECURSIVE chain AS (
 )
 UPDATE rk_apikeys.api_keys k SET family = c.family FROM chain c
   WHERE c.key_id = k.key_id;
+
+CREATE OR REPLACE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
+  SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
+    coalesce(k.start, k.prefix || '_' || k.environment || '_' || k.key_id || '_') || '********'
+      || coalesce(k.hint, '') AS masked_key,
+    rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) AS status,
+    k.enabled, k.scopes, k.allowed_cidrs, k.rate_limit, k.rate_window, k.metadata,
+    k.expires_at,
+    CASE WHEN isfinite(k.expires_at) THEN
+      greatest(date_trunc('second', k.expires_at - statement_timestamp()), '0') END AS expires_in,
+    greatest((SELECT u.last_used_at FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
+    greatest((SELECT u.use_count FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_use_count(k.key_id), 0) AS use_count,
+    k.replaces, k.grace_until, k.revoked_at, k.revoked_reason,
+    k.created_at, k.created_by, k.updated_at, k.updated_by,
+    rk_apikeys.reveal(k.key_id) AS secret,
+    k.parent,
+    -- The address of the later use, as a flush would store it.
+    (SELECT coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(k.key_id) THEN u.last_used_addr END,
+        rk_apikeys._live_last_used_addr(k.key_id), u.last_used_addr)
+      FROM (SELECT) one LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id) AS last_used_addr,
+    coalesce(k.family, k.key_id) AS family, k.owner
+  FROM rk_apikeys.api_keys k;
+COMMENT ON COLUMN rk_apikeys.keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
+COMMENT ON COLUMN rk_apikeys.keys.last_used_addr IS 'The address of the last use that came with an address.';
 
 -- The verdict of 0.3.
 DROP FUNCTION rk_apikeys.verify_key(text, text, inet, integer), rk_apikeys.authenticate(text, text, inet);
@@ -648,6 +650,44 @@ CREATE OR REPLACE VIEW rk_apikeys.stats WITH (security_invoker = true) AS
   FROM rk_apikeys._server_stats();
 DROP FUNCTION rk_apikeys._stats();
 COMMENT ON FUNCTION rk_apikeys._server_stats() IS 'Private: returns the row of the view stats.';
+
+-- The view keys tells every default.
+ALTER VIEW rk_apikeys.keys ALTER tenant SET DEFAULT rk_apikeys.current_tenant(),
+  ALTER environment SET DEFAULT rk_apikeys._default_environment();
+
+-- The view for tools that map objects to rows.
+
+CREATE VIEW rk_apikeys.orm_keys WITH (security_invoker = true) AS
+  SELECT * FROM rk_apikeys.keys;
+ALTER VIEW rk_apikeys.orm_keys ALTER tenant SET DEFAULT rk_apikeys.current_tenant(),
+  ALTER description SET DEFAULT '', ALTER environment SET DEFAULT rk_apikeys._default_environment(),
+  ALTER scopes SET DEFAULT '{}', ALTER metadata SET DEFAULT '{}', ALTER enabled SET DEFAULT true;
+COMMENT ON VIEW rk_apikeys.orm_keys IS
+  'The view keys for tools that map objects to rows. INSERT and UPDATE take every column. In an INSERT, NULL stands for the default. What is sent for a column that the database computes does not count. A value that cannot be given or changed is an error that names the column.';
+
+CREATE FUNCTION rk_apikeys._orm_keys() RETURNS trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_orm_keys';
+COMMENT ON FUNCTION rk_apikeys._orm_keys() IS
+  'Private: writes a row of orm_keys, as the caller.';
+CREATE TRIGGER orm_keys_write INSTEAD OF INSERT OR UPDATE OR DELETE ON rk_apikeys.orm_keys
+  FOR EACH ROW EXECUTE FUNCTION rk_apikeys._orm_keys();
+COMMENT ON TRIGGER orm_keys_write ON rk_apikeys.orm_keys IS 'Changes and deletes keys, and inserts what COPY sends, as the caller.';
+-- A rule, because a trigger would insert row by row. COPY comes to the trigger.
+-- A tool sets created_at by its own clock, so a time within a day counts as none.
+-- VALUES makes an expression for created_at run once.
+CREATE RULE orm_keys_insert AS ON INSERT TO rk_apikeys.orm_keys DO INSTEAD
+  INSERT INTO rk_apikeys.keys (key_id, tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
+      metadata, enabled, expires_at, replaces, grace_until, revoked_at, revoked_reason, created_by, owner, created_at)
+    VALUES (NEW.key_id, NEW.tenant, NEW.name, NEW.description, NEW.environment, NEW.scopes, NEW.allowed_cidrs,
+      NEW.rate_limit, NEW.rate_window, NEW.metadata, NEW.enabled, NEW.expires_at, NEW.replaces,
+      NEW.grace_until, NEW.revoked_at, NEW.revoked_reason, NEW.created_by, NEW.owner,
+      (SELECT at FROM (VALUES (NEW.created_at)) sent(at)
+        WHERE at NOT BETWEEN now() - interval '24 hours' AND now() + interval '24 hours'))
+    RETURNING key_id, tenant, name, description, environment, masked_key, status, enabled, scopes, allowed_cidrs,
+      rate_limit, rate_window, metadata, expires_at, expires_in, last_used_at, use_count, replaces,
+      grace_until, revoked_at, revoked_reason, created_at, created_by, updated_at, updated_by, secret, parent,
+      last_used_addr, family, owner;
+COMMENT ON RULE orm_keys_insert ON rk_apikeys.orm_keys IS 'Inserts into the view keys.';
 
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS
@@ -798,6 +838,5 @@ COMMENT ON FUNCTION rk_apikeys._page(text, text, text, text, text, text, text, b
   'Private: runs the query that list_keys has built, with the caller''s rights, and keeps its plan.';
 COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS
   'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally; or a whole token, a whole masked key, or the last 4 characters of a token. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
-  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
 COMMENT ON FUNCTION rk_apikeys.has_scope(text) IS
   'Whether the key that this transaction has authenticated as has the scope, by its own name, by a:* or by *. scope may be a list as in verify_key. False for what is no list, without such a key, or if the key is no longer good.';

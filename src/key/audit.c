@@ -58,42 +58,42 @@
 #define WHO \
 	"  session_user, $1, $2, inet_client_addr(), $3"
 
-static const char *const audit_insert =
-INSERT_EVENTS
-" SELECT tenant, key_id,"
-"  CASE digest_kind WHEN 'native' THEN 'created' ELSE 'imported' END," WHO ","
-"  jsonb_strip_nulls(jsonb_build_object("
-"   'name', jsonb_build_object('new', name),"
-"   'environment', jsonb_build_object('new', environment),"
-"   'expires_at', CASE WHEN expires_at IS NOT NULL"
-"     THEN jsonb_build_object('new', expires_at) END,"
-"   'replaces', CASE WHEN replaces IS NOT NULL"
-"     THEN jsonb_build_object('new', replaces) END))"
-"  FROM new_keys WHERE created_at = now()";
+#define AUDIT_INSERT \
+	INSERT_EVENTS \
+	" SELECT tenant, key_id," \
+	"  CASE digest_kind WHEN 'native' THEN 'created' ELSE 'imported' END," WHO "," \
+	"  jsonb_strip_nulls(jsonb_build_object(" \
+	"   'name', jsonb_build_object('new', name)," \
+	"   'environment', jsonb_build_object('new', environment)," \
+	"   'expires_at', CASE WHEN expires_at IS NOT NULL" \
+	"     THEN jsonb_build_object('new', expires_at) END," \
+	"   'replaces', CASE WHEN replaces IS NOT NULL" \
+	"     THEN jsonb_build_object('new', replaces) END))" \
+	"  FROM new_keys WHERE created_at = now()"
 
-static const char *const audit_update =
-INSERT_EVENTS
-" SELECT n.tenant, n.key_id,"
-"  CASE WHEN c.changes ? 'revoked_at' THEN 'revoked'"
-"   WHEN c.changes ? 'grace_until' AND o.grace_until IS NULL THEN 'rotated'"
-"   WHEN c.changes ? 'enabled' AND n.enabled THEN 'enabled'"
-"   WHEN c.changes ? 'enabled' THEN 'disabled'"
-"   ELSE 'updated' END," WHO ", c.changes"
-"  FROM old_keys o JOIN new_keys n USING (key_id)"
-"   CROSS JOIN LATERAL"
-"   (SELECT jsonb_object_agg(a.key,"
-"      jsonb_build_object('old', b.value, 'new', a.value)) AS changes"
-"     FROM jsonb_each(to_jsonb(n) - $4) a"
-"      JOIN jsonb_each(to_jsonb(o)) b USING (key)"
-"     WHERE a.value <> b.value) c"
-"  WHERE c.changes IS NOT NULL";
+#define AUDIT_UPDATE \
+	INSERT_EVENTS \
+	" SELECT n.tenant, n.key_id," \
+	"  CASE WHEN c.changes ? 'revoked_at' THEN 'revoked'" \
+	"   WHEN c.changes ? 'grace_until' AND o.grace_until IS NULL THEN 'rotated'" \
+	"   WHEN c.changes ? 'enabled' AND n.enabled THEN 'enabled'" \
+	"   WHEN c.changes ? 'enabled' THEN 'disabled'" \
+	"   ELSE 'updated' END," WHO ", c.changes" \
+	"  FROM old_keys o JOIN new_keys n USING (key_id)" \
+	"   CROSS JOIN LATERAL" \
+	"   (SELECT jsonb_object_agg(a.key," \
+	"      jsonb_build_object('old', b.value, 'new', a.value)) AS changes" \
+	"     FROM jsonb_each(to_jsonb(n) - $4) a" \
+	"      JOIN jsonb_each(to_jsonb(o)) b USING (key)" \
+	"     WHERE a.value <> b.value) c" \
+	"  WHERE c.changes IS NOT NULL"
 
-static const char *const audit_delete =
-INSERT_EVENTS
-" SELECT o.tenant, o.key_id, 'deleted'," WHO ","
-"  (SELECT jsonb_object_agg(a.key, jsonb_build_object('old', a.value))"
-"    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(o) - $4)) a)"
-"  FROM old_keys o";
+#define AUDIT_DELETE \
+	INSERT_EVENTS \
+	" SELECT o.tenant, o.key_id, 'deleted'," WHO "," \
+	"  (SELECT jsonb_object_agg(a.key, jsonb_build_object('old', a.value))" \
+	"    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(o) - $4)) a)" \
+	"  FROM old_keys o"
 
 /* Whether a row of key_events has a number that the sequence has yet to give. */
 #define NUMBER_IS_TAKEN \
@@ -101,8 +101,23 @@ INSERT_EVENTS
 	"  rk_apikeys.key_events_event_id_seq s" \
 	" WHERE e.last > s.last_value OR (e.last = s.last_value AND NOT s.is_called)"
 
+/*
+ * The plan of a statement's events is kept if the statement changes few rows.
+ * It joins them in a way that would be slow for many.
+ */
+#define FEW_ROWS 16
+
+/* The query of a statement's events, with its kept plans. */
+typedef struct Audit
+{
+	const char *query;
+	SPIPlanPtr	plan;
+	SPIPlanPtr	telling;		/* returns the events, for NOTIFY */
+	bool		few;			/* of this call */
+} Audit;
+
 static Datum audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
-						 const char *query);
+						 Audit *audit);
 static void insert_events(void *arg);
 static bool notify_has_room(void);
 static void notify_events(void);
@@ -115,35 +130,43 @@ PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_delete);
 Datum
 rk_apikeys_keys_audit_insert(PG_FUNCTION_ARGS)
 {
-	return audit_write(fcinfo, "api_keys_audit_insert", audit_insert);
+	static Audit audit = {.query = AUDIT_INSERT};
+
+	return audit_write(fcinfo, "api_keys_audit_insert", &audit);
 }
 
 /* api_keys_audit_update, AFTER UPDATE, FOR EACH STATEMENT. */
 Datum
 rk_apikeys_keys_audit_update(PG_FUNCTION_ARGS)
 {
-	return audit_write(fcinfo, "api_keys_audit_update", audit_update);
+	static Audit audit = {.query = AUDIT_UPDATE};
+
+	return audit_write(fcinfo, "api_keys_audit_update", &audit);
 }
 
 /* api_keys_audit_delete, AFTER DELETE, FOR EACH STATEMENT. */
 Datum
 rk_apikeys_keys_audit_delete(PG_FUNCTION_ARGS)
 {
-	return audit_write(fcinfo, "api_keys_audit_delete", audit_delete);
+	static Audit audit = {.query = AUDIT_DELETE};
+
+	return audit_write(fcinfo, "api_keys_audit_delete", &audit);
 }
 
 /* Insert the events of a statement, as the owner of api_keys. */
 static Datum
-audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
-			const char *query)
+audit_write(FunctionCallInfo fcinfo, const char *trigger_name, Audit *audit)
 {
 	TriggerData *trigger = guard_trigger(fcinfo, trigger_name);
+	Tuplestorestate *rows = trigger->tg_newtable != NULL ?
+		trigger->tg_newtable : trigger->tg_oldtable;
 
+	audit->few = tuplestore_tuple_count(rows) <= FEW_ROWS;
 	SPI_connect();
 	if (SPI_register_trigger_data(trigger) < 0)
 		elog(ERROR, "could not register the changed rows");
 	caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
-						insert_events, unconstify(char *, query));
+						insert_events, audit);
 	SPI_finish();
 	return PointerGetDatum(NULL);
 }
@@ -152,7 +175,8 @@ audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 static void
 insert_events(void *arg)
 {
-	const char *query = arg;
+	Audit	   *audit = arg;
+	const char *query = audit->query;
 	Oid			types[4] = {TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID};
 	Datum		values[4] = {0};
 	char		nulls[4] = {' ', 'n', ' ', ' '};
@@ -169,7 +193,21 @@ insert_events(void *arg)
 	if (notify)
 		query = psprintf("%s RETURNING event, key_id", query);
 	values[3] = PointerGetDatum(columns_not_told());
-	SPI_execute_with_args(query, 4, types, values, nulls, false, 0);
+	if (audit->few)
+	{
+		SPIPlanPtr *plan = notify ? &audit->telling : &audit->plan;
+
+		if (*plan == NULL)
+		{
+			SPIPlanPtr	made = SPI_prepare(query, 4, types);
+
+			SPI_keepplan(made);
+			*plan = made;
+		}
+		SPI_execute_plan(*plan, values, nulls, false, 0);
+	}
+	else
+		SPI_execute_with_args(query, 4, types, values, nulls, false, 0);
 	if (notify)
 		notify_events();
 }

@@ -67,6 +67,7 @@ static void copy_settings(KeyTuple *key, KeyTuple *old);
 static HeapTuple repack(TriggerData *trigger, HeapTuple row, KeyTuple *key);
 static bool column_differs(TriggerData *trigger, int column);
 static void make_token(KeyTuple *key);
+static void set_defaults(KeyTuple *key);
 static void make_imported(KeyTuple *key);
 static bool same_text(Datum a, text *b);
 static const StoredKey *find_principal(void);
@@ -186,6 +187,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 			same_text(old.key_id, cstring_to_text(guard_rotation.key_id)))
 			copy_settings(key, &old.key);
 	}
+	set_defaults(key);
 	memset(all, true, sizeof(all));
 	check_settings(key->values, key->nulls, all, DatumGetTimestampTz(now));
 	check_principal(key, all);
@@ -533,6 +535,31 @@ make_token(KeyTuple *key)
 		explicit_bzero(token, sizeof(token));
 	}
 	PG_END_TRY();
+}
+
+/* Set the columns of a new key that are NULL to their defaults. */
+static void
+set_defaults(KeyTuple *key)
+{
+	if (ISNULL(key, KEY_TENANT))
+	{
+		char	   *tenant = session_tenant();
+
+		if (tenant != NULL)
+			set_value(key, KEY_TENANT, CStringGetTextDatum(tenant));
+	}
+	if (ISNULL(key, KEY_DESCRIPTION))
+		set_value(key, KEY_DESCRIPTION, CStringGetTextDatum(""));
+	if (ISNULL(key, KEY_ENVIRONMENT))
+		set_value(key, KEY_ENVIRONMENT,
+				  CStringGetTextDatum(settings_default_environment));
+	if (ISNULL(key, KEY_SCOPES))
+		set_value(key, KEY_SCOPES, PointerGetDatum(construct_empty_array(TEXTOID)));
+	if (ISNULL(key, KEY_METADATA))
+		set_value(key, KEY_METADATA,
+				  DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
+	if (ISNULL(key, KEY_ENABLED))
+		set_value(key, KEY_ENABLED, BoolGetDatum(true));
 }
 
 /*
