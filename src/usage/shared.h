@@ -14,11 +14,6 @@
 #define USAGE_PARTITIONS 64
 
 /*
- * Counters of the entries of each tenant of a database.  A tenant has a counter
- * in each row, which it shares with the tenants of the same hash.  The lower of
- * the two is the tenant's count, or more.
- */
-/*
  * So many eighths of the entries are in use when rounds begin to make room, and
  * when a tenant's share counts.  One tenant can fill the eighth between them
  * until the next round.
@@ -26,6 +21,11 @@
 #define USAGE_ROOM_EIGHTHS 6
 #define USAGE_SHARE_EIGHTHS 7
 
+/*
+ * Counters of the entries of each tenant of a database.  A tenant has a counter
+ * in each row, which it shares with the tenants of the same hash.  The lower of
+ * the two is the tenant's count, or more.
+ */
 #define USAGE_SHARE_ROWS 2
 #define USAGE_SHARES 1024
 
