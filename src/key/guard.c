@@ -364,11 +364,15 @@ lock_principal(void *arg)
 		HeapTuple	row = SPI_tuptable->vals[0];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
+		Datum		revoked_at = SPI_getbinval(row, desc, 1, &isnull);
 
-		(void) SPI_getbinval(row, desc, 1, &isnull);
-		/* A key may make another key, and then revoke itself. */
+		/*
+		 * A key may make another key, and then revoke itself.  The row alone may
+		 * be this transaction's by a change after another's revocation.
+		 */
 		good = isnull ||
-			TransactionIdIsCurrentTransactionId(DatumGetTransactionId(SPI_getbinval(row, desc, 2, &isnull)));
+			(DatumGetTimestampTz(revoked_at) == GetCurrentTransactionStartTimestamp() &&
+			 TransactionIdIsCurrentTransactionId(DatumGetTransactionId(SPI_getbinval(row, desc, 2, &isnull))));
 	}
 	SPI_finish();
 	if (!good)

@@ -100,8 +100,9 @@ rk_apikeys_create_key(PG_FUNCTION_ARGS)
  * right to their columns, only to grace_until, replaces, and expires_at if given.
  *
  * Raise 22023 if grace is NULL or negative, 42704 if the caller sees no such
- * key, and 55000 if the key is revoked, has expired or was rotated.  Else raise
- * the errors of the INSERT.
+ * key, and 55000 if the key is revoked, has expired or was rotated, or if a
+ * trigger of a DBA has refused the successor.  Else raise the errors of the
+ * INSERT.
  */
 Datum
 rk_apikeys_rotate_key(PG_FUNCTION_ARGS)
@@ -157,6 +158,12 @@ rk_apikeys_rotate_key(PG_FUNCTION_ARGS)
 		guard_rotation = before;
 	}
 	PG_END_TRY();
+	if (fcinfo->isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("API key \"%s\" cannot be rotated: a trigger refused its successor",
+						TextDatumGetCString(values[0])),
+				 errhint("Look at the triggers of table rk_apikeys.api_keys.")));
 	return result;
 }
 

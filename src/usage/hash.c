@@ -190,12 +190,12 @@ usage_hash_find(const UsageTarget *target)
 	return entry;
 }
 
-/* Return whether seven eighths of the entries are in use. */
+/* Return whether so many eighths of the entries are in use. */
 bool
-usage_hash_is_nearly_full(void)
+usage_hash_is_filled(int eighths)
 {
 	return pg_atomic_read_u32(&usage_shared->tracked) >=
-		(uint32) (usage_shared->max_tracked - usage_shared->max_tracked / 8);
+		(uint32) (usage_shared->max_tracked - usage_shared->max_tracked / 8 * (8 - eighths));
 }
 
 /*
@@ -211,7 +211,7 @@ usage_hash_has_room(Oid database, uint64 tenant)
 
 	if (tracked >= max_tracked)
 		return false;
-	if (!usage_hash_is_nearly_full())
+	if (!usage_hash_is_filled(USAGE_SHARE_EIGHTHS))
 		return true;
 	for (int row = 0; row < USAGE_SHARE_ROWS; row++)
 		if (pg_atomic_read_u32(share_of(database, tenant, row)) < max_tracked - tracked)

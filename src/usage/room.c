@@ -86,7 +86,7 @@ usage_evict(void)
 	UsageEntry *entry;
 	UsageWalk	walk = {.wanted = is_evictable, .arg = &now_ns, .at = from};
 
-	if (!usage_hash_is_nearly_full())
+	if (!usage_hash_is_filled(USAGE_ROOM_EIGHTHS))
 		return;
 	keys = palloc_extended(mul_size(room, sizeof(UsageKey)), MCXT_ALLOC_HUGE);
 	for (int turn = 0; turn < 2; turn++)
@@ -130,7 +130,7 @@ usage_crowded_databases(void)
 	UsageEntry *entry;
 	UsageWalk	walk = {.wanted = is_held, .arg = &held};
 
-	if (!usage_hash_is_nearly_full())
+	if (!usage_hash_is_filled(USAGE_ROOM_EIGHTHS))
 		return NIL;
 	while ((entry = usage_hash_next(&walk)) != NULL)
 	{
@@ -152,7 +152,7 @@ usage_sweep(void)
 	Oid			extension;
 	Oid			table;
 
-	if (!usage_hash_is_nearly_full())
+	if (!usage_hash_is_filled(USAGE_ROOM_EIGHTHS))
 		return;
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());

@@ -14,6 +14,14 @@
 #define USAGE_PARTITIONS 64
 
 /*
+ * So many eighths of the entries are in use when rounds begin to make room, and
+ * when a tenant's share counts.  One tenant can fill the eighth between them
+ * until the next round.
+ */
+#define USAGE_ROOM_EIGHTHS 6
+#define USAGE_SHARE_EIGHTHS 7
+
+/*
  * Counters of the entries of each tenant of a database.  A tenant has a counter
  * in each row, which it shares with the tenants of the same hash.  The lower of
  * the two is the tenant's count, or more.
@@ -159,7 +167,7 @@ extern void usage_hash_target(UsageTarget *target, Oid database,
 							  const char *key_id);
 extern void usage_hash_prefetch(const UsageTarget *target);
 extern UsageEntry *usage_hash_find(const UsageTarget *target);
-extern bool usage_hash_is_nearly_full(void);
+extern bool usage_hash_is_filled(int eighths);
 extern bool usage_hash_has_room(Oid database, uint64 tenant);
 extern UsageEntry *usage_hash_add(const UsageTarget *target, uint64 tenant,
 								  bool fair);

@@ -60,5 +60,14 @@ SELECT secret IS NOT NULL AS shown FROM rk_apikeys.rotate_key((SELECT key_id FRO
 SELECT round(extract(epoch FROM expires_in) / 86400) AS days FROM rk_apikeys.keys WHERE grace_until IS NULL;
 RESET ROLE;
 ALTER TABLE rk_apikeys.api_keys ALTER expires_at DROP DEFAULT;
+-- A trigger of a DBA that refuses the successor keeps the old key as it is. A new key that it refuses is NULL, as an INSERT makes none.
+CREATE FUNCTION pg_temp.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER refuse BEFORE INSERT ON rk_apikeys.api_keys FOR EACH ROW EXECUTE FUNCTION pg_temp.refuse();
+SET ROLE rk_test_manager;
+SELECT rk_apikeys.create_key('x') IS NULL AS refused;
+SELECT rk_apikeys.rotate_key((SELECT key_id FROM rk_apikeys.keys WHERE grace_until IS NULL)); -- fails: no successor
+SELECT count(*) FROM rk_apikeys.keys WHERE grace_until IS NULL;
+RESET ROLE;
+DROP TRIGGER refuse ON rk_apikeys.api_keys;
 DELETE FROM rk_apikeys.api_keys;
 TRUNCATE rk_apikeys.key_events, rk_apikeys.key_usage_daily;

@@ -59,13 +59,14 @@ sub use_pending
 }
 use_pending(2);
 sql_as($old, 'boss', 'SELECT rk_apikeys.flush_usage()', 'pending');
+my %columns = map { $_ => columns($old, $_) } 'postgres', 'first';
 my %before = map { $_ => contents($old, $_) } 'postgres', 'first';
 
 # What holds in the new cluster, however the keys came there
 sub check
 {
 	my ($new, $how) = @_;
-	is_deeply(contents($new, $_), $before{$_}, "$how: every row is there, and no other: $_") foreach sort keys %before;
+	is_deeply(contents($new, $_, $columns{$_}), $before{$_}, "$how: every row is there, and no other: $_") foreach sort keys %before;
 	is_deeply(verdicts($new, $token), $expected, "$how: every token has the verdict it had");
 	is($new->safe_psql('first', "SELECT rk_apikeys.verify('$first_token')"), 't', "$how: that of 0.1 too");
 	is(sql_as($new, 'boss', 'SELECT rk_apikeys.flush_usage() > 0'), 't', "$how: usage is flushed");
