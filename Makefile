@@ -21,7 +21,7 @@ PG_CPPFLAGS += -DRK_APIKEYS_VERSION='"$(EXTVERSION)"'
 
 # A table of contents: the first makes the extension and the roles, the last removes them.
 REGRESS = install tokens tables roles create guard verify verdict lifecycle rotate columns \
-	import list_keys views audit acl principal cascade attacks badinput uninstall
+	import list_keys views orm_keys audit acl principal cascade attacks badinput uninstall
 REGRESS_OPTS = --inputdir=test
 
 # Each a race between sessions.

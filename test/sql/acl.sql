@@ -53,6 +53,11 @@ SELECT tgrelid::regclass AS "table", tgname AS trigger, tgfoid::regproc AS funct
   FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid WHERE relnamespace = 'rk_apikeys'::regnamespace AND NOT tgisinternal
   ORDER BY tgrelid::regclass::text COLLATE "C", tgname COLLATE "C";
 
+-- Rules, except those that make a view. A rule runs with its view's owner's rights on the relation that it names: see orm_keys.
+SELECT ev_class::regclass AS view, rulename AS rule, ev_type AS event, is_instead AS instead, ev_enabled AS fires
+  FROM pg_rewrite JOIN pg_class c ON c.oid = ev_class WHERE relnamespace = 'rk_apikeys'::regnamespace AND rulename <> '_RETURN'
+  ORDER BY ev_class::regclass::text COLLATE "C", rulename COLLATE "C";
+
 -- Functions. By default would be by anybody: each says it.
 SELECT oid::regprocedure AS function, pg_temp.named(proowner) AS owner, (SELECT lanname FROM pg_language l WHERE l.oid = prolang) AS language,
     provolatile AS volatility, proparallel AS parallel, proisstrict AS strict, prosecdef AS definer, proleakproof AS leakproof, proconfig AS settings,
