@@ -101,14 +101,14 @@ GRANT EXECUTE ON FUNCTION
 GRANT INSERT, UPDATE, DELETE ON rk_apikeys.orm_keys TO rk_apikeys_manager, rk_apikeys_admin;
 GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
     metadata, enabled, expires_at, replaces, owner, key_id, grace_until, revoked_at, revoked_reason,
-    created_at, created_by, updated_at, updated_by),
+    created_at, created_by, updated_at, updated_by, parent),
   UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
     expires_at, grace_until, revoked_at, revoked_reason, owner),
   DELETE
   ON rk_apikeys.keys TO rk_apikeys_manager, rk_apikeys_admin;
 GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
     metadata, enabled, expires_at, replaces, owner, key_id, grace_until, revoked_at, revoked_reason,
-    created_at, created_by, updated_at, updated_by),
+    created_at, created_by, updated_at, updated_by, parent),
   UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
     expires_at, grace_until, revoked_at, revoked_reason, owner),
   DELETE

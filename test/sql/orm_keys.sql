@@ -6,8 +6,8 @@ SET ROLE rk_test_manager;
 -- Every column, as a tool sends a new object and reads it back.
 INSERT INTO rk_apikeys.orm_keys (key_id, tenant, name, description, environment, masked_key, status, enabled, scopes, allowed_cidrs,
     rate_limit, rate_window, metadata, expires_at, expires_in, last_used_at, use_count, replaces, grace_until, revoked_at, revoked_reason,
-    created_at, created_by, updated_at, updated_by, secret, family, owner)
-  VALUES (NULL, NULL, 'orm all', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    created_at, created_by, updated_at, updated_by, secret, parent, last_used_addr, family, owner)
+  VALUES (NULL, NULL, 'orm all', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
     NULL, NULL, NULL, NULL, NULL, NULL, NULL)
   RETURNING tenant, name, description, environment, status, enabled, scopes, allowed_cidrs, rate_limit, metadata, expires_at, use_count,
     replaces, owner, masked_key = rk_apikeys.mask(secret) AS masks_it, key_id = split_part(secret, '_', 3) AS names_it,
@@ -47,7 +47,7 @@ RESET ROLE;
 CREATE FUNCTION pg_temp.sample(name text, type text) RETURNS text LANGUAGE sql AS $$
   SELECT CASE WHEN name = 'created_at' THEN '''2001-01-01''' WHEN name = 'environment' THEN '''qa''' WHEN name = 'tenant' THEN 'current_user' ELSE
     CASE type WHEN 'text' THEN '''x''' WHEN 'text[]' THEN '''{x}''' WHEN 'cidr[]' THEN '''{10.0.0.0/8}''' WHEN 'integer' THEN '7' WHEN 'bigint' THEN '7'
-      WHEN 'interval' THEN '''2 min''' WHEN 'jsonb' THEN '''{"x": 1}''' WHEN 'boolean' THEN 'false'
+      WHEN 'interval' THEN '''2 min''' WHEN 'jsonb' THEN '''{"x": 1}''' WHEN 'boolean' THEN 'false' WHEN 'inet' THEN '''192.0.2.1'''
       WHEN 'timestamp with time zone' THEN CASE name WHEN 'revoked_at' THEN 'now()' ELSE 'now() + interval ''1 hour''' END END END $$;
 -- What a statement answers, or its error: the words where a right lacks. Then the statement is undone.
 CREATE FUNCTION pg_temp.try(statement text) RETURNS text LANGUAGE plpgsql AS $$
@@ -138,7 +138,7 @@ orm copy 1	text	{a,b}	f	\N	\N	x	x
 orm copy 2	\N	\N	\N	\N	\N	\N	\N
 \.
 COPY rk_apikeys.orm_keys FROM STDIN;
-\N	\N	orm copy 3	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N
+\N	\N	orm copy 3	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N
 \.
 SELECT name, description, scopes, enabled, status FROM rk_apikeys.orm_keys WHERE name LIKE 'orm copy%' ORDER BY name;
 COPY rk_apikeys.orm_keys (name, created_by) FROM STDIN; -- fails: a column that may not be given
