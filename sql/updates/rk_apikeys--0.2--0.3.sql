@@ -510,9 +510,10 @@ CREATE OR REPLACE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
     rk_apikeys.reveal(k.key_id) AS secret,
     k.parent,
     -- The address of the later use, as a flush would store it.
-    (SELECT coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(k.key_id) THEN u.last_used_addr END,
-        rk_apikeys._live_last_used_addr(k.key_id), u.last_used_addr)
-      FROM (SELECT) one LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id) AS last_used_addr,
+    coalesce((SELECT CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(k.key_id) THEN u.last_used_addr
+          ELSE coalesce(rk_apikeys._live_last_used_addr(k.key_id), u.last_used_addr) END
+        FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_last_used_addr(k.key_id)) AS last_used_addr,
     coalesce(k.family, k.key_id) AS family, k.owner
   FROM rk_apikeys.api_keys k;
 COMMENT ON COLUMN rk_apikeys.keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';

@@ -288,8 +288,8 @@ look_for_caller(FunctionCallInfo fcinfo, UsageLook *look)
 
 	/* First whether there is an entry: most keys of a list have none. */
 	return VARSIZE_ANY_EXHDR(key_id) == TOKEN_KEY_ID_LEN &&
-		usage_look(VARDATA_ANY(key_id), NULL, look) &&
+		usage_look(VARDATA_ANY(key_id), look) &&
 		find_viewer(&tenant, &environment) &&
 		(environment == NULL || strcmp(look->environment, environment) == 0) &&
-		(tenant == NULL || usage_look(VARDATA_ANY(key_id), tenant, look));
+		(tenant == NULL || usage_look_is_of(look, tenant));
 }

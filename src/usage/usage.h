@@ -47,7 +47,9 @@ typedef struct UsageLook
 	char		environment[TOKEN_NAME_MAX + 1];	/* of the key */
 	TimestampTz last_used_at;	/* 0: never */
 	int64		use_count;
-	bool		has_addr;		/* of usage_look() alone */
+	/* Of usage_look() alone */
+	uint64		tenant;			/* a hash */
+	bool		has_addr;
 	inet_struct addr;
 } UsageLook;
 
@@ -104,7 +106,8 @@ extern LimitResult usage_limit(const StoredKey *key, int cost,
 							   TimestampTz now, int64 *wait, int64 *ahead);
 
 /* look.c */
-extern bool usage_look(const char *key_id, const char *tenant, UsageLook *look);
+extern bool usage_look(const char *key_id, UsageLook *look);
+extern bool usage_look_is_of(const UsageLook *look, const char *tenant);
 extern UsageLook *usage_look_all(const char *tenant, TimestampTz taken,
 								 int *count);
 extern void usage_totals(UsageTotals *totals);
