@@ -123,13 +123,13 @@ UPDATE rk_apikeys.orm_keys SET expires_at = expires_at WHERE name = 'orm update'
 UPDATE rk_apikeys.orm_keys SET expires_at = NULL, rate_limit = NULL WHERE name = 'orm update' RETURNING expires_at, rate_limit;
 UPDATE rk_apikeys.orm_keys SET enabled = false, description = 'set' WHERE name = 'orm update' RETURNING status;
 UPDATE rk_apikeys.orm_keys SET enabled = DEFAULT, description = DEFAULT WHERE name = 'orm update' RETURNING status, description;
-UPDATE rk_apikeys.orm_keys o SET description = v.d FROM (VALUES ('orm one', '1'), ('orm two', '2')) v(n, d) WHERE o.name = v.n RETURNING o.name, o.description;
+WITH changed AS (UPDATE rk_apikeys.orm_keys o SET description = v.d FROM (VALUES ('orm one', '1'), ('orm two', '2')) v(n, d) WHERE o.name = v.n RETURNING o.name, o.description) SELECT * FROM changed ORDER BY name;
 UPDATE rk_apikeys.orm_keys SET revoked_at = now(), revoked_reason = 'why' WHERE name = 'orm update' RETURNING status, revoked_reason;
 UPDATE rk_apikeys.orm_keys SET revoked_at = date_trunc('milliseconds', revoked_at), description = 'late' WHERE name = 'orm update' RETURNING status, description;
 UPDATE rk_apikeys.orm_keys SET revoked_at = NULL WHERE name = 'orm update'; -- fails: a revocation is final
 SELECT event, changes - 'created_at' - 'revoked_at' AS changes FROM rk_apikeys.key_events
   WHERE key_id = (SELECT key_id FROM rk_apikeys.keys WHERE name = 'orm update') AND event <> 'created' ORDER BY event_id;
-DELETE FROM rk_apikeys.orm_keys WHERE name IN ('orm update', 'orm one') RETURNING name, secret;
+WITH deleted AS (DELETE FROM rk_apikeys.orm_keys WHERE name IN ('orm update', 'orm one') RETURNING name, secret) SELECT * FROM deleted ORDER BY name;
 SELECT count(*) FROM rk_apikeys.key_events WHERE event = 'deleted' AND changes #>> '{name,old}' IN ('orm update', 'orm one');
 
 -- COPY
