@@ -5,7 +5,7 @@
  * Trust: caller_run_as_owner() is the only place in the extension that raises
  * rights.  Its callers write events, usage rows, revocations by token, and the
  * rows of functions that only rk_apikeys_admin or a sender's role may execute.
- * One caller only reads: key/health.c.
+ * Two only read: the pepper ids of keys, and the row of a replaced key.
  * doc/architecture.md lists each caller with its reason.  While the function
  * runs, caller_role() still returns the role that called.
  */

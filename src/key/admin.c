@@ -195,11 +195,14 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 		"  AND NOT EXISTS (SELECT FROM rk_apikeys.api_keys c WHERE c.parent = k.key_id)",
 		.nargs = 1, .types = &type, .values = &value
 	};
+	Oid			table = store_table("api_keys", false);
+	AttrNumber	parent;
 
 	principal_refuse();
 	check_older_than(fcinfo);
-	/* The SQL of 0.2 has no children. */
-	if (get_attnum(store_table("api_keys", false), "parent") == InvalidAttrNumber)
+	/* The SQL of 0.2 has no children.  A column of another type is a DBA's. */
+	parent = get_attnum(table, "parent");
+	if (parent == InvalidAttrNumber || get_atttype(table, parent) != TEXTOID)
 		query.query = "DELETE FROM rk_apikeys.api_keys"
 			" WHERE least(revoked_at, expires_at, grace_until) < now() - $1";
 	run_as_owner(&query);

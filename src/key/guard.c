@@ -31,8 +31,6 @@
 #include "utils/timestamp.h"
 
 #include "base/caller.h"
-#include "base/grant.h"
-#include "base/limiter.h"
 #include "base/now.h"
 #include "base/principal.h"
 #include "base/settings.h"
@@ -40,6 +38,7 @@
 #include "compat.h"
 #include "key/check.h"
 #include "key/columns.h"
+#include "key/delegate.h"
 #include "key/guard.h"
 #include "key/issued.h"
 #include "key/session.h"
@@ -70,18 +69,11 @@ static void make_token(KeyTuple *key);
 static void set_defaults(KeyTuple *key);
 static void make_imported(KeyTuple *key);
 static bool same_text(Datum a, text *b);
-static const StoredKey *find_principal(void);
-static char *scope_beyond(const StoredKey *principal, KeyTuple *key);
-static void check_principal_old(KeyTuple *key);
-static void check_principal(KeyTuple *key, const bool *changed);
-static bool limit_is_beyond(const StoredKey *principal, KeyTuple *key);
 static void check_replaces(KeyTuple *key);
 static void set_family(KeyTuple *key, const Replaced *old);
 static void check_transition(KeyTuple *old, KeyTuple *new,
 							 const bool *changed, Relation rel);
 static void delete_usage(void *arg);
-static void lock_principal(void *arg);
-static void principal_no_longer_good(const char *key_id);
 
 /* The rotation whose successor rotate_key() inserts. */
 GuardRotation guard_rotation = {NULL, false};
@@ -190,7 +182,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 	set_defaults(key);
 	memset(all, true, sizeof(all));
 	check_settings(key->values, key->nulls, all, DatumGetTimestampTz(now));
-	check_principal(key, all);
+	delegate_check(key->values, key->nulls, all);
 	if (!ISNULL(key, KEY_REPLACES))
 		check_replaces(key);
 	if (principal_is_set())
@@ -244,8 +236,8 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 	/* With borrowed rights, revoke_token() and a flush give a key no rights. */
 	if (!caller_borrows())
 	{
-		check_principal_old(old);
-		check_principal(new, changed);
+		delegate_check_old(old->values);
+		delegate_check(new->values, new->nulls, changed);
 	}
 	if (!caller_owns(RelationGetRelid(trigger->tg_relation)))
 		check_transition(old, new, changed, trigger->tg_relation);
@@ -279,7 +271,7 @@ rk_apikeys_keys_settle(PG_FUNCTION_ARGS)
 		KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
 
 		if (!caller_borrows())
-			check_principal_old(key);
+			delegate_check_old(key->values);
 		if (OidIsValid(usage = store_table("key_usage", true)))
 			caller_run_as_owner(usage, delete_usage,
 								DatumGetPointer(VALUE(key, KEY_KEY_ID)));
@@ -318,7 +310,7 @@ rk_apikeys_keys_parent(PG_FUNCTION_ARGS)
 
 	if (principal != NULL)
 		caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
-							lock_principal, unconstify(char *, principal));
+							delegate_lock, unconstify(char *, principal));
 	return PointerGetDatum(NULL);
 }
 
@@ -337,46 +329,6 @@ delete_usage(void *arg)
 	now_execute(&plan, "DELETE FROM rk_apikeys.key_usage WHERE key_id = $1",
 				1, &type, &key_id);
 	SPI_finish();
-}
-
-/*
- * OwnerWork: lock the row of a principal whose key another key is about to be
- * committed for.  Raise 42501 if another transaction has revoked or deleted the
- * principal's key.
- *
- * Locking: a revocation locks the row too.  If the revocation comes first, this
- * function waits, and then raises.  If this function comes first, the revocation
- * waits, and a cascade then sees the new key.  The lock is held until the end of
- * the transaction, so it is taken at COMMIT and not at the INSERT.
- */
-static void
-lock_principal(void *arg)
-{
-	static SPIPlanPtr plan = NULL;
-	Oid			type = TEXTOID;
-	Datum		key_id = CStringGetTextDatum(arg);
-	bool		good = false;
-
-	SPI_connect();
-	if (now_execute(&plan, "SELECT revoked_at, xmin FROM rk_apikeys.api_keys"
-					" WHERE key_id = $1 FOR SHARE", 1, &type, &key_id) > 0)
-	{
-		HeapTuple	row = SPI_tuptable->vals[0];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
-		Datum		revoked_at = SPI_getbinval(row, desc, 1, &isnull);
-
-		/*
-		 * A key may make another key, and then revoke itself.  The row alone may
-		 * be this transaction's by a change after another's revocation.
-		 */
-		good = isnull ||
-			(DatumGetTimestampTz(revoked_at) == GetCurrentTransactionStartTimestamp() &&
-			 TransactionIdIsCurrentTransactionId(DatumGetTransactionId(SPI_getbinval(row, desc, 2, &isnull))));
-	}
-	SPI_finish();
-	if (!good)
-		principal_no_longer_good(arg);
 }
 
 /* Return the columns of a row, palloc'd. */
@@ -592,144 +544,6 @@ same_text(Datum a, text *b)
 {
 	return DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID, a,
 												PointerGetDatum(b)));
-}
-
-/*
- * Return the principal that makes, changes or deletes a key; NULL without a
- * principal.  Raise 42501 if the principal is no longer good.
- */
-static const StoredKey *
-find_principal(void)
-{
-	const StoredKey *principal;
-
-	if (!principal_is_set())
-		return NULL;
-	principal = session_principal();
-	if (principal == NULL)
-		principal_no_longer_good(principal_key_id());
-	return principal;
-}
-
-/* Raise 42501 for a principal; NULL: one whose token was refused. */
-static void
-principal_no_longer_good(const char *key_id)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 key_id == NULL ?
-			 errmsg("authenticate() has refused a token in this transaction") :
-			 errmsg("API key \"%s\" is no longer good", key_id)));
-}
-
-/*
- * Return a scope of the key that the principal's scopes do not grant, palloc'd;
- * NULL if they grant all.
- */
-static char *
-scope_beyond(const StoredKey *principal, KeyTuple *key)
-{
-	Datum	   *scopes;
-	int			count;
-
-	deconstruct_array(DatumGetArrayTypeP(VALUE(key, KEY_SCOPES)), TEXTOID, -1,
-					  false, TYPALIGN_INT, &scopes, NULL, &count);
-	for (int i = 0; i < count; i++)
-		if (!grant_scope(principal->scopes, DatumGetTextPP(scopes[i])))
-			return TextDatumGetCString(scopes[i]);
-	return NULL;
-}
-
-/*
- * Check a key that a principal changes or deletes, as it was.  Raise 42501 if
- * the key has a scope that the principal's scopes do not grant.
- */
-static void
-check_principal_old(KeyTuple *key)
-{
-	const StoredKey *principal = find_principal();
-	char	   *scope;
-
-	if (principal != NULL && (scope = scope_beyond(principal, key)) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" cannot change or delete API key \"%s\"",
-						principal->key_id,
-						TextDatumGetCString(VALUE(key, KEY_KEY_ID))),
-				 errdetail("The key has scope \"%s\", which the caller's key does not have.",
-						   scope)));
-}
-
-/*
- * Check a key that a principal makes or changes.  Raise 42501 unless the key
- * has the principal's tenant and environment, only scopes that the principal's
- * scopes grant, and no value beyond the principal's own in a column that
- * changes.
- */
-static void
-check_principal(KeyTuple *key, const bool *changed)
-{
-	const StoredKey *principal = find_principal();
-	const char *beyond = NULL;
-	char	   *scope;
-
-	if (principal == NULL)
-		return;
-	if (!same_text(VALUE(key, KEY_TENANT), principal->tenant))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" cannot manage keys of another tenant",
-						principal->key_id)));
-	if (!same_text(VALUE(key, KEY_ENVIRONMENT), principal->environment))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" cannot manage keys of environment \"%s\"",
-						principal->key_id,
-						TextDatumGetCString(VALUE(key, KEY_ENVIRONMENT)))));
-	if ((scope = scope_beyond(principal, key)) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" cannot grant scope \"%s\", which it does not have",
-						principal->key_id, scope)));
-
-	if (changed[KEY_EXPIRES_AT - 1] &&
-		(ISNULL(key, KEY_EXPIRES_AT) ? principal->expires_at != DT_NOEND :
-		 DatumGetTimestampTz(VALUE(key, KEY_EXPIRES_AT)) > principal->expires_at))
-		beyond = "expires_at";
-	else if (changed[KEY_ALLOWED_CIDRS - 1] && principal->allowed_cidrs != NULL &&
-			 (ISNULL(key, KEY_ALLOWED_CIDRS) ||
-			  !grant_networks(principal->allowed_cidrs,
-							  DatumGetArrayTypeP(VALUE(key, KEY_ALLOWED_CIDRS)))))
-		beyond = "allowed_cidrs";
-	else if ((changed[KEY_RATE_LIMIT - 1] || changed[KEY_RATE_WINDOW - 1]) &&
-			 limit_is_beyond(principal, key))
-		beyond = "rate_limit";
-	if (beyond != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" cannot give a key \"%s\" beyond its own",
-						principal->key_id, beyond),
-				 errhint("Give a value within that of the key that authenticated.")));
-}
-
-/*
- * Return whether a key's rate limit lets more through than the principal's: more
- * at once, or more over time.
- */
-static bool
-limit_is_beyond(const StoredKey *principal, KeyTuple *key)
-{
-	int32		limit;
-
-	if (principal->rate_limit == 0)
-		return false;
-	if (ISNULL(key, KEY_RATE_LIMIT) || ISNULL(key, KEY_RATE_WINDOW))
-		return true;
-	limit = DatumGetInt32(VALUE(key, KEY_RATE_LIMIT));
-	return limit > principal->rate_limit ||
-		(double) limit * limiter_window(&principal->rate_window) >
-		(double) principal->rate_limit *
-		limiter_window(DatumGetIntervalP(VALUE(key, KEY_RATE_WINDOW)));
 }
 
 /*

@@ -116,15 +116,13 @@ extern void usage_state(UsageState *state);
 
 /* destination.c */
 extern bool usage_goes_to_primary(void);
+extern bool usage_is_discarded(void);
 
 /* pending.c */
 extern List *usage_begin_round(void);
 extern void usage_end_round(TimestampTz began);
 extern void usage_forget_database(Oid database);
 extern bool usage_note_recovery(void);
-
-/* destination.c */
-extern bool usage_is_discarded(void);
 
 /* room.c */
 extern void usage_evict(void);
