@@ -103,7 +103,7 @@
 
 /*
  * The plan of a statement's events is kept if the statement changes few rows.
- * It joins them in a way that would be slow for many.
+ * For many rows it would take about twice as long as a plan of their own.
  */
 #define FEW_ROWS 16
 

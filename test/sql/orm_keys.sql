@@ -246,6 +246,16 @@ DELETE FROM rk_apikeys.orm_keys WHERE name = 'orm anew' RETURNING name;
 ROLLBACK;
 UPDATE rk_apikeys.orm_keys SET description = 'again' WHERE name = 'orm plan' RETURNING description;
 
+-- Where triggers and rules of the origin do not fire, a write does nothing.
+RESET ROLE;
+SET session_replication_role = replica;
+INSERT INTO rk_apikeys.orm_keys (name, tenant) VALUES ('orm replica', 'rk_test_manager');
+UPDATE rk_apikeys.orm_keys SET description = 'replica' WHERE name = 'orm plan';
+DELETE FROM rk_apikeys.orm_keys WHERE name = 'orm plan';
+RESET session_replication_role;
+SELECT name, description FROM rk_apikeys.keys WHERE name IN ('orm replica', 'orm plan');
+SET ROLE rk_test_manager;
+
 DELETE FROM rk_apikeys.orm_keys WHERE name LIKE 'orm%';
 SELECT count(*) FROM rk_apikeys.keys WHERE name LIKE 'orm%';
 RESET ROLE;
