@@ -16,7 +16,8 @@ CREATE INDEX ON records (tenant, id);
 GRANT SELECT, INSERT, UPDATE, DELETE ON records TO records_api;
 
 -- One policy per verb. (SELECT … WHERE …) is asked once per statement, not per row, and is one condition on the index.
-ALTER TABLE records ENABLE ROW LEVEL SECURITY;
+-- Policies bind the table's owner only with FORCE. Superusers and roles with BYPASSRLS are never bound: no backend logs in as one.
+ALTER TABLE records ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY reads ON records FOR SELECT
   USING (tenant = (SELECT rk_apikeys.current_key_tenant() WHERE rk_apikeys.has_scope('records:read')));
 CREATE POLICY inserts ON records FOR INSERT

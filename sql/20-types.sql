@@ -49,7 +49,9 @@ CREATE TYPE rk_apikeys.listed_key AS (
   created_by text,
   updated_at timestamptz,
   updated_by text,
-  cursor text
+  cursor text,
+  parent text,
+  last_used_addr inet
 );
 COMMENT ON TYPE rk_apikeys.listed_key IS
   'A row of list_keys: the columns of the view keys except secret, and cursor. To get the next page, give the cursor of a page''s last row as "after".';

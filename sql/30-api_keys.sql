@@ -56,9 +56,19 @@ CREATE TABLE rk_apikeys.api_keys (
     octet_length(digest) = CASE digest_kind WHEN 'sha512' THEN 64 ELSE 32 END
     AND digest_kind IN ('native', 'sha256', 'sha512')),
   CONSTRAINT api_keys_pepper_id_check CHECK (pepper_id IS NULL OR (pepper_id > 0 AND digest_kind = 'native')),
-  CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 16),
+  CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 12),
   CONSTRAINT api_keys_owner_check CHECK (char_length(owner) BETWEEN 1 AND 200)
 );
+-- Without statistics the planner's estimates show a manager nothing of what other
+-- tenants wrote. Without those of tenant the planner also assumes 200 tenants, so
+-- that it plans no nested loop for a large tenant among many small ones.
+ALTER TABLE rk_apikeys.api_keys ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
+  ALTER name SET STATISTICS 0, ALTER description SET STATISTICS 0, ALTER prefix SET STATISTICS 0,
+  ALTER scopes SET STATISTICS 0, ALTER allowed_cidrs SET STATISTICS 0, ALTER metadata SET STATISTICS 0,
+  ALTER replaces SET STATISTICS 0, ALTER revoked_reason SET STATISTICS 0, ALTER created_by SET STATISTICS 0,
+  ALTER updated_by SET STATISTICS 0, ALTER hint SET STATISTICS 0, ALTER digest SET STATISTICS 0,
+  ALTER parent SET STATISTICS 0, ALTER start SET STATISTICS 0, ALTER family SET STATISTICS 0,
+  ALTER owner SET STATISTICS 0;
 -- For pages of a tenant's keys, ordered by created_at.
 CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);
 -- For pages of a tenant's keys, ordered by key id.

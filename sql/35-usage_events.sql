@@ -96,6 +96,14 @@ COMMENT ON COLUMN rk_apikeys.key_events.changes IS 'The old and new value of eac
 COMMENT ON INDEX rk_apikeys.key_events_key IS 'For the history of one key.';
 COMMENT ON SEQUENCE rk_apikeys.key_events_event_id_seq IS 'Numbers the events.';
 
+-- No statistics of what tenants write: see api_keys.
+ALTER TABLE rk_apikeys.key_usage ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
+  ALTER last_used_addr SET STATISTICS 0;
+ALTER TABLE rk_apikeys.key_usage_daily ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0;
+ALTER TABLE rk_apikeys.key_events ALTER tenant SET STATISTICS 0, ALTER key_id SET STATISTICS 0,
+  ALTER actor SET STATISTICS 0, ALTER role SET STATISTICS 0, ALTER principal SET STATISTICS 0,
+  ALTER client_addr SET STATISTICS 0, ALTER application_name SET STATISTICS 0, ALTER changes SET STATISTICS 0;
+
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage_daily', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_events', '');

@@ -40,6 +40,18 @@ ALTER TABLE rk_apikeys.api_keys ENABLE ALWAYS TRIGGER api_keys_settle_imported;
 COMMENT ON TRIGGER api_keys_settle_imported ON rk_apikeys.api_keys IS
   'Sends every session an invalidation message when an imported key is added.';
 
+-- Deferred, because until COMMIT the lock would let an open transaction hold up a
+-- revocation.
+CREATE FUNCTION rk_apikeys._keys_parent() RETURNS trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_parent';
+COMMENT ON FUNCTION rk_apikeys._keys_parent() IS
+  'Private: refuses the COMMIT of a key whose principal was revoked or deleted meanwhile.';
+CREATE CONSTRAINT TRIGGER api_keys_parent AFTER INSERT ON rk_apikeys.api_keys
+  DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW WHEN (NEW.parent IS NOT NULL) EXECUTE FUNCTION rk_apikeys._keys_parent();
+COMMENT ON TRIGGER api_keys_parent ON rk_apikeys.api_keys IS
+  'Refuses the COMMIT of a key whose principal was revoked or deleted meanwhile.';
+
 CREATE FUNCTION rk_apikeys._keys_audit_insert() RETURNS trigger
   LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_audit_insert';
 COMMENT ON FUNCTION rk_apikeys._keys_audit_insert() IS 'Private: writes the events created and imported.';

@@ -28,6 +28,12 @@ CREATE FUNCTION rk_apikeys._live_last_used_at(key_id text) RETURNS timestamptz
 COMMENT ON FUNCTION rk_apikeys._live_last_used_at(text) IS
   'Private: the last use of a key that shared memory knows. NULL if there is none, or if the caller may not see it.';
 
+CREATE FUNCTION rk_apikeys._live_last_used_addr(key_id text) RETURNS inet
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_live_last_used_addr';
+COMMENT ON FUNCTION rk_apikeys._live_last_used_addr(text) IS
+  'Private: the last address of a key that shared memory knows. NULL if there is none, or if the caller may not see it.';
+
 CREATE FUNCTION rk_apikeys._live_use_count(key_id text) RETURNS bigint
   LANGUAGE C STABLE STRICT PARALLEL SAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_live_use_count';
@@ -43,7 +49,8 @@ COMMENT ON FUNCTION rk_apikeys._live_usage() IS
 
 CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
   SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
-    k.prefix || '_' || k.environment || '_' || k.key_id || '_********' || coalesce(k.hint, '') AS masked_key,
+    coalesce(k.start, k.prefix || '_' || k.environment || '_' || k.key_id || '_') || '********'
+      || coalesce(k.hint, '') AS masked_key,
     rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) AS status,
     k.enabled, k.scopes, k.allowed_cidrs, k.rate_limit, k.rate_window, k.metadata,
     k.expires_at,
@@ -56,6 +63,12 @@ CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
     k.replaces, k.grace_until, k.revoked_at, k.revoked_reason,
     k.created_at, k.created_by, k.updated_at, k.updated_by,
     rk_apikeys.reveal(k.key_id) AS secret,
+    k.parent,
+    -- The address of the later use, as a flush would store it.
+    coalesce((SELECT CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(k.key_id) THEN u.last_used_addr
+          ELSE coalesce(rk_apikeys._live_last_used_addr(k.key_id), u.last_used_addr) END
+        FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_last_used_addr(k.key_id)) AS last_used_addr,
     coalesce(k.family, k.key_id) AS family, k.owner
   FROM rk_apikeys.api_keys k;
 -- For UPDATE ... SET column = DEFAULT, and for tools that read the defaults.
@@ -64,12 +77,14 @@ ALTER VIEW rk_apikeys.keys ALTER tenant SET DEFAULT rk_apikeys.current_tenant(),
   ALTER scopes SET DEFAULT '{}', ALTER metadata SET DEFAULT '{}', ALTER enabled SET DEFAULT true;
 COMMENT ON VIEW rk_apikeys.keys IS
   'The keys, masked. INSERT, UPDATE and DELETE work on this view. secret holds a new key''s token until the transaction ends, and is NULL ever after.';
-COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits.';
+COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits. Of an imported token: the start and the hint that import_key was given.';
 COMMENT ON COLUMN rk_apikeys.keys.status IS 'active, grace (rotated, but still accepted), rotated, disabled, expired or revoked.';
 COMMENT ON COLUMN rk_apikeys.keys.expires_in IS 'The time left before expires_at. 0 once expires_at has passed. NULL: for ever.';
 COMMENT ON COLUMN rk_apikeys.keys.last_used_at IS 'The last recorded use. NULL: never.';
 COMMENT ON COLUMN rk_apikeys.keys.use_count IS 'Recorded uses.';
 COMMENT ON COLUMN rk_apikeys.keys.secret IS 'The whole token of a key that this transaction has made. Otherwise NULL.';
+COMMENT ON COLUMN rk_apikeys.keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
+COMMENT ON COLUMN rk_apikeys.keys.last_used_addr IS 'The address of the last use that came with an address.';
 
 CREATE VIEW rk_apikeys.active_keys WITH (security_invoker = true) AS
   SELECT key_id, tenant, name, description, environment, masked_key, status, scopes,

@@ -5,6 +5,12 @@ CREATE FUNCTION rk_apikeys._page(query text, search text, status text, environme
 COMMENT ON FUNCTION rk_apikeys._page(text, text, text, text, text, text, text, boolean) IS
   'Private: runs the query that list_keys has built, with the caller''s rights, and keeps its plan.';
 
+CREATE FUNCTION rk_apikeys._searched_key_id(search text) RETURNS text
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_searched_key_id';
+COMMENT ON FUNCTION rk_apikeys._searched_key_id(text) IS
+  'Private: the key id of a search that is a token or a mask. NULL if it is neither, or an imported token whose key the caller may not see.';
+
 CREATE FUNCTION rk_apikeys.list_keys(search text DEFAULT NULL, status text DEFAULT NULL,
     environment text DEFAULT NULL, sort_by text DEFAULT 'created_at',
     descending boolean DEFAULT false, page_size integer DEFAULT 25,
@@ -19,6 +25,8 @@ DECLARE
   nullable boolean := false;
   usage_join text := '';
   direction text := CASE WHEN descending THEN 'DESC' ELSE 'ASC' END;
+  -- Whether an index gives the order, and the view has all columns of the conditions.
+  by_view boolean := sort_by IN ('key_id', 'created_at') AND coalesce(search, '') = '';
   beyond text := CASE WHEN descending THEN '<' ELSE '>' END;
   conditions text := '';
   page text;
@@ -74,7 +82,10 @@ BEGIN
     conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0
       OR strpos(lower(k.description), lower($1)) > 0
       OR strpos(lower(k.key_id), lower($1 COLLATE "C")) > 0
-      OR strpos(k.environment, lower($1 COLLATE "C")) > 0)$c$;
+      OR strpos(k.environment, lower($1 COLLATE "C")) > 0
+      OR k.key_id = (SELECT rk_apikeys._searched_key_id($1))
+      OR k.hint = $1
+      OR k.start || '********' || coalesce(k.hint, '') = $1)$c$;
   END IF;
   IF status IS NOT NULL THEN
     conditions := conditions ||
@@ -117,9 +128,9 @@ BEGIN
     END IF;
   END IF;
 
-  -- If an index has the order, read the page from the view. Otherwise sort
-  -- narrow rows, then join the page to the view.
-  page := format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN $q$
+  -- If possible, read the page from the view. Otherwise sort narrow rows, then
+  -- join the page to the view.
+  page := format(CASE WHEN by_view THEN $q$
       (SELECT k.*, %1$s AS sort_value FROM rk_apikeys.keys k
         WHERE true %3$s
         ORDER BY %1$s %4$s, k.key_id %4$s LIMIT %6$s)$q$
@@ -139,12 +150,15 @@ BEGIN
         v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
         v.created_at, v.created_by, v.updated_at, v.updated_by,
         encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || v.key_id
-          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex')
+          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex'),
+        v.parent,
+        coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(v.key_id) THEN u.last_used_addr END,
+          rk_apikeys._live_last_used_addr(v.key_id), u.last_used_addr)
       FROM %s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
       ORDER BY v.sort_value %s %s, v.key_id %2$s$q$,
       page, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END),
     search, status, environment, start_value, start_key, sort_by, descending);
 END $$;
 COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS
-  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
+  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally; or a whole token, a whole masked key, or the last 4 characters of a token. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
 

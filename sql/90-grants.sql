@@ -90,7 +90,9 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz),
   rk_apikeys._setting_interval(text), rk_apikeys._may_manage(), rk_apikeys._no_principal(),
   rk_apikeys._principal_environment(),
-  rk_apikeys._live_last_used_at(text), rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
+  rk_apikeys._live_last_used_at(text), rk_apikeys._live_last_used_addr(text),
+  rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
+  rk_apikeys._searched_key_id(text),
   rk_apikeys._page(text, text, text, text, text, text, text, boolean)
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 
@@ -99,33 +101,36 @@ GRANT EXECUTE ON FUNCTION
 GRANT INSERT, UPDATE, DELETE ON rk_apikeys.orm_keys TO rk_apikeys_manager, rk_apikeys_admin;
 GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
     metadata, enabled, expires_at, replaces, owner, key_id, grace_until, revoked_at, revoked_reason,
-    created_at, created_by, updated_at, updated_by),
+    created_at, created_by, updated_at, updated_by, parent),
   UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
     expires_at, grace_until, revoked_at, revoked_reason, owner),
   DELETE
   ON rk_apikeys.keys TO rk_apikeys_manager, rk_apikeys_admin;
 GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
     metadata, enabled, expires_at, replaces, owner, key_id, grace_until, revoked_at, revoked_reason,
-    created_at, created_by, updated_at, updated_by),
+    created_at, created_by, updated_at, updated_by, parent),
   UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
     expires_at, grace_until, revoked_at, revoked_reason, owner),
   DELETE
   ON rk_apikeys.api_keys TO rk_apikeys_manager, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.create_key(text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text),
-  rk_apikeys.rotate_key(text, interval, timestamptz), rk_apikeys.revoke_key(text, text),
-  rk_apikeys._default_environment(), rk_apikeys._no_such_key(text)
+  rk_apikeys.rotate_key(text, interval, timestamptz), rk_apikeys.revoke_key(text, text, boolean),
+  rk_apikeys._default_environment()
   TO rk_apikeys_manager, rk_apikeys_admin;
 
 -- Roles of all tenants only, because counters of the whole server cover every
 -- tenant.
-GRANT SELECT ON rk_apikeys.stats, rk_apikeys.usage_senders TO rk_apikeys_auditor, rk_apikeys_admin;
-GRANT EXECUTE ON FUNCTION rk_apikeys._server_stats() TO rk_apikeys_auditor, rk_apikeys_admin;
+GRANT SELECT ON rk_apikeys.stats, rk_apikeys.usage_senders, rk_apikeys.health,
+  rk_apikeys.key_events_event_id_seq
+  TO rk_apikeys_auditor, rk_apikeys_admin;
+GRANT EXECUTE ON FUNCTION rk_apikeys._server_stats(), rk_apikeys._health(), rk_apikeys._missing_peppers()
+  TO rk_apikeys_auditor, rk_apikeys_admin;
 
 -- Administrators only, because these functions write with the owner's rights.
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer,
-    interval, jsonb, text),
+    interval, jsonb, text, text),
   rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval), rk_apikeys.flush_usage(),
   rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[],
     bigint[], bigint[])
@@ -134,6 +139,6 @@ GRANT EXECUTE ON FUNCTION
 -- Nobody: the functions of the triggers.
 REVOKE ALL ON FUNCTION
   rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
-  rk_apikeys._keys_settle_imported(), rk_apikeys._keys_audit_insert(),
+  rk_apikeys._keys_settle_imported(), rk_apikeys._keys_parent(), rk_apikeys._keys_audit_insert(),
   rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete(), rk_apikeys._orm_keys()
   FROM PUBLIC;

@@ -44,10 +44,19 @@ module.exports = {
     `SELECT ${LISTED}, cursor FROM rk_apikeys.list_keys(search => $1, status => $2, sort_by => $3, descending => $4,
        page_size => $5, after => $6)`, [search, status, sort, descending, size, after])).rows),
 
+  // What an address may hold of a search: a token of ours is masked, which finds its key too. A word of 16 characters or more may be an
+  // imported token: it becomes the id of the one key that it finds, or undefined if it finds none.
+  search: (tenant, text) => reading(tenant, async (client) => {
+    const { rows: [{ masked, ids }] } = await client.query(
+      'SELECT rk_apikeys.redact($1) AS masked, ARRAY(SELECT key_id FROM rk_apikeys.list_keys($1, page_size => 2)) AS ids', [text]);
+    if (masked !== text || !/^\s*\S{16,}\s*$/.test(text)) return masked;
+    return ids.length > 1 ? text : ids[0];
+  }),
+
   // A key with its use per day and its history; undefined if there is none. A deleted key has its history left.
   key: (tenant, id) => reading(tenant, async (client) => {
     const key = await client.query(
-      `SELECT ${LISTED}, description, scopes, allowed_cidrs, rate_limit, rate_window, expires_in, use_count, replaces,
+      `SELECT ${LISTED}, description, scopes, allowed_cidrs, rate_limit, rate_window, expires_in, use_count, last_used_addr, replaces, parent,
          revoked_reason, created_by, updated_by FROM rk_apikeys.keys WHERE key_id = $1`, [id]);
     const days = await client.query(
       `SELECT day, coalesce(uses, 0) AS uses, coalesce(denials, 0) AS denials

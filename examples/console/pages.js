@@ -252,9 +252,10 @@ function list({ session, view, rows, next, error }) {
   return frame({ title: 'API Keys', session, main: html`
 ${heading(session)}
 <div class="tools">
-  <form role="search" action="/keys" class="find">
+  <form role="search" method="post" action="/search" class="find" autocomplete="off">
+    <input type="hidden" name="csrf" value="${session.csrf}">
     <label class="visually-hidden" for="search">Search API keys</label>
-    <span class="search">${ICONS.search}<input id="search" type="search" name="search" value="${search}" placeholder="Search name, description or key id"></span>
+    <span class="search">${ICONS.search}<input id="search" type="search" name="search" value="${search}" placeholder="Search name, description, key id or key"></span>
     <label class="visually-hidden" for="status">Status</label>
     <select id="status" name="status"><option value="">All statuses</option>${Object.entries(STATUS).map(([value, word]) => html`<option value="${value}" ${value === status && html`selected`}>${word}</option>`)}</select>
     <input type="hidden" name="sort" value="${sort}"><input type="hidden" name="direction" value="${here.direction}">
@@ -334,13 +335,14 @@ function key({ session, id, key: row, days, events }) {
 <dl class="facts">
   ${fact('Environment', row.environment)}
   ${fact('Expires', time(row.expires_at))}
-  ${fact('Last used', time(row.last_used_at))}
+  ${fact('Last used', html`${time(row.last_used_at)}${row.last_used_addr && html`<br><span class="minor">from ${row.last_used_addr}</span>`}`)}
   ${fact('Uses', row.use_count.toLocaleString('en'))}
   ${fact('Scopes', row.scopes.length ? row.scopes.map((scope) => html`<code class="chip">${scope}</code> `) : 'None')}
   ${fact('Addresses', row.allowed_cidrs ? row.allowed_cidrs.map((net) => html`<code class="chip">${net}</code> `) : 'Any')}
   ${fact('Rate limit', row.rate_limit ? `${row.rate_limit.toLocaleString('en')} in ${row.rate_window.replace(/^@ /, '')}` : 'None')}
   ${row.grace_until && fact('In grace until', time(row.grace_until))}
   ${row.replaces && fact('Successor of', html`<a href="/keys/${row.replaces}"><code>${row.replaces}</code></a>`)}
+  ${row.parent && fact('Made by key', html`<a href="/keys/${row.parent}"><code>${row.parent}</code></a>`)}
   ${row.revoked_at && fact('Revoked', html`${time(row.revoked_at)}${row.revoked_reason && html`<br>${row.revoked_reason}`}`)}
   ${fact('Created', html`${time(row.created_at)}<br><span class="minor">by ${row.created_by}</span>`)}
   ${fact('Last updated', html`<span data-updated>${time(row.updated_at)}</span><br><span class="minor">by ${row.updated_by}</span>`)}
@@ -363,4 +365,4 @@ ${facts}` : html`<div class="title"><h1>Deleted key <code>${id}</code></h1></div
 ${row && html`${secretDialog}${rotateDialog}${deleteDialog}`}` });
 }
 
-module.exports = { badge, failure, key, list, signIn, time };
+module.exports = { badge, failure, key, link, list, signIn, time };

@@ -145,8 +145,7 @@ app.post('/sign-out', change, (request, reply) => {
   return reply.header('Set-Cookie', cookie('', 0)).redirect('/sign-in', 303);
 });
 
-app.get('/keys', signedIn, async (request, reply) => {
-  const { search, status, sort = 'created_at', direction, after, back = [] } = request.query;
+async function list(request, reply, { search, status, sort = 'created_at', direction, after, back = [] }) {
   const descending = (direction ?? (sort === 'created_at' ? 'descending' : 'ascending')) === 'descending';
   const view = { search, status, sort, descending, after, back: [back].flat().slice(-TRAIL) };
   let rows = [], error;
@@ -160,7 +159,18 @@ app.get('/keys', signedIn, async (request, reply) => {
   }
   const next = rows.length > PAGE ? rows[PAGE - 1].cursor : undefined;
   return show(reply, pages.list({ session: request.session, view, rows: rows.slice(0, PAGE), next, error }));
+}
+
+app.get('/keys', signedIn, (request, reply) => list(request, reply, request.query));
+
+// A search may be a pasted token, so it comes in a body: addresses stay in histories and logs.
+app.post('/search', change, async (request, reply) => {
+  const { search, status, sort, direction } = request.body;
+  const safe = search ? await database.search(request.session.tenant, search) : '';
+  if (safe === undefined) return list(request, reply, { search, status, sort, direction });
+  return reply.redirect(pages.link('/keys', { search: safe, status, sort, direction }), 303);
 });
+app.get('/search', (request, reply) => reply.redirect('/keys'));
 
 app.get('/keys/:id', signedIn, async (request, reply) => {
   const found = await database.key(request.session.tenant, request.params.id);

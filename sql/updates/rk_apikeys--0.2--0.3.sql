@@ -12,60 +12,6 @@ LOCK TABLE rk_apikeys.key_usage, rk_apikeys.api_keys, rk_apikeys.key_usage_daily
 ALTER TABLE rk_apikeys.api_keys DROP CONSTRAINT api_keys_name_check,
   ADD CONSTRAINT api_keys_name_check CHECK (char_length(btrim(name, E' \t\n\r\f\x0b')) BETWEEN 1 AND 200);
 
-CREATE OR REPLACE FUNCTION rk_apikeys.rotate_key(key_id text, grace interval DEFAULT '24 hours',
-    expires_at timestamptz DEFAULT NULL) RETURNS rk_apikeys.new_key
-  LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
-  SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-  made rk_apikeys.new_key;
-  seen record;
-BEGIN
-  IF grace IS NULL OR grace < '0' THEN
-    RAISE EXCEPTION 'grace cannot be %', coalesce(grace::text, 'null')
-      USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'Give an interval from 0 (the old key ends at once) up.';
-  END IF;
-
-  -- One statement, so that of two concurrent rotations the second waits, sees
-  -- grace_until set, and gets no row.
-  WITH old AS (
-    UPDATE rk_apikeys.api_keys k
-      SET grace_until = least(now() + rotate_key.grace, k.expires_at)
-      WHERE k.key_id = rotate_key.key_id
-        AND k.revoked_at IS NULL AND k.grace_until IS NULL
-        AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
-      RETURNING k.key_id, k.tenant, k.name, k.description, k.environment, k.scopes, k.allowed_cidrs,
-        k.rate_limit, k.rate_window, k.metadata, k.enabled, k.expires_at
-  )
-  INSERT INTO rk_apikeys.keys AS new (replaces, tenant, name, description, environment, scopes,
-      allowed_cidrs, rate_limit, rate_window, metadata, enabled, expires_at)
-    SELECT o.key_id, o.tenant, o.name, o.description, o.environment, o.scopes, o.allowed_cidrs,
-        o.rate_limit, o.rate_window, o.metadata, o.enabled,
-        coalesce(rotate_key.expires_at,
-          least(o.expires_at, now() + rk_apikeys._setting_interval('max_lifetime')))
-      FROM old o
-    RETURNING new.key_id, new.secret INTO made;
-  IF FOUND THEN
-    RETURN made;
-  END IF;
-
-  SELECT k.revoked_at, k.grace_until INTO seen
-    FROM rk_apikeys.api_keys k WHERE k.key_id = rotate_key.key_id;
-  IF NOT FOUND THEN
-    PERFORM rk_apikeys._no_such_key(rotate_key.key_id);
-  END IF;
-  RAISE EXCEPTION 'API key "%" cannot be rotated: it %', rotate_key.key_id,
-      CASE WHEN seen.revoked_at IS NOT NULL THEN 'is revoked'
-           WHEN seen.grace_until IS NOT NULL THEN 'was rotated already'
-           ELSE 'has expired' END
-    USING ERRCODE = 'object_not_in_prerequisite_state',
-          HINT = CASE WHEN seen.revoked_at IS NULL AND seen.grace_until IS NOT NULL
-            THEN 'Rotate its successor, which is the key that replaces it.'
-            ELSE 'Create a new key.' END;
-END $$;
-
 CREATE OR REPLACE FUNCTION rk_apikeys.list_keys(search text DEFAULT NULL, status text DEFAULT NULL,
     environment text DEFAULT NULL, sort_by text DEFAULT 'created_at',
     descending boolean DEFAULT false, page_size integer DEFAULT 25,
@@ -80,6 +26,8 @@ DECLARE
   nullable boolean := false;
   usage_join text := '';
   direction text := CASE WHEN descending THEN 'DESC' ELSE 'ASC' END;
+  -- Whether an index gives the order, and the view has all columns of the conditions.
+  by_view boolean := sort_by IN ('key_id', 'created_at') AND coalesce(search, '') = '';
   beyond text := CASE WHEN descending THEN '<' ELSE '>' END;
   conditions text := '';
   page text;
@@ -135,7 +83,10 @@ BEGIN
     conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0
       OR strpos(lower(k.description), lower($1)) > 0
       OR strpos(lower(k.key_id), lower($1 COLLATE "C")) > 0
-      OR strpos(k.environment, lower($1 COLLATE "C")) > 0)$c$;
+      OR strpos(k.environment, lower($1 COLLATE "C")) > 0
+      OR k.key_id = (SELECT rk_apikeys._searched_key_id($1))
+      OR k.hint = $1
+      OR k.start || '********' || coalesce(k.hint, '') = $1)$c$;
   END IF;
   IF status IS NOT NULL THEN
     conditions := conditions ||
@@ -178,9 +129,9 @@ BEGIN
     END IF;
   END IF;
 
-  -- If an index has the order, read the page from the view. Otherwise sort
-  -- narrow rows, then join the page to the view.
-  page := format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN $q$
+  -- If possible, read the page from the view. Otherwise sort narrow rows, then
+  -- join the page to the view.
+  page := format(CASE WHEN by_view THEN $q$
       (SELECT k.*, %1$s AS sort_value FROM rk_apikeys.keys k
         WHERE true %3$s
         ORDER BY %1$s %4$s, k.key_id %4$s LIMIT %6$s)$q$
@@ -200,7 +151,10 @@ BEGIN
         v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
         v.created_at, v.created_by, v.updated_at, v.updated_by,
         encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || v.key_id
-          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex')
+          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex'),
+        v.parent,
+        coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(v.key_id) THEN u.last_used_addr END,
+          rk_apikeys._live_last_used_addr(v.key_id), u.last_used_addr)
       FROM %s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
       ORDER BY v.sort_value %s %s, v.key_id %2$s$q$,
       page, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END),
@@ -250,11 +204,97 @@ CREATE OR REPLACE FUNCTION rk_apikeys.seal(secret text, pgp_public_key text) RET
 
 -- The key that made a key, and the start of an imported token.
 ALTER TABLE rk_apikeys.api_keys ADD parent text COLLATE "C", ADD start text,
-  ADD CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 16);
+  ADD CONSTRAINT api_keys_start_check CHECK (char_length(start) <= 12);
 CREATE INDEX api_keys_parent ON rk_apikeys.api_keys (parent) WHERE parent IS NOT NULL;
 COMMENT ON COLUMN rk_apikeys.api_keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
 COMMENT ON COLUMN rk_apikeys.api_keys.start IS 'The first characters of an imported token, shown in the masked key. NULL: the token is one of ours.';
 COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a key has made by this index.';
+
+-- No statistics of what tenants write.
+ALTER TABLE rk_apikeys.api_keys ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
+  ALTER name SET STATISTICS 0, ALTER description SET STATISTICS 0, ALTER prefix SET STATISTICS 0,
+  ALTER scopes SET STATISTICS 0, ALTER allowed_cidrs SET STATISTICS 0, ALTER metadata SET STATISTICS 0,
+  ALTER replaces SET STATISTICS 0, ALTER revoked_reason SET STATISTICS 0, ALTER created_by SET STATISTICS 0,
+  ALTER updated_by SET STATISTICS 0, ALTER hint SET STATISTICS 0, ALTER digest SET STATISTICS 0,
+  ALTER parent SET STATISTICS 0, ALTER start SET STATISTICS 0;
+ALTER TABLE rk_apikeys.key_usage ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
+  ALTER last_used_addr SET STATISTICS 0;
+ALTER TABLE rk_apikeys.key_usage_daily ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0;
+ALTER TABLE rk_apikeys.key_events ALTER tenant SET STATISTICS 0, ALTER key_id SET STATISTICS 0,
+  ALTER actor SET STATISTICS 0, ALTER role SET STATISTICS 0, ALTER principal SET STATISTICS 0,
+  ALTER client_addr SET STATISTICS 0, ALTER application_name SET STATISTICS 0, ALTER changes SET STATISTICS 0;
+-- ANALYZE leaves the statistics that it has made before.
+DELETE FROM pg_catalog.pg_statistic s USING pg_catalog.pg_attribute a
+  WHERE s.starelid = a.attrelid AND s.staattnum = a.attnum AND a.attstattarget = 0
+    AND a.attrelid IN ('rk_apikeys.api_keys'::pg_catalog.regclass, 'rk_apikeys.key_usage'::pg_catalog.regclass,
+      'rk_apikeys.key_usage_daily'::pg_catalog.regclass, 'rk_apikeys.key_events'::pg_catalog.regclass);
+
+-- A revocation of a key and of the keys that it made.
+CREATE FUNCTION rk_apikeys._keys_parent() RETURNS trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_keys_parent';
+COMMENT ON FUNCTION rk_apikeys._keys_parent() IS
+  'Private: refuses the COMMIT of a key whose principal was revoked or deleted meanwhile.';
+CREATE CONSTRAINT TRIGGER api_keys_parent AFTER INSERT ON rk_apikeys.api_keys
+  DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW WHEN (NEW.parent IS NOT NULL) EXECUTE FUNCTION rk_apikeys._keys_parent();
+COMMENT ON TRIGGER api_keys_parent ON rk_apikeys.api_keys IS
+  'Refuses the COMMIT of a key whose principal was revoked or deleted meanwhile.';
+DROP FUNCTION rk_apikeys.revoke_key(text, text);
+CREATE FUNCTION rk_apikeys.revoke_key(key_id text, reason text DEFAULT NULL,
+    cascade boolean DEFAULT false) RETURNS boolean
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'rk_apikeys_revoke_key';
+COMMENT ON FUNCTION rk_apikeys.revoke_key(text, text, boolean) IS
+  'Ends a key for good. cascade: ends the keys that it made too, and the keys that those made. True if this call revoked the key, false if it was revoked before. Errors: 42704 no such key.';
+COMMENT ON FUNCTION rk_apikeys.purge_keys(interval) IS
+  'Deletes the keys that have been revoked, expired or rotated for longer than older_than. A key stays while a key that it made is in the table. Returns the number of deleted keys. Errors: 22023 if negative.';
+
+-- Calls that need no right to columns that they do not give.
+CREATE OR REPLACE FUNCTION rk_apikeys.create_key(name text, description text DEFAULT '',
+    expires_at timestamptz DEFAULT NULL, environment text DEFAULT NULL,
+    scopes text[] DEFAULT '{}', allowed_cidrs cidr[] DEFAULT NULL,
+    rate_limit integer DEFAULT NULL, rate_window interval DEFAULT NULL,
+    metadata jsonb DEFAULT '{}', tenant text DEFAULT NULL) RETURNS rk_apikeys.new_key
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_create_key';
+CREATE OR REPLACE FUNCTION rk_apikeys.rotate_key(key_id text, grace interval DEFAULT '24 hours',
+    expires_at timestamptz DEFAULT NULL) RETURNS rk_apikeys.new_key
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'rk_apikeys_rotate_key';
+DROP FUNCTION rk_apikeys._no_such_key(text);
+-- Masks of imported keys, the address of the last use, and what made a key.
+UPDATE rk_apikeys.api_keys SET start = '' WHERE digest_kind <> 'native' AND start IS NULL;
+DROP FUNCTION rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text);
+CREATE FUNCTION rk_apikeys.import_key(name text, digest bytea, digest_kind text,
+    hint text DEFAULT NULL, description text DEFAULT '', expires_at timestamptz DEFAULT NULL,
+    environment text DEFAULT NULL, scopes text[] DEFAULT '{}', allowed_cidrs cidr[] DEFAULT NULL,
+    rate_limit integer DEFAULT NULL, rate_window interval DEFAULT NULL,
+    metadata jsonb DEFAULT '{}', tenant text DEFAULT NULL, start text DEFAULT NULL) RETURNS text
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_import_key_0_3';
+COMMENT ON FUNCTION rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text, text) IS
+  'Adds a key that was issued elsewhere. Returns its key id. digest: of the full token, which has 16 to 512 bytes. digest_kind: sha256 or sha512. hint: up to 4 last characters of the token, to show. start: up to 12 first characters of the token, to show. Errors: 22023 for a digest that does not fit its kind, else as create_key.';
+
+-- 0.2 stored an address as it was given: with its netmask, and IPv4 maybe mapped.
+UPDATE rk_apikeys.key_usage u SET last_used_addr = h.addr
+  FROM (SELECT key_id, CASE WHEN host(last_used_addr)::inet <<= '::ffff:0:0/96'
+      THEN '0.0.0.0'::inet + (host(last_used_addr)::inet - '::ffff:0.0.0.0'::inet)
+      ELSE host(last_used_addr)::inet END AS addr FROM rk_apikeys.key_usage) h
+  WHERE u.key_id = h.key_id AND u.last_used_addr <> h.addr;
+CREATE FUNCTION rk_apikeys._live_last_used_addr(key_id text) RETURNS inet
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_live_last_used_addr';
+COMMENT ON FUNCTION rk_apikeys._live_last_used_addr(text) IS
+  'Private: the last address of a key that shared memory knows. NULL if there is none, or if the caller may not see it.';
+
+ALTER TYPE rk_apikeys.listed_key ADD ATTRIBUTE parent text, ADD ATTRIBUTE last_used_addr inet;
+CREATE FUNCTION rk_apikeys._searched_key_id(search text) RETURNS text
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_searched_key_id';
+COMMENT ON FUNCTION rk_apikeys._searched_key_id(text) IS
+  'Private: the key id of a search that is a token or a mask. NULL if it is neither, or an imported token whose key the caller may not see.';
 
 -- The family and the owner of a key.
 ALTER TABLE rk_apikeys.api_keys ADD family text COLLATE "C", ADD owner text,
@@ -262,6 +302,7 @@ ALTER TABLE rk_apikeys.api_keys ADD family text COLLATE "C", ADD owner text,
 COMMENT ON COLUMN rk_apikeys.api_keys.family IS 'The id of the first key of a chain of rotations, of a new key its own id. NULL: the key''s own id.';
 COMMENT ON COLUMN rk_apikeys.api_keys.owner IS 'The person or service account of the tenant that owns the key: 1 to 200 characters. NULL: the tenant.';
 COMMENT ON COLUMN rk_apikeys.api_keys.tenant IS 'The tenant that the key belongs to.';
+ALTER TABLE rk_apikeys.api_keys ALTER family SET STATISTICS 0, ALTER owner SET STATISTICS 0;
 WITH RECURSIVE chain AS (
   SELECT k.key_id, coalesce(k.replaces, k.key_id) AS family
     FROM rk_apikeys.api_keys k
@@ -272,6 +313,33 @@ WITH RECURSIVE chain AS (
 )
 UPDATE rk_apikeys.api_keys k SET family = c.family FROM chain c
   WHERE c.key_id = k.key_id;
+
+CREATE OR REPLACE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
+  SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
+    coalesce(k.start, k.prefix || '_' || k.environment || '_' || k.key_id || '_') || '********'
+      || coalesce(k.hint, '') AS masked_key,
+    rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) AS status,
+    k.enabled, k.scopes, k.allowed_cidrs, k.rate_limit, k.rate_window, k.metadata,
+    k.expires_at,
+    CASE WHEN isfinite(k.expires_at) THEN
+      greatest(date_trunc('second', k.expires_at - statement_timestamp()), '0') END AS expires_in,
+    greatest((SELECT u.last_used_at FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
+    greatest((SELECT u.use_count FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_use_count(k.key_id), 0) AS use_count,
+    k.replaces, k.grace_until, k.revoked_at, k.revoked_reason,
+    k.created_at, k.created_by, k.updated_at, k.updated_by,
+    rk_apikeys.reveal(k.key_id) AS secret,
+    k.parent,
+    -- The address of the later use, as a flush would store it.
+    coalesce((SELECT CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(k.key_id) THEN u.last_used_addr
+          ELSE coalesce(rk_apikeys._live_last_used_addr(k.key_id), u.last_used_addr) END
+        FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
+      rk_apikeys._live_last_used_addr(k.key_id)) AS last_used_addr,
+    coalesce(k.family, k.key_id) AS family, k.owner
+  FROM rk_apikeys.api_keys k;
+COMMENT ON COLUMN rk_apikeys.keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
+COMMENT ON COLUMN rk_apikeys.keys.last_used_addr IS 'The address of the last use that came with an address.';
 
 -- The verdict of 0.3.
 DROP FUNCTION rk_apikeys.verify_key(text, text, inet, integer), rk_apikeys.authenticate(text, text, inet);
@@ -331,60 +399,6 @@ CREATE FUNCTION rk_apikeys.current_key_family() RETURNS text
 COMMENT ON FUNCTION rk_apikeys.current_key_family() IS
   'The family of the key that this transaction has authenticated as: the id of the first key of its chain of rotations. NULL without such a key, or if the key is no longer good.';
 
-CREATE FUNCTION rk_apikeys.client_addr(header text) RETURNS inet
-  LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
-  AS 'MODULE_PATHNAME', 'rk_apikeys_client_addr';
-COMMENT ON FUNCTION rk_apikeys.client_addr(text) IS
-  'The address that the text of a header names, as a host. Drops blanks around it, a port, brackets and a zone. Returns an IPv4-mapped address as IPv4. NULL for anything else, a list of addresses too. Never raises an error.';
-
--- A scope or a name goes into a header only if no character of it ends the
--- value.  E'' strings mean the same whatever standard_conforming_strings is.
-CREATE FUNCTION rk_apikeys.http_response(verdict rk_apikeys.verdict, scope text DEFAULT NULL,
-    OUT status integer, OUT headers jsonb, OUT body jsonb) RETURNS record
-  LANGUAGE sql IMMUTABLE PARALLEL SAFE
-BEGIN ATOMIC
-  SELECT r.status,
-      jsonb_strip_nulls(jsonb_build_object(
-        'Content-Type', CASE WHEN r.status <> 200 THEN 'application/problem+json' END,
-        'Cache-Control', CASE WHEN r.status <> 200 THEN 'no-store' END,
-        'WWW-Authenticate', CASE
-          WHEN r.status = 401 THEN 'Bearer' || CASE WHEN r.code IS NULL THEN '' ELSE ' error="invalid_token"' END
-          WHEN r.code = 'scope_missing' THEN 'Bearer error="insufficient_scope"'
-            || coalesce(', scope="' || r.scope || '"', '') END,
-        'Retry-After', CASE WHEN r.status IN (429, 503) THEN r.wait::text END,
-        'RateLimit-Policy', r.limit_name || ';q=' || r.units,
-        'RateLimit', r.limit_name || ';r=' || r.remaining
-          || CASE WHEN r.status = 429 THEN ';t=' || r.wait ELSE '' END)),
-      CASE WHEN r.status <> 200 THEN jsonb_strip_nulls(jsonb_build_object(
-        'type', 'about:blank', 'status', r.status, 'code', r.code,
-        'title', CASE r.status WHEN 401 THEN 'Unauthorized' WHEN 403 THEN 'Forbidden'
-          WHEN 429 THEN 'Too Many Requests' ELSE 'Service Unavailable' END,
-        'detail', CASE r.status
-          WHEN 401 THEN CASE WHEN r.code IS NULL THEN 'The request has no API key.' ELSE 'The API key is not accepted.' END
-          WHEN 403 THEN CASE r.code WHEN 'scope_missing' THEN 'The API key lacks a scope that the request needs.'
-            ELSE 'The API key is not accepted from this address.' END
-          WHEN 429 THEN 'The API key has used up its limit.'
-          ELSE 'The limit of the API key cannot be checked now.' END)) END
-    FROM (SELECT verdict.code,
-        CASE WHEN verdict.valid THEN 200
-          WHEN verdict.code IN ('scope_missing', 'address_denied') THEN 403
-          WHEN verdict.code = 'rate_limited' THEN 429
-          WHEN verdict.code = 'limiter_unavailable' THEN 503
-          ELSE 401 END AS status,
-        -- RFC 6750: the list's characters.
-        CASE WHEN octet_length(http_response.scope) <= 8192 THEN
-          substring(http_response.scope FROM E'^[\\x21\\x23-\\x5b\\x5d-\\x7e]+(?: [\\x21\\x23-\\x5b\\x5d-\\x7e]+)*$') END AS scope,
-        -- RFC 9651: a string, and integers of 15 digits.
-        CASE WHEN octet_length(verdict.limit_name) <= 200 AND verdict.limit_name ~ E'^[\\x20-\\x7e]+$' THEN
-          '"' || regexp_replace(verdict.limit_name, E'(["\\\\])', E'\\\\\\1', 'g') || '"' END AS limit_name,
-        CASE WHEN verdict.limit_units >= 0 THEN least(verdict.limit_units, 999999999999999) END AS units,
-        CASE WHEN verdict.limit_remaining >= 0 THEN least(verdict.limit_remaining, 999999999999999) END AS remaining,
-        -- Whole seconds, rounded up.
-        (greatest(coalesce(verdict.retry_after_ms, 1000), 0) + 999::bigint) / 1000 AS wait) r;
-END;
-COMMENT ON FUNCTION rk_apikeys.http_response(rk_apikeys.verdict, text) IS
-  'The response of an HTTP server to a verdict. scope: as it was given to verify_key. status: 200, 401, 403, 429 or 503. headers: an object of WWW-Authenticate (RFC 6750), Retry-After, RateLimit and RateLimit-Policy. body: problem details (RFC 9457); NULL with 200. Without a verdict, that is for a request without a token, the status is 401.';
-
 -- The verdict environment_mismatch has a counter.
 CREATE FUNCTION rk_apikeys._server_stats(OUT preloaded boolean,
     OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT disabled bigint,
@@ -409,40 +423,6 @@ COMMENT ON FUNCTION rk_apikeys._server_stats() IS 'Private: returns the row of t
 -- The view keys tells every default.
 ALTER VIEW rk_apikeys.keys ALTER tenant SET DEFAULT rk_apikeys.current_tenant(),
   ALTER environment SET DEFAULT rk_apikeys._default_environment();
-
--- The view for tools that map objects to rows.
-
-CREATE VIEW rk_apikeys.orm_keys WITH (security_invoker = true) AS
-  SELECT * FROM rk_apikeys.keys;
-ALTER VIEW rk_apikeys.orm_keys ALTER tenant SET DEFAULT rk_apikeys.current_tenant(),
-  ALTER description SET DEFAULT '', ALTER environment SET DEFAULT rk_apikeys._default_environment(),
-  ALTER scopes SET DEFAULT '{}', ALTER metadata SET DEFAULT '{}', ALTER enabled SET DEFAULT true;
-COMMENT ON VIEW rk_apikeys.orm_keys IS
-  'The view keys for tools that map objects to rows. INSERT and UPDATE take every column. In an INSERT, NULL stands for the default. What is sent for a column that the database computes does not count. A value that cannot be given or changed is an error that names the column.';
-
-CREATE FUNCTION rk_apikeys._orm_keys() RETURNS trigger
-  LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_orm_keys';
-COMMENT ON FUNCTION rk_apikeys._orm_keys() IS
-  'Private: writes a row of orm_keys, as the caller.';
-CREATE TRIGGER orm_keys_write INSTEAD OF INSERT OR UPDATE OR DELETE ON rk_apikeys.orm_keys
-  FOR EACH ROW EXECUTE FUNCTION rk_apikeys._orm_keys();
-COMMENT ON TRIGGER orm_keys_write ON rk_apikeys.orm_keys IS 'Changes and deletes keys, and inserts what COPY sends, as the caller.';
--- A rule, because a trigger would insert row by row. COPY comes to the trigger.
--- A tool sets created_at by its own clock, so a time within a day counts as none.
--- VALUES makes an expression for created_at run once.
-CREATE RULE orm_keys_insert AS ON INSERT TO rk_apikeys.orm_keys DO INSTEAD
-  INSERT INTO rk_apikeys.keys (key_id, tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
-      metadata, enabled, expires_at, replaces, grace_until, revoked_at, revoked_reason, created_by, owner, created_at)
-    VALUES (NEW.key_id, NEW.tenant, NEW.name, NEW.description, NEW.environment, NEW.scopes, NEW.allowed_cidrs,
-      NEW.rate_limit, NEW.rate_window, NEW.metadata, NEW.enabled, NEW.expires_at, NEW.replaces,
-      NEW.grace_until, NEW.revoked_at, NEW.revoked_reason, NEW.created_by, NEW.owner,
-      (SELECT at FROM (VALUES (NEW.created_at)) sent(at)
-        WHERE at NOT BETWEEN now() - interval '24 hours' AND now() + interval '24 hours'))
-    RETURNING key_id, tenant, name, description, environment, masked_key, status, enabled, scopes, allowed_cidrs,
-      rate_limit, rate_window, metadata, expires_at, expires_in, last_used_at, use_count, replaces,
-      grace_until, revoked_at, revoked_reason, created_at, created_by, updated_at, updated_by, secret, family,
-      owner;
-COMMENT ON RULE orm_keys_insert ON rk_apikeys.orm_keys IS 'Inserts into the view keys.';
 
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS
@@ -559,7 +539,7 @@ COMMENT ON FUNCTION rk_apikeys._live_usage() IS
   'Private: the last use and the uses that shared memory knows, for all keys whose usage the caller may see. It can skip a key if the tables have the same values.';
 COMMENT ON VIEW rk_apikeys.keys IS
   'The keys, masked. INSERT, UPDATE and DELETE work on this view. secret holds a new key''s token until the transaction ends, and is NULL ever after.';
-COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits.';
+COMMENT ON COLUMN rk_apikeys.keys.masked_key IS 'The token with its secret hidden, except the last 4 digits. Of an imported token: the start and the hint that import_key was given.';
 COMMENT ON COLUMN rk_apikeys.keys.status IS 'active, grace (rotated, but still accepted), rotated, disabled, expired or revoked.';
 COMMENT ON COLUMN rk_apikeys.keys.expires_in IS 'The time left before expires_at. 0 once expires_at has passed. NULL: for ever.';
 COMMENT ON COLUMN rk_apikeys.keys.last_used_at IS 'The last recorded use. NULL: never.';
@@ -581,14 +561,6 @@ COMMENT ON FUNCTION rk_apikeys.create_key(text, text, timestamptz, text, text[],
   'Makes a key. Returns its id and, only this once, its whole token. The same as INSERT INTO rk_apikeys.keys. Errors: 23514 for a value of wrong shape, 22023 for an expires_at in the past or beyond max_lifetime, 42501 for another tenant.';
 COMMENT ON FUNCTION rk_apikeys.rotate_key(text, interval, timestamptz) IS
   'Makes a successor with the same settings. Returns the successor''s id and token. The old key stays good for the time of grace (0: it ends at once), but never beyond its own expires_at. expires_at: the successor''s expiry; NULL: the old key''s, within max_lifetime. Errors: 42704 no such key, 55000 the key is revoked, expired or already rotated, 22023 negative grace.';
-COMMENT ON FUNCTION rk_apikeys.revoke_key(text, text) IS
-  'Ends a key for good. True if this call revoked the key, false if it was revoked before. Errors: 42704 no such key.';
-COMMENT ON FUNCTION rk_apikeys._no_such_key(text) IS
-  'Private: raises 42704. The error is the same for another tenant''s key as for a key that does not exist.';
-COMMENT ON FUNCTION rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text) IS
-  'Adds a key that was issued elsewhere. Returns its key id. digest: of the full token, which has 16 to 512 bytes. digest_kind: sha256 or sha512. hint: up to 4 last characters of the token, to show. Errors: 22023 for a digest that does not fit its kind, else as create_key.';
-COMMENT ON FUNCTION rk_apikeys.purge_keys(interval) IS
-  'Deletes the keys that have been revoked, expired or rotated for longer than older_than. Returns the number of deleted keys. Errors: 22023 if negative.';
 COMMENT ON FUNCTION rk_apikeys.purge_events(interval) IS
   'Deletes the events that are older than older_than, and leaves one event purged. Returns the number of deleted events. Errors: 22023 if negative.';
 COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
@@ -600,6 +572,6 @@ COMMENT ON FUNCTION rk_apikeys.seal(text, text) IS
 COMMENT ON FUNCTION rk_apikeys._page(text, text, text, text, text, text, text, boolean) IS
   'Private: runs the query that list_keys has built, with the caller''s rights, and keeps its plan.';
 COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS
-  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
+  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally; or a whole token, a whole masked key, or the last 4 characters of a token. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
 COMMENT ON FUNCTION rk_apikeys.has_scope(text) IS
   'Whether the key that this transaction has authenticated as has the scope, by its own name, by a:* or by *. scope may be a list as in verify_key. False for what is no list, without such a key, or if the key is no longer good.';

@@ -5,6 +5,7 @@
  * Trust: caller_run_as_owner() is the only place in the extension that raises
  * rights.  Its callers write events, usage rows, revocations by token, and the
  * rows of functions that only rk_apikeys_admin or a sender's role may execute.
+ * Two only read: the pepper ids of keys, and the row of a replaced key.
  * doc/architecture.md lists each caller with its reason.  While the function
  * runs, caller_role() still returns the role that called.
  */
@@ -66,9 +67,10 @@ caller_borrows(void)
 
 /*
  * Run work(arg) as the owner of the table, without forced row-level security
- * and with a search_path of pg_catalog alone.  On return and on an error the
- * caller's role, search_path and identity are as before.  Nested calls keep the
- * outermost caller.
+ * and with a search_path of pg_catalog alone.  Intervals are written in
+ * PostgreSQL's own style, because events keep them as text.  On return and on
+ * an error the caller's role, settings and identity are as before.  Nested calls
+ * keep the outermost caller.
  */
 void
 caller_run_as_owner(Oid table, OwnerWork work, void *arg)
@@ -91,6 +93,9 @@ caller_run_as_owner(Oid table, OwnerWork work, void *arg)
 		SetUserIdAndSecContext(owner, context | SECURITY_LOCAL_USERID_CHANGE |
 							   SECURITY_NOFORCE_RLS);
 		(void) set_config_option("search_path", "pg_catalog, pg_temp",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+		(void) set_config_option("IntervalStyle", "postgres",
 								 PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_SAVE, true, 0, false);
 		work(arg);

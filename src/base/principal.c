@@ -97,7 +97,9 @@ principal_refuse(void)
 	if (principal_is_set())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 principal_key_id() == NULL ?
+				 errmsg("a refused API key has no access to the data of all tenants") :
 				 errmsg("API key \"%s\" has no access to the data of all tenants",
-						principal_setting),
+						principal_key_id()),
 				 errhint("Use a transaction that has not authenticated as a key.")));
 }

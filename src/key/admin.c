@@ -16,6 +16,7 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 #include "base/caller.h"
@@ -39,12 +40,18 @@ typedef struct OwnerQuery
 	text	   *first;			/* result: the first column of the first row */
 } OwnerQuery;
 
+/* The arguments of import_key(), in their order. */
+#define IMPORT_ARGS 14
+#define IMPORT_ARGS_0_1 13		/* without start */
+
+static Datum import_key(FunctionCallInfo fcinfo, int nargs);
 static void run_query(void *arg);
 static void run_as_owner(OwnerQuery *query);
 static void check_older_than(FunctionCallInfo fcinfo);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_revoke_token);
 PG_FUNCTION_INFO_V1(rk_apikeys_import_key);
+PG_FUNCTION_INFO_V1(rk_apikeys_import_key_0_3);
 PG_FUNCTION_INFO_V1(rk_apikeys_purge_keys);
 PG_FUNCTION_INFO_V1(rk_apikeys_purge_events);
 PG_FUNCTION_INFO_V1(rk_apikeys_flush_usage);
@@ -88,36 +95,50 @@ rk_apikeys_revoke_token(PG_FUNCTION_ARGS)
 /*
  * rk_apikeys.import_key(name, digest, digest_kind, hint, description,
  *		expires_at, environment, scopes, allowed_cidrs, rate_limit,
- *		rate_window, metadata, tenant) -> key_id
+ *		rate_window, metadata, tenant, start) -> key_id
  *
  * Add a key that was issued elsewhere, by the digest of its full token.  Raise
  * 22023 if the digest's length does not fit its kind, and 23505 if an imported
  * key has the same digest.
  */
 Datum
+rk_apikeys_import_key_0_3(PG_FUNCTION_ARGS)
+{
+	return import_key(fcinfo, IMPORT_ARGS);
+}
+
+/* The same for SQL of 0.1 and 0.2, without start. */
+Datum
 rk_apikeys_import_key(PG_FUNCTION_ARGS)
 {
-#define IMPORT_ARGS 13
+	return import_key(fcinfo, IMPORT_ARGS_0_1);
+}
+
+static Datum
+import_key(FunctionCallInfo fcinfo, int nargs)
+{
 	Oid			types[IMPORT_ARGS] = {
 		TEXTOID, BYTEAOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TEXTOID,
-		TEXTARRAYOID, CIDRARRAYOID, INT4OID, INTERVALOID, JSONBOID, TEXTOID
+		TEXTARRAYOID, CIDRARRAYOID, INT4OID, INTERVALOID, JSONBOID, TEXTOID, TEXTOID
 	};
 	Datum		values[IMPORT_ARGS];
 	char		nulls[IMPORT_ARGS];
 	char	   *kind;
 	int			len;
 	int			expected;
+#define IMPORT(column, argument) \
+	"INSERT INTO rk_apikeys.api_keys (name, digest, digest_kind, hint," \
+	"  description, expires_at, environment, scopes, allowed_cidrs," \
+	"  rate_limit, rate_window, metadata, tenant" column ")" \
+	" VALUES ($1, $2, $3, $4, coalesce($5, ''), $6," \
+	"  coalesce($7, rk_apikeys._default_environment())," \
+	"  coalesce($8, '{}'), $9, $10, $11, coalesce($12, '{}')," \
+	"  coalesce($13, rk_apikeys.current_tenant())" argument ")" \
+	" ON CONFLICT (digest) WHERE digest_kind <> 'native' DO NOTHING" \
+	" RETURNING key_id"
 	OwnerQuery	query = {
-		.query = "INSERT INTO rk_apikeys.api_keys (name, digest, digest_kind, hint,"
-		"  description, expires_at, environment, scopes, allowed_cidrs,"
-		"  rate_limit, rate_window, metadata, tenant)"
-		" VALUES ($1, $2, $3, $4, coalesce($5, ''), $6,"
-		"  coalesce($7, rk_apikeys._default_environment()),"
-		"  coalesce($8, '{}'), $9, $10, $11, coalesce($12, '{}'),"
-		"  coalesce($13, rk_apikeys.current_tenant()))"
-		" ON CONFLICT (digest) WHERE digest_kind <> 'native' DO NOTHING"
-		" RETURNING key_id",
-		.nargs = IMPORT_ARGS, .types = types, .values = values, .nulls = nulls
+		.query = nargs == IMPORT_ARGS ? IMPORT(", start", ", $14") : IMPORT("", ""),
+		.nargs = nargs, .types = types, .values = values, .nulls = nulls
 	};
 
 	principal_refuse();
@@ -141,7 +162,7 @@ rk_apikeys_import_key(PG_FUNCTION_ARGS)
 				 errmsg("a %s digest must have %d bytes, not %d", kind, expected, len),
 				 errhint("Give the digest of the full token, as bytea.")));
 
-	for (int i = 0; i < IMPORT_ARGS; i++)
+	for (int i = 0; i < nargs; i++)
 	{
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 		values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
@@ -159,8 +180,9 @@ rk_apikeys_import_key(PG_FUNCTION_ARGS)
  * rk_apikeys.purge_keys(older_than interval) -> bigint
  *
  * Delete the keys that have been revoked, expired or rotated for longer than
- * older_than.  Return the number of deleted keys.  Raise 22023 if older_than is
- * negative.
+ * older_than.  Keep a key while a key that it made is in the table, because a
+ * cascade must reach that key.  Return the number of deleted keys.  Raise 22023
+ * if older_than is negative.
  */
 Datum
 rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
@@ -168,13 +190,21 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 	Oid			type = INTERVALOID;
 	Datum		value = PG_GETARG_DATUM(0);
 	OwnerQuery	query = {
-		.query = "DELETE FROM rk_apikeys.api_keys"
-		" WHERE least(revoked_at, expires_at, grace_until) < now() - $1",
+		.query = "DELETE FROM rk_apikeys.api_keys k"
+		" WHERE least(revoked_at, expires_at, grace_until) < now() - $1"
+		"  AND NOT EXISTS (SELECT FROM rk_apikeys.api_keys c WHERE c.parent = k.key_id)",
 		.nargs = 1, .types = &type, .values = &value
 	};
+	Oid			table = store_table("api_keys", false);
+	AttrNumber	parent;
 
 	principal_refuse();
 	check_older_than(fcinfo);
+	/* The SQL of 0.2 has no children.  A column of another type is a DBA's. */
+	parent = get_attnum(table, "parent");
+	if (parent == InvalidAttrNumber || get_atttype(table, parent) != TEXTOID)
+		query.query = "DELETE FROM rk_apikeys.api_keys"
+			" WHERE least(revoked_at, expires_at, grace_until) < now() - $1";
 	run_as_owner(&query);
 	PG_RETURN_INT64((int64) query.processed);
 }

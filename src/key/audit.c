@@ -32,9 +32,9 @@
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 
 #include "base/caller.h"
+#include "base/now.h"
 #include "base/principal.h"
 #include "base/settings.h"
 #include "compat.h"
@@ -103,7 +103,7 @@
 
 /*
  * The plan of a statement's events is kept if the statement changes few rows.
- * It joins them in a way that would be slow for many.
+ * For many rows it would take about twice as long as a plan of their own.
  */
 #define FEW_ROWS 16
 
@@ -119,7 +119,6 @@ typedef struct Audit
 static Datum audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 						 Audit *audit);
 static void insert_events(void *arg);
-static bool run_now(SPIPlanPtr *plan, const char *query);
 static bool notify_has_room(void);
 static void notify_events(void);
 
@@ -229,41 +228,18 @@ audit_mend_numbers(void *arg)
 	static SPIPlanPtr mend = NULL;
 
 	SPI_connect();
-	if (run_now(&look, "SELECT" NUMBER_IS_TAKEN))
+	if (now_execute(&look, "SELECT" NUMBER_IS_TAKEN, 0, NULL, NULL) > 0)
 	{
 		Oid			schema = get_namespace_oid("rk_apikeys", false);
 		Oid			sequence = get_relname_relid("key_events_event_id_seq", schema);
 
 		LockRelationOid(sequence, ShareUpdateExclusiveLock);
-		run_now(&mend, "SELECT setval('rk_apikeys.key_events_event_id_seq', e.last)"
-				NUMBER_IS_TAKEN);
+		now_execute(&mend,
+					"SELECT setval('rk_apikeys.key_events_event_id_seq', e.last)"
+					NUMBER_IS_TAKEN, 0, NULL, NULL);
 		UnlockRelationOid(sequence, ShareUpdateExclusiveLock);
 	}
 	SPI_finish();
-}
-
-/*
- * Run a statement, whose plan is kept, under the latest snapshot.  The snapshot
- * of a REPEATABLE READ transaction may be older than the restored rows.  Return
- * whether the statement returns a row.
- */
-static bool
-run_now(SPIPlanPtr *plan, const char *query)
-{
-	Snapshot	snapshot;
-
-	if (*plan == NULL)
-	{
-		SPIPlanPtr	made = SPI_prepare(query, 0, NULL);
-
-		SPI_keepplan(made);
-		*plan = made;
-	}
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	SPI_execute_snapshot(*plan, NULL, NULL, snapshot, InvalidSnapshot, false,
-						 false, 1);
-	UnregisterSnapshot(snapshot);
-	return SPI_processed > 0;
 }
 
 /*

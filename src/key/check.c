@@ -31,7 +31,7 @@
 #include "usage/usage.h"
 
 /* The same limits as in the CHECK constraints of api_keys. */
-#define START_MAX_CHARS 16
+#define START_MAX_CHARS 12
 #define NAME_MAX_CHARS 200
 #define DESCRIPTION_MAX_CHARS 2000
 #define OWNER_MAX_CHARS 200
@@ -58,6 +58,7 @@ static const int free_text[] = {KEY_NAME, KEY_DESCRIPTION, KEY_REVOKED_REASON, K
 static text *without_tokens(text *value);
 static Jsonb *metadata_without_tokens(Jsonb *metadata);
 static void check_length(const char *what, text *value, int min, int max);
+static void check_token_part(const char *what, text *value, int max);
 static void check_environment(text *value);
 static void check_scopes(ArrayType *scopes);
 static bool scope_ok(const char *s, int len);
@@ -91,9 +92,9 @@ check_settings(Datum *values, bool *nulls, const bool *changed,
 					 errmsg("%s of an API key cannot be null",
 							required[i].name)));
 	if (CHECKED(KEY_HINT))
-		check_length("hint", TEXT(KEY_HINT), 0, TOKEN_HINT_LEN);
+		check_token_part("hint", TEXT(KEY_HINT), TOKEN_HINT_LEN);
 	if (CHECKED(KEY_START))
-		check_length("start", TEXT(KEY_START), 0, START_MAX_CHARS);
+		check_token_part("start", TEXT(KEY_START), START_MAX_CHARS);
 	if (CHECKED(KEY_TENANT))
 		check_length("tenant", TEXT(KEY_TENANT), 1, SETTINGS_TENANT_MAX_CHARS);
 	if (CHECKED(KEY_NAME))
@@ -187,6 +188,24 @@ check_length(const char *what, text *value, int min, int max)
 						shown_text(value)),
 				 errdetail("It has %d characters.", chars),
 				 errhint("Shorten it to %d characters.", max)));
+}
+
+/*
+ * Raise 23514 unless the value has at most max characters.  The message does not
+ * show the value, which may be a whole token of any shape.
+ */
+static void
+check_token_part(const char *what, text *value, int max)
+{
+	int			chars = pg_mbstrlen_with_len(VARDATA_ANY(value),
+											 VARSIZE_ANY_EXHDR(value));
+
+	if (chars > max)
+		ereport(ERROR,
+				(errcode(ERRCODE_CHECK_VIOLATION),
+				 errmsg("%s of an API key is too long", what),
+				 errdetail("It has %d characters.", chars),
+				 errhint("Give at most %d characters of the token.", max)));
 }
 
 /* Raise 23514 unless the value is a name as token_name_ok() accepts it. */
@@ -345,14 +364,30 @@ check_rate(Datum *values, bool *nulls)
 }
 
 /*
+ * Return the latest end that max_lifetime allows a key of that time; DT_NOEND if
+ * there is no such setting.
+ */
+TimestampTz
+check_latest_end(TimestampTz created_at)
+{
+	Interval	longest;
+
+	settings_interval(settings_max_lifetime, &longest);
+	if (longest.time == 0 && longest.day == 0 && longest.month == 0)
+		return DT_NOEND;
+	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+												   TimestampTzGetDatum(created_at),
+												   IntervalPGetDatum(&longest)));
+}
+
+/*
  * Check an expiry that is set now.  Raise 22023 unless the expiry is in the
  * future and at most created_at + max_lifetime.
  */
 static void
 check_expiry(TimestampTz expires_at, bool endless, TimestampTz created_at)
 {
-	Interval	longest;
-	TimestampTz latest;
+	TimestampTz latest = check_latest_end(created_at);
 
 	if (!endless && expires_at <= GetCurrentTimestamp())
 		ereport(ERROR,
@@ -361,13 +396,7 @@ check_expiry(TimestampTz expires_at, bool endless, TimestampTz created_at)
 						timestamptz_to_str(expires_at)),
 				 errhint("To end a key at once, revoke or disable it.")));
 
-	settings_interval(settings_max_lifetime, &longest);
-	if (longest.time == 0 && longest.day == 0 && longest.month == 0)
-		return;
-	latest = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													 TimestampTzGetDatum(created_at),
-													 IntervalPGetDatum(&longest)));
-	if (endless || expires_at > latest)
+	if (latest != DT_NOEND && (endless || expires_at > latest))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 endless ? errmsg("expires_at of an API key is required") :

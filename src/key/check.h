@@ -9,5 +9,6 @@
 
 extern void check_settings(Datum *values, bool *nulls, const bool *changed,
 						   TimestampTz created_at);
+extern TimestampTz check_latest_end(TimestampTz created_at);
 
 #endif

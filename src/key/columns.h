@@ -12,6 +12,7 @@
 #define COLUMN_TOLD 0x2			/* a change stands in the key's event */
 #define COLUMN_FIXED 0x4		/* only the extension's owner may change it */
 #define COLUMN_MADE 0x8			/* the trigger sets it in a new row */
+#define COLUMN_COPIED 0x10		/* the successor of a rotation has the same */
 
 #define COLUMN_SETTING (COLUMN_DATED | COLUMN_TOLD)
 

@@ -6,7 +6,8 @@
  * api_keys_guard (BEFORE UPDATE) is the state machine.  api_keys_settle (AFTER
  * UPDATE OR DELETE) invalidates every session's cached keys, and deletes the
  * usage row of a deleted key.  It is ENABLE ALWAYS, so it also fires where
- * replication applies a change.
+ * replication applies a change.  api_keys_parent (AFTER INSERT, deferred) checks
+ * at COMMIT that the principal that made a key was not revoked meanwhile.
  *
  * Trust: the triggers run as the role that writes to the table.  Column grants
  * refuse most of the same writes, but pg_write_all_data bypasses grants.
@@ -27,18 +28,17 @@
 #include "utils/datum.h"
 #include "utils/inval.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "base/caller.h"
-#include "base/grant.h"
-#include "base/limiter.h"
+#include "base/now.h"
 #include "base/principal.h"
 #include "base/settings.h"
 #include "base/store.h"
 #include "compat.h"
 #include "key/check.h"
 #include "key/columns.h"
+#include "key/delegate.h"
 #include "key/guard.h"
 #include "key/issued.h"
 #include "key/session.h"
@@ -51,28 +51,38 @@ typedef struct KeyTuple
 	bool		nulls[KEY_COLUMNS];
 } KeyTuple;
 
+/* The key that a new key replaces. */
+typedef struct Replaced
+{
+	Datum		key_id;
+	bool		found;
+	KeyTuple	key;
+} Replaced;
+
 static KeyTuple *unpack(TriggerData *trigger, HeapTuple row);
+static void unpack_into(KeyTuple *key, TupleDesc desc, HeapTuple row);
+static void read_replaced(void *arg);
+static void copy_settings(KeyTuple *key, KeyTuple *old);
 static HeapTuple repack(TriggerData *trigger, HeapTuple row, KeyTuple *key);
 static bool column_differs(TriggerData *trigger, int column);
 static void make_token(KeyTuple *key);
 static void set_defaults(KeyTuple *key);
 static void make_imported(KeyTuple *key);
 static bool same_text(Datum a, text *b);
-static const StoredKey *find_principal(void);
-static char *scope_beyond(const StoredKey *principal, KeyTuple *key);
-static void check_principal_old(KeyTuple *key);
-static void check_principal(KeyTuple *key, const bool *changed);
-static bool limit_is_beyond(const StoredKey *principal, KeyTuple *key);
 static void check_replaces(KeyTuple *key);
-static void set_family(KeyTuple *key, Relation rel);
+static void set_family(KeyTuple *key, const Replaced *old);
 static void check_transition(KeyTuple *old, KeyTuple *new,
 							 const bool *changed, Relation rel);
 static void delete_usage(void *arg);
+
+/* The rotation whose successor rotate_key() inserts. */
+GuardRotation guard_rotation = {NULL, false};
 
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_make);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_guard);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_settle);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_settle_imported);
+PG_FUNCTION_INFO_V1(rk_apikeys_keys_parent);
 
 #define VALUE(key, column) ((key)->values[(column) - 1])
 #define ISNULL(key, column) ((key)->nulls[(column) - 1])
@@ -116,8 +126,8 @@ guard_trigger(FunctionCallInfo fcinfo, const char *name)
  *
  * A row without a digest is a new key.  Only the owner of the table may insert
  * a row with a digest, or 42501 is raised.  If such a row has a key_id and a
- * created_at, it was restored or copied, and is stored as it is.  Otherwise the
- * row is an imported key.
+ * created_at, it was restored or copied, and is stored as it is.  Only the start
+ * of an imported token is never NULL.  Otherwise the row is an imported key.
  */
 Datum
 rk_apikeys_keys_make(PG_FUNCTION_ARGS)
@@ -126,6 +136,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 	KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
 	bool		all[KEY_COLUMNS];
 	bool		imported = !ISNULL(key, KEY_DIGEST);
+	Replaced	old = {.found = false};
 	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 
 	if (imported)
@@ -138,7 +149,14 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 					 errmsg("permission denied to set the digest of an API key"),
 					 errhint("Use rk_apikeys.import_key().")));
 		if (!ISNULL(key, KEY_KEY_ID) && !ISNULL(key, KEY_CREATED_AT))
-			return PointerGetDatum(trigger->tg_trigtuple);
+		{
+			/* A dump of an earlier release has no start. */
+			if (ISNULL(key, KEY_DIGEST_KIND) || !ISNULL(key, KEY_START) ||
+				same_text(VALUE(key, KEY_DIGEST_KIND), cstring_to_text("native")))
+				return PointerGetDatum(trigger->tg_trigtuple);
+			set_value(key, KEY_START, CStringGetTextDatum(""));
+			return PointerGetDatum(repack(trigger, trigger->tg_trigtuple, key));
+		}
 		make_imported(key);
 	}
 	else
@@ -152,21 +170,33 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 						 errhint("Leave the column out, because the insert sets it.")));
 	}
 
+	if (!ISNULL(key, KEY_REPLACES))
+	{
+		old.key_id = VALUE(key, KEY_REPLACES);
+		caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
+							read_replaced, &old);
+		if (old.found && guard_rotation.key_id != NULL &&
+			same_text(old.key_id, cstring_to_text(guard_rotation.key_id)))
+			copy_settings(key, &old.key);
+	}
 	set_defaults(key);
 	memset(all, true, sizeof(all));
 	check_settings(key->values, key->nulls, all, DatumGetTimestampTz(now));
-	check_principal(key, all);
+	delegate_check(key->values, key->nulls, all);
 	if (!ISNULL(key, KEY_REPLACES))
 		check_replaces(key);
 	if (principal_is_set())
 		set_value(key, KEY_PARENT, CStringGetTextDatum(principal_key_id()));
+	/* A cascade of the old key's parent must reach the new key too. */
+	else if (old.found && !ISNULL(&old.key, KEY_PARENT))
+		set_value(key, KEY_PARENT, VALUE(&old.key, KEY_PARENT));
 	set_value(key, KEY_CREATED_AT, now);
 	set_value(key, KEY_CREATED_BY, session_user_name());
 	set_value(key, KEY_UPDATED_AT, now);
 	set_value(key, KEY_UPDATED_BY, session_user_name());
 	if (!imported)
 		make_token(key);
-	set_family(key, trigger->tg_relation);
+	set_family(key, &old);
 	return PointerGetDatum(repack(trigger, trigger->tg_trigtuple, key));
 }
 
@@ -206,8 +236,8 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 	/* With borrowed rights, revoke_token() and a flush give a key no rights. */
 	if (!caller_borrows())
 	{
-		check_principal_old(old);
-		check_principal(new, changed);
+		delegate_check_old(old->values);
+		delegate_check(new->values, new->nulls, changed);
 	}
 	if (!caller_owns(RelationGetRelid(trigger->tg_relation)))
 		check_transition(old, new, changed, trigger->tg_relation);
@@ -241,7 +271,7 @@ rk_apikeys_keys_settle(PG_FUNCTION_ARGS)
 		KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
 
 		if (!caller_borrows())
-			check_principal_old(key);
+			delegate_check_old(key->values);
 		if (OidIsValid(usage = store_table("key_usage", true)))
 			caller_run_as_owner(usage, delete_usage,
 								DatumGetPointer(VALUE(key, KEY_KEY_ID)));
@@ -265,9 +295,28 @@ rk_apikeys_keys_settle_imported(PG_FUNCTION_ARGS)
 }
 
 /*
- * OwnerWork: delete the usage row of a key.  The DELETE runs under the latest
- * snapshot, because the row may be newer than the snapshot of a REPEATABLE READ
- * transaction.
+ * api_keys_parent, AFTER INSERT of a key with a parent, deferred to COMMIT.
+ *
+ * Check the principal that made the key in this transaction.  A parent that was
+ * inherited or restored is not checked.
+ */
+Datum
+rk_apikeys_keys_parent(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = guard_trigger(fcinfo, "api_keys_parent");
+	KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
+	const char *principal =
+		issued_principal(TextDatumGetCString(VALUE(key, KEY_KEY_ID)));
+
+	if (principal != NULL)
+		caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
+							delegate_lock, unconstify(char *, principal));
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * OwnerWork: delete the usage row of a key.  The row may be newer than the
+ * snapshot of the transaction.
  */
 static void
 delete_usage(void *arg)
@@ -275,20 +324,10 @@ delete_usage(void *arg)
 	static SPIPlanPtr plan = NULL;
 	Oid			type = TEXTOID;
 	Datum		key_id = PointerGetDatum(arg);
-	Snapshot	snapshot;
 
 	SPI_connect();
-	if (plan == NULL)
-	{
-		plan = SPI_prepare("DELETE FROM rk_apikeys.key_usage WHERE key_id = $1",
-						   1, &type);
-		SPI_keepplan(plan);
-	}
-	CommandCounterIncrement();
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	SPI_execute_snapshot(plan, &key_id, NULL, snapshot, InvalidSnapshot,
-						 false, false, 0);
-	UnregisterSnapshot(snapshot);
+	now_execute(&plan, "DELETE FROM rk_apikeys.key_usage WHERE key_id = $1",
+				1, &type, &key_id);
 	SPI_finish();
 }
 
@@ -296,9 +335,15 @@ delete_usage(void *arg)
 static KeyTuple *
 unpack(TriggerData *trigger, HeapTuple row)
 {
-	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
 	KeyTuple   *key = palloc(sizeof(KeyTuple));
 
+	unpack_into(key, RelationGetDescr(trigger->tg_relation), row);
+	return key;
+}
+
+static void
+unpack_into(KeyTuple *key, TupleDesc desc, HeapTuple row)
+{
 	/* Not heap_deform_tuple(), because a DBA may have added columns. */
 	for (int i = 0; i < KEY_COLUMNS; i++)
 	{
@@ -308,7 +353,51 @@ unpack(TriggerData *trigger, HeapTuple row)
 		if (number > 0)
 			key->values[i] = heap_getattr(row, number, desc, &key->nulls[i]);
 	}
-	return key;
+}
+
+/*
+ * OwnerWork: read the row of the key that a new key replaces.  In old->key its
+ * columns live in the caller's memory context.
+ */
+static void
+read_replaced(void *arg)
+{
+	Replaced   *old = arg;
+	Oid			type = TEXTOID;
+
+	SPI_connect();
+	SPI_execute_with_args("SELECT * FROM rk_apikeys.api_keys WHERE key_id = $1",
+						  1, &type, &old->key_id, NULL, false, 1);
+	if ((old->found = SPI_processed == 1))
+		unpack_into(&old->key, SPI_tuptable->tupdesc,
+					SPI_copytuple(SPI_tuptable->vals[0]));
+	SPI_finish();
+}
+
+/*
+ * Give the successor that rotate_key() makes the settings of the old key.  Without
+ * an expiry of its own the successor ends with the old key, and within
+ * max_lifetime.
+ */
+static void
+copy_settings(KeyTuple *key, KeyTuple *old)
+{
+	for (int column = 1; column <= KEY_COLUMNS; column++)
+		if ((columns_flags(column) & COLUMN_COPIED) != 0)
+		{
+			VALUE(key, column) = VALUE(old, column);
+			ISNULL(key, column) = ISNULL(old, column);
+		}
+	if (!guard_rotation.has_expires_at)
+	{
+		TimestampTz end = ISNULL(old, KEY_EXPIRES_AT) ? DT_NOEND :
+			DatumGetTimestampTz(VALUE(old, KEY_EXPIRES_AT));
+
+		/* check_settings() stores infinity as NULL. */
+		set_value(key, KEY_EXPIRES_AT,
+				  TimestampTzGetDatum(Min(end, check_latest_end(GetCurrentTransactionStartTimestamp()))));
+	}
+	guard_rotation.key_id = NULL;	/* one key only */
 }
 
 /* Return a copy of the row with the columns of the key, palloc'd. */
@@ -430,8 +519,8 @@ set_defaults(KeyTuple *key)
 }
 
 /*
- * Set the key id and the prefix of a key that was issued elsewhere.  Raise
- * 22023 if the key has no digest_kind.
+ * Set the key id, the prefix and a missing start of a key that was issued
+ * elsewhere.  Raise 22023 if the key has no digest_kind.
  */
 static void
 make_imported(KeyTuple *key)
@@ -446,6 +535,8 @@ make_imported(KeyTuple *key)
 	token_make_key_id(key_id);
 	set_value(key, KEY_KEY_ID, CStringGetTextDatum(key_id));
 	set_value(key, KEY_PREFIX, CStringGetTextDatum(settings_token_prefix));
+	if (ISNULL(key, KEY_START))
+		set_value(key, KEY_START, CStringGetTextDatum(""));
 }
 
 static bool
@@ -453,138 +544,6 @@ same_text(Datum a, text *b)
 {
 	return DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID, a,
 												PointerGetDatum(b)));
-}
-
-/*
- * Return the principal that makes, changes or deletes a key; NULL without a
- * principal.  Raise 42501 if the principal is no longer good.
- */
-static const StoredKey *
-find_principal(void)
-{
-	const StoredKey *principal;
-
-	if (!principal_is_set())
-		return NULL;
-	principal = session_principal();
-	if (principal == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 principal_key_id() == NULL ?
-				 errmsg("authenticate() has refused a token in this transaction") :
-				 errmsg("API key \"%s\" is no longer good",
-						principal_key_id())));
-	return principal;
-}
-
-/*
- * Return a scope of the key that the principal's scopes do not grant, palloc'd;
- * NULL if they grant all.
- */
-static char *
-scope_beyond(const StoredKey *principal, KeyTuple *key)
-{
-	Datum	   *scopes;
-	int			count;
-
-	deconstruct_array(DatumGetArrayTypeP(VALUE(key, KEY_SCOPES)), TEXTOID, -1,
-					  false, TYPALIGN_INT, &scopes, NULL, &count);
-	for (int i = 0; i < count; i++)
-		if (!grant_scope(principal->scopes, DatumGetTextPP(scopes[i])))
-			return TextDatumGetCString(scopes[i]);
-	return NULL;
-}
-
-/*
- * Check a key that a principal changes or deletes, as it was.  Raise 42501 if
- * the key has a scope that the principal's scopes do not grant.
- */
-static void
-check_principal_old(KeyTuple *key)
-{
-	const StoredKey *principal = find_principal();
-	char	   *scope;
-
-	if (principal != NULL && (scope = scope_beyond(principal, key)) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" cannot change or delete API key \"%s\"",
-						principal->key_id,
-						TextDatumGetCString(VALUE(key, KEY_KEY_ID))),
-				 errdetail("The key has scope \"%s\", which the caller's key does not have.",
-						   scope)));
-}
-
-/*
- * Check a key that a principal makes or changes.  Raise 42501 unless the key
- * has the principal's tenant and environment, only scopes that the principal's
- * scopes grant, and no value beyond the principal's own in a column that
- * changes.
- */
-static void
-check_principal(KeyTuple *key, const bool *changed)
-{
-	const StoredKey *principal = find_principal();
-	const char *beyond = NULL;
-	char	   *scope;
-
-	if (principal == NULL)
-		return;
-	if (!same_text(VALUE(key, KEY_TENANT), principal->tenant))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" cannot manage keys of another tenant",
-						principal->key_id)));
-	if (!same_text(VALUE(key, KEY_ENVIRONMENT), principal->environment))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" cannot manage keys of environment \"%s\"",
-						principal->key_id,
-						TextDatumGetCString(VALUE(key, KEY_ENVIRONMENT)))));
-	if ((scope = scope_beyond(principal, key)) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" cannot grant scope \"%s\", which it does not have",
-						principal->key_id, scope)));
-
-	if (changed[KEY_EXPIRES_AT - 1] &&
-		(ISNULL(key, KEY_EXPIRES_AT) ? principal->expires_at != DT_NOEND :
-		 DatumGetTimestampTz(VALUE(key, KEY_EXPIRES_AT)) > principal->expires_at))
-		beyond = "expires_at";
-	else if (changed[KEY_ALLOWED_CIDRS - 1] && principal->allowed_cidrs != NULL &&
-			 (ISNULL(key, KEY_ALLOWED_CIDRS) ||
-			  !grant_networks(principal->allowed_cidrs,
-							  DatumGetArrayTypeP(VALUE(key, KEY_ALLOWED_CIDRS)))))
-		beyond = "allowed_cidrs";
-	else if ((changed[KEY_RATE_LIMIT - 1] || changed[KEY_RATE_WINDOW - 1]) &&
-			 limit_is_beyond(principal, key))
-		beyond = "rate_limit";
-	if (beyond != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("API key \"%s\" cannot give a key \"%s\" beyond its own",
-						principal->key_id, beyond),
-				 errhint("Give a value within that of the key that authenticated.")));
-}
-
-/*
- * Return whether a key's rate limit lets more through than the principal's: more
- * at once, or more over time.
- */
-static bool
-limit_is_beyond(const StoredKey *principal, KeyTuple *key)
-{
-	int32		limit;
-
-	if (principal->rate_limit == 0)
-		return false;
-	if (ISNULL(key, KEY_RATE_LIMIT) || ISNULL(key, KEY_RATE_WINDOW))
-		return true;
-	limit = DatumGetInt32(VALUE(key, KEY_RATE_LIMIT));
-	return limit > principal->rate_limit ||
-		(double) limit * limiter_window(&principal->rate_window) >
-		(double) principal->rate_limit *
-		limiter_window(DatumGetIntervalP(VALUE(key, KEY_RATE_WINDOW)));
 }
 
 /*
@@ -625,23 +584,17 @@ check_replaces(KeyTuple *key)
  * A key that replaces another one has its owner too.
  */
 static void
-set_family(KeyTuple *key, Relation rel)
+set_family(KeyTuple *key, const Replaced *old)
 {
-	StoredPlace nowhere = {.buffer = InvalidBuffer};
-	StoredKey  *replaced = NULL;
-
-	if (!ISNULL(key, KEY_REPLACES))
-		replaced = store_find(RelationGetRelid(rel),
-							  TextDatumGetCString(VALUE(key, KEY_REPLACES)),
-							  &nowhere);
-	if (replaced == NULL)
-	{
+	if (!old->found)
 		set_value(key, KEY_FAMILY, VALUE(key, KEY_KEY_ID));
-		return;
+	else
+	{
+		set_value(key, KEY_FAMILY, ISNULL(&old->key, KEY_FAMILY) ?
+				  old->key_id : VALUE(&old->key, KEY_FAMILY));
+		if (ISNULL(key, KEY_OWNER) && !ISNULL(&old->key, KEY_OWNER))
+			set_value(key, KEY_OWNER, VALUE(&old->key, KEY_OWNER));
 	}
-	set_value(key, KEY_FAMILY, CStringGetTextDatum(replaced->family));
-	if (ISNULL(key, KEY_OWNER) && replaced->owner != NULL)
-		set_value(key, KEY_OWNER, PointerGetDatum(replaced->owner));
 }
 
 /*

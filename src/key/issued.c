@@ -191,6 +191,20 @@ issued_keep(const char *key_id, const char *token, size_t len)
 	issued_count++;
 }
 
+/*
+ * Return the principal that made a key in this transaction; NULL if no principal
+ * or another transaction made the key.
+ */
+const char *
+issued_principal(const char *key_id)
+{
+	IssuedKey  *key = issued_keys == NULL ? NULL :
+		hash_search(issued_keys, key_id, HASH_FIND, NULL);
+
+	return key == NULL || key->token->principal[0] == '\0' ? NULL :
+		key->token->principal;
+}
+
 /* Record that a key got its grace_until in this transaction. */
 void
 issued_note_rotation(const char *key_id)

@@ -7,6 +7,7 @@
 
 extern void issued_init(void);
 extern void issued_keep(const char *key_id, const char *token, size_t len);
+extern const char *issued_principal(const char *key_id);
 extern void issued_note_rotation(const char *key_id);
 extern bool issued_was_rotated(const char *key_id);
 

@@ -540,7 +540,22 @@ native_matches(const StoredKey *key, const char *token, size_t len,
 	return matches;
 }
 
-/* Return the imported key of a token; NULL if there is no such key. */
+/*
+ * Return the imported key of a token; NULL if there is no such key.  The pointer
+ * is good until the next verify.
+ */
+const StoredKey *
+verify_imported(const char *token, size_t len)
+{
+	TokenParts	parts;
+
+	if (len < IMPORTED_MIN_LEN || len > IMPORTED_MAX_LEN ||
+		token_parse(token, len, &parts) || !cache_has_imported())
+		return NULL;
+	return find_imported(token, len);
+}
+
+/* Do the same for a token that may be an imported key's, if there are any. */
 static const StoredKey *
 find_imported(const char *token, size_t len)
 {

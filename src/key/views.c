@@ -7,12 +7,17 @@
  */
 #include "postgres.h"
 
+#include <sys/socket.h>
+
+#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "parser/scansup.h"
 #include "utils/builtins.h"
+#include "utils/inet.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -20,7 +25,12 @@
 #include "base/stats.h"
 #include "compat.h"
 #include "key/session.h"
+#include "key/verify.h"
+#include "token/token.h"
 #include "usage/usage.h"
+
+/* Bytes of a search that may be a token, with the blanks around it. */
+#define SEARCH_MAX_LEN 1024
 
 /* Of _live_usage(). */
 #define LIVE_COLUMNS 3
@@ -30,11 +40,15 @@
 
 static Datum stats_row(FunctionCallInfo fcinfo, int without);
 static bool find_viewer(char **tenant, char **environment);
+static text *find_searched(const char *s, size_t len);
+static bool same_text(text *a, const char *b);
 static bool look_for_caller(FunctionCallInfo fcinfo, UsageLook *look);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_at);
+PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_addr);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_use_count);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_usage);
+PG_FUNCTION_INFO_V1(rk_apikeys_searched_key_id);
 PG_FUNCTION_INFO_V1(rk_apikeys_stats);
 PG_FUNCTION_INFO_V1(rk_apikeys_stats_0_3);
 
@@ -52,6 +66,25 @@ rk_apikeys_live_last_used_at(PG_FUNCTION_ARGS)
 	if (!look_for_caller(fcinfo, &look) || look.last_used_at == 0)
 		PG_RETURN_NULL();
 	PG_RETURN_TIMESTAMPTZ(look.last_used_at);
+}
+
+/*
+ * rk_apikeys._live_last_used_addr(key_id text) -> inet
+ *
+ * Return the last address that shared memory has of a key, likewise.
+ */
+Datum
+rk_apikeys_live_last_used_addr(PG_FUNCTION_ARGS)
+{
+	UsageLook	look;
+	inet	   *addr;
+
+	if (!look_for_caller(fcinfo, &look) || !look.has_addr)
+		PG_RETURN_NULL();
+	addr = palloc0(sizeof(inet));
+	addr->inet_data = look.addr;
+	SET_INET_VARSIZE(addr);
+	PG_RETURN_INET_P(addr);
 }
 
 /* rk_apikeys._live_use_count(key_id text) -> bigint, likewise. */
@@ -114,6 +147,69 @@ rk_apikeys_stats(PG_FUNCTION_ARGS)
 }
 
 /*
+ * rk_apikeys._searched_key_id(search text) -> text
+ *
+ * Return the key id of the token or mask that a search consists of; NULL if the
+ * search is neither.  Return the key id of an imported token only if the caller
+ * may see the key.
+ */
+Datum
+rk_apikeys_searched_key_id(PG_FUNCTION_ARGS)
+{
+	Datum		given = PG_GETARG_DATUM(0);
+	text	   *search;
+	text	   *volatile key_id = NULL;
+
+	if (toast_raw_datum_size(given) - VARHDRSZ > SEARCH_MAX_LEN)
+		PG_RETURN_NULL();
+	search = PG_GETARG_TEXT_PP(0);
+	PG_TRY();
+	{
+		key_id = find_searched(VARDATA_ANY(search), VARSIZE_ANY_EXHDR(search));
+	}
+	PG_FINALLY();
+	{
+		/* A detoasted copy of a token is ours, so we must wipe it. */
+		if (PointerGetDatum(search) != given)
+			explicit_bzero(VARDATA_ANY(search), VARSIZE_ANY_EXHDR(search));
+	}
+	PG_END_TRY();
+	if (key_id == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(key_id);
+}
+
+/* Return the same for the bytes of a search. */
+static text *
+find_searched(const char *s, size_t len)
+{
+	const StoredKey *key;
+	const char *key_id;
+	char	   *tenant;
+	char	   *environment;
+
+	for (; len > 0 && scanner_isspace(s[0]); len--)
+		s++;
+	while (len > 0 && scanner_isspace(s[len - 1]))
+		len--;
+	/* The viewer first, because it may cost the cache the key. */
+	if (find_viewer(&tenant, &environment) &&
+		(key = verify_imported(s, len)) != NULL &&
+		(tenant == NULL || same_text(key->tenant, tenant)) &&
+		(environment == NULL || same_text(key->environment, environment)))
+		return cstring_to_text(key->key_id);
+	key_id = token_key_id(s, len);
+	return key_id == NULL ? NULL : cstring_to_text_with_len(key_id, TOKEN_KEY_ID_LEN);
+}
+
+static bool
+same_text(text *a, const char *b)
+{
+	return VARSIZE_ANY_EXHDR(a) == strlen(b) &&
+		memcmp(VARDATA_ANY(a), b, strlen(b)) == 0;
+}
+
+/*
  * rk_apikeys._stats() -> the columns of the view stats
  *
  * Without shared memory all columns except preloaded are NULL.  Raise 42501 if a
@@ -155,9 +251,7 @@ stats_row(FunctionCallInfo fcinfo, int without)
 		values[column++] = Int64GetDatum(totals.pending);
 		values[column++] = TimestampTzGetDatum(totals.last_flush_at);
 		nulls[column - 1] = totals.last_flush_at == 0;
-		values[column++] = Int64GetDatum(totals.pending == 0 ? 0 :
-										 TimestampDifferenceMilliseconds(totals.pending_since,
-																		 GetCurrentTimestamp()));
+		values[column++] = Int64GetDatum(usage_lag(&totals));
 	}
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }
@@ -194,8 +288,8 @@ look_for_caller(FunctionCallInfo fcinfo, UsageLook *look)
 
 	/* First whether there is an entry: most keys of a list have none. */
 	return VARSIZE_ANY_EXHDR(key_id) == TOKEN_KEY_ID_LEN &&
-		usage_look(VARDATA_ANY(key_id), NULL, look) &&
+		usage_look(VARDATA_ANY(key_id), look) &&
 		find_viewer(&tenant, &environment) &&
 		(environment == NULL || strcmp(look->environment, environment) == 0) &&
-		(tenant == NULL || usage_look(VARDATA_ANY(key_id), tenant, look));
+		(tenant == NULL || usage_look_is_of(look, tenant));
 }

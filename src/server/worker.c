@@ -6,8 +6,8 @@
  * rk_apikeys.usage_flush_interval it starts a short worker for each database
  * with pending entries, one after the other.  The worker writes the entries to
  * the tables or, on a standby or subscriber with a primary_conninfo, sends
- * them.  On a standby without a primary_conninfo the launcher starts no worker
- * and only removes entries to make room.
+ * them.  A worker also makes room when memory is nearly full.  On a standby
+ * without a primary_conninfo workers only make room.
  *
  * Trust: a worker forces the settings that its statements depend on, because a
  * database or role may have settings of its own.
@@ -111,25 +111,25 @@ rk_apikeys_launcher_main(Datum arg)
 	proc_exit(usage_is_preloaded() ? 1 : 0);
 }
 
-/* One round: flush every database with pending entries, one after the other. */
+/*
+ * One round: flush every database with pending entries, one after the other,
+ * and make room when memory is nearly full.
+ */
 static void
 flush_all(void)
 {
 	TimestampTz began = GetCurrentTimestamp();
 	bool		failed = false;
+	bool		is_discarded;
 	List	   *databases;
 	ListCell   *cell;
 
-	/* The memory of a standby that sends nothing must not fill up. */
-	if (usage_note_recovery() && settings_primary_conninfo[0] == '\0')
-	{
-		usage_evict();
-		return;
-	}
+	(void) usage_note_recovery();
+	is_discarded = usage_is_discarded();
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	MemoryContextSwitchTo(TopTransactionContext);
-	databases = usage_begin_round();
+	databases = is_discarded ? NIL : usage_begin_round();
 	foreach(cell, databases)
 	{
 		switch (database_state(lfirst_oid(cell)))
@@ -146,7 +146,22 @@ flush_all(void)
 		}
 		lfirst_oid(cell) = InvalidOid;
 	}
+	/* The memory of a standby that sends nothing must not fill up either. */
 	usage_evict();
+	foreach(cell, usage_crowded_databases())
+	{
+		switch (database_state(lfirst_oid(cell)))
+		{
+			case DATABASE_OPEN:
+				databases = list_append_unique_oid(databases, lfirst_oid(cell));
+				break;
+			case DATABASE_CLOSED:
+				break;
+			case DATABASE_GONE:
+				usage_forget_database(lfirst_oid(cell));
+				break;
+		}
+	}
 	MemoryContextSwitchTo(TopMemoryContext);
 	databases = list_copy(databases);
 	CommitTransactionCommand();
@@ -173,7 +188,7 @@ flush_all(void)
 			pause_for(WORKER_PAUSE_MS);
 	}
 	list_free(databases);
-	if (!failed)
+	if (!failed && !is_discarded)
 		usage_end_round(began);
 }
 

@@ -44,6 +44,7 @@ static uint8 decoded[PEPPER_MAX_LEN + 3];
 /* Whether the peppers are those of the file that the setting names. */
 static bool loaded = false;
 
+static const Pepper *look_up(int id);
 static void load(void);
 static int	read_file(char *contents);
 static void parse_file(char *contents);
@@ -79,15 +80,35 @@ pepper_current(void)
 const Pepper *
 pepper_find(int id, const char *key_id)
 {
+	const Pepper *pepper;
+
 	load();
-	for (int i = 0; i < pepper_count; i++)
-		if (peppers[i].id == id)
-			return &peppers[i];
+	pepper = look_up(id);
+	if (pepper != NULL)
+		return pepper;
 	ereport(ERROR,
 			(errcode(ERRCODE_IO_ERROR),
 			 errmsg("API key \"%s\" was signed with pepper %d, which is missing",
 					key_id, id),
 			 errhint("Put the pepper back into the file that rk_apikeys.pepper_file names, and reload the configuration.")));
+}
+
+/* Return whether the file has a pepper.  Raise 58030 if it cannot be used. */
+bool
+pepper_has(int id)
+{
+	load();
+	return look_up(id) != NULL;
+}
+
+/* Return a pepper that is loaded; NULL if there is none of that id. */
+static const Pepper *
+look_up(int id)
+{
+	for (int i = 0; i < pepper_count; i++)
+		if (peppers[i].id == id)
+			return &peppers[i];
+	return NULL;
 }
 
 /*

@@ -24,5 +24,6 @@ extern char *pepper_file;
 extern void pepper_assign_file(const char *newval, void *extra);
 extern const Pepper *pepper_current(void);
 extern const Pepper *pepper_find(int id, const char *key_id);
+extern bool pepper_has(int id);
 
 #endif

@@ -171,6 +171,27 @@ token_split(const char *s, size_t len, TokenParts *parts)
 }
 
 /*
+ * Return the key id in a string that begins as a token does, whatever follows:
+ * a token, a part of one, or a mask.  Return NULL for any other string.
+ */
+const char *
+token_key_id(const char *s, size_t len)
+{
+	const char *end = s + len;
+
+	for (int names = 0; names < 2; names++)
+	{
+		const char *separator = memchr(s, '_', end - s);
+
+		if (separator == NULL || !token_name_ok(s, separator - s))
+			return NULL;
+		s = separator + 1;
+	}
+	return end - s > TOKEN_KEY_ID_LEN && s[TOKEN_KEY_ID_LEN] == '_' &&
+		all_base62(s, TOKEN_KEY_ID_LEN) ? s : NULL;
+}
+
+/*
  * Return whether the check digits of a string are right.  The string must have
  * the shape of a token.
  */

@@ -48,6 +48,7 @@ extern bool token_name_ok(const char *s, size_t len);
 extern bool token_split(const char *s, size_t len, TokenParts *parts);
 extern bool token_check(const char *s, size_t len);
 extern bool token_parse(const char *s, size_t len, TokenParts *parts);
+extern const char *token_key_id(const char *s, size_t len);
 extern size_t token_make(const char *prefix, const char *environment,
 						 char *token);
 extern void token_make_key_id(char *key_id);

@@ -34,6 +34,16 @@ usage_goes_to_primary(void)
 	return OidIsValid(table) && is_subscribed(table);
 }
 
+/*
+ * Return whether no server writes the use, because this server is a standby
+ * without a primary_conninfo.
+ */
+bool
+usage_is_discarded(void)
+{
+	return RecoveryInProgress() && settings_primary_conninfo[0] == '\0';
+}
+
 static bool
 is_subscribed(Oid table)
 {

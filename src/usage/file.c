@@ -5,19 +5,33 @@
  * At a clean end of the server no worker can be started any more.  So the
  * postmaster writes the pending entries to a file.  At the next start it reads
  * the file and removes it.  A crash writes no file.
+ *
+ * A cold copy of a stopped server has the file too.  If the copy follows the
+ * server, as a standby or from an archive, both would count the same use.  So
+ * the file names its home, and a server that starts in recovery ignores a file
+ * with another home.  A server that starts as a primary reads every file,
+ * because it may be a restored copy, or come from pg_upgrade.
  */
 #include "postgres.h"
 
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "access/xlog.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
 #include "storage/fd.h"
 
+#include "base/grant.h"
 #include "usage/shared.h"
 
 /* Below the data directory. */
 #define SAVE_FILE "pg_stat/rk_apikeys.usage"
-#define SAVE_MAGIC 0x524b5533
-/* 0.1: the same, without the known counts. */
+#define SAVE_MAGIC 0x524b5534
+/* 0.2: the same, without the home. */
+#define SAVE_MAGIC_0_2 0x524b5533
+/* 0.1: without the known counts, too. */
 #define SAVE_MAGIC_0_1 0x524b5532
 
 /* The part of an entry that is kept over a restart. */
@@ -35,6 +49,9 @@ typedef struct SavedUsage
 	int64		known_denials;
 } SavedUsage;
 
+static uint64 home_of(FILE *file);
+static bool starts_in_recovery(void);
+
 /*
  * on_shmem_exit callback of the postmaster: write the pending entries.  An error
  * is logged, and the entries are lost.
@@ -46,6 +63,7 @@ usage_file_save(int code, Datum arg)
 	UsageEntry *entry;
 	UsageWalk	walk = {.pending = true, .alone = true};
 	uint32		magic = SAVE_MAGIC;
+	uint64		home;
 	bool		failed;
 
 	/* After a crash the counts may be torn. */
@@ -59,7 +77,9 @@ usage_file_save(int code, Datum arg)
 				 errmsg("could not write file \"%s\": %m", SAVE_FILE ".tmp")));
 		return;
 	}
-	failed = fwrite(&magic, sizeof(magic), 1, file) != 1;
+	home = home_of(file);
+	failed = fwrite(&magic, sizeof(magic), 1, file) != 1 ||
+		fwrite(&home, sizeof(home), 1, file) != 1;
 	while (!failed && (entry = usage_hash_next(&walk)) != NULL)
 	{
 		SavedUsage	saved;
@@ -96,6 +116,8 @@ usage_file_load(void)
 {
 	FILE	   *file = AllocateFile(SAVE_FILE, PG_BINARY_R);
 	uint32		magic;
+	uint64		home;
+	bool		is_foreign = false;
 	size_t		size = sizeof(SavedUsage);
 	SavedUsage	saved;
 
@@ -109,12 +131,20 @@ usage_file_load(void)
 	}
 	if (fread(&magic, sizeof(magic), 1, file) != 1)
 		magic = 0;
+	if (magic == SAVE_MAGIC)
+		is_foreign = fread(&home, sizeof(home), 1, file) != 1 ||
+			home != home_of(file);
 	if (magic == SAVE_MAGIC_0_1)
 		size = offsetof(SavedUsage, known_uses);
-	if (magic != SAVE_MAGIC && magic != SAVE_MAGIC_0_1)
+	if (magic != SAVE_MAGIC && magic != SAVE_MAGIC_0_2 && magic != SAVE_MAGIC_0_1)
 		ereport(LOG,
 				(errmsg("ignoring file \"%s\" of another version",
 						SAVE_FILE)));
+	else if (is_foreign && starts_in_recovery())
+		ereport(LOG,
+				(errmsg("ignoring file \"%s\" of another data directory",
+						SAVE_FILE),
+				 errdetail("The server of that data directory counts the usage in the file.")));
 	else
 	{
 		/* Without the fields, regard all that the table has as known. */
@@ -125,17 +155,24 @@ usage_file_load(void)
 			UsageEntry *entry;
 
 			usage_hash_target(&target, saved.key.database, saved.key.key_id);
-			entry = usage_hash_find(&target) == NULL ? usage_hash_add(&target) : NULL;
+			entry = usage_hash_find(&target) == NULL ?
+				usage_hash_add(&target, saved.tenant, false) : NULL;
 			if (entry == NULL)
 				continue;
-			entry->tenant = saved.tenant;
 			memcpy(entry->environment, saved.environment, sizeof(entry->environment));
 			entry->environment[TOKEN_NAME_MAX] = '\0';
 			pg_atomic_write_u64(&entry->last_used_at, saved.last_used_at);
 			pg_atomic_write_u64(&entry->use_count, saved.use_count);
 			pg_atomic_write_u64(&entry->denied_count, saved.denied_count);
 			entry->has_addr = saved.has_addr != 0;
-			entry->addr = saved.addr;
+			/* 0.2 kept an address as it was given. */
+			if (entry->has_addr)
+			{
+				inet		addr = {.inet_data = saved.addr};
+
+				SET_INET_VARSIZE(&addr);
+				grant_host(&addr, &entry->addr);
+			}
 			entry->known_uses = saved.known_uses;
 			entry->known_denials = saved.known_denials;
 			usage_hash_set_dirty(entry);
@@ -143,4 +180,37 @@ usage_file_load(void)
 	}
 	FreeFile(file);
 	unlink(SAVE_FILE);
+}
+
+/*
+ * Return a number for the place of the file: its inode, the path of the data
+ * directory and the name of the host.  A copy has another inode.  An image of a
+ * disk has the same inode, but another path or host.  The device is not part of
+ * the number, because it may change when the machine starts.
+ */
+static uint64
+home_of(FILE *file)
+{
+	char		host[256] = "";
+	struct stat status = {0};
+	uint64		home;
+
+	(void) gethostname(host, sizeof(host) - 1);
+	(void) fstat(fileno(file), &status);
+	home = hash_bytes_extended((const unsigned char *) &status.st_ino,
+							   sizeof(status.st_ino), 0);
+	home = hash_bytes_extended((const unsigned char *) DataDir,
+							   strlen(DataDir), home);
+	return hash_bytes_extended((const unsigned char *) host, strlen(host), home);
+}
+
+/*
+ * Return whether the server starts as a standby, or recovers from an archive.
+ * Shared memory does not say so yet.
+ */
+static bool
+starts_in_recovery(void)
+{
+	return access(STANDBY_SIGNAL_FILE, F_OK) == 0 ||
+		access(RECOVERY_SIGNAL_FILE, F_OK) == 0;
 }

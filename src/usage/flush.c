@@ -8,9 +8,9 @@
  * as a security-restricted operation.
  *
  * A worker keeps a database busy for at most WORKER_BUDGET_MS +
- * BATCH_TIMEOUT_MS, or four seconds if it sends, because DROP DATABASE waits for
- * five.  If that is not enough, another
- * worker continues after a pause.
+ * BATCH_TIMEOUT_MS, or four seconds if it sends, and for a short sweep, because
+ * DROP DATABASE waits for five.  If that is not enough, another worker continues
+ * after a pause.
  */
 #include "postgres.h"
 
@@ -109,16 +109,17 @@ usage_flush_now(void)
 
 /*
  * In a worker: write or send this database's pending entries, in batches of
- * that many keys, and set how the worker ended.
+ * that many keys, and set how the worker ended.  Then make room.
  */
 void
 usage_flush_database(int batch)
 {
-	UsageEnd	end = flush_database(batch);
+	UsageEnd	end = usage_is_discarded() ? USAGE_DONE : flush_database(batch);
 
 	if (end == USAGE_BUSY || end == USAGE_DONE)
 		log_busy(end == USAGE_BUSY);
 	usage_set_end(end);
+	usage_sweep();
 }
 
 /*

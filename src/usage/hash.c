@@ -12,13 +12,17 @@
  * others.  The bit is set after the entry's state is, and cleared before the
  * state is looked at again.
  *
+ * The entries of each tenant are counted, so that no tenant takes all of them.
+ *
  * Locking: the lock of a partition guards its chains and their members: shared
  * to find an entry, exclusive to add or remove one.  A spinlock, taken under a
- * partition's lock, guards the list of free entries.  A walk looks at an entry
- * without a lock, and again under the lock if the entry seems to be wanted.
+ * partition's lock, guards the list of free entries and the decision who gets
+ * one.  A walk looks at an entry without a lock, and again under the lock if
+ * the entry seems to be wanted.
  */
 #include "postgres.h"
 
+#include "common/hashfn.h"
 #include "port/pg_bitutils.h"
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
@@ -34,6 +38,8 @@ static pg_atomic_uint32 *pending_map = NULL;
 
 static void init_shared(int max_tracked);
 static void init_map(int max_tracked);
+static void count_entry(Oid database, uint64 tenant, int32 difference);
+static pg_atomic_uint32 *share_of(Oid database, uint64 tenant, int row);
 static bool is_wanted(const UsageWalk *walk, UsageEntry *entry);
 static void set_pending_bit(UsageEntry *entry);
 
@@ -129,6 +135,10 @@ init_shared(int max_tracked)
 	pg_atomic_init_u32(&usage_shared->standby, 0);
 	pg_atomic_init_u32(&usage_shared->no_worker, 0);
 	pg_atomic_init_u32(&usage_shared->launcher, 0);
+	pg_atomic_init_u32(&usage_shared->sweep_at, 0);
+	for (int row = 0; row < USAGE_SHARE_ROWS; row++)
+		for (int i = 0; i < USAGE_SHARES; i++)
+			pg_atomic_init_u32(&usage_shared->shares[row][i], 0);
 	pg_atomic_init_u64(&usage_shared->last_flush_at, 0);
 	pg_atomic_init_u64(&usage_shared->pending_since,
 					   (uint64) GetCurrentTimestamp());
@@ -180,34 +190,70 @@ usage_hash_find(const UsageTarget *target)
 	return entry;
 }
 
+/* Return whether so many eighths of the entries are in use. */
+bool
+usage_hash_is_filled(int eighths)
+{
+	return pg_atomic_read_u32(&usage_shared->tracked) >=
+		(uint32) (usage_shared->max_tracked - usage_shared->max_tracked / 8 * (8 - eighths));
+}
+
 /*
- * Return a new entry for a target that was not found, or NULL if there is no
- * room.  All fields except key and place are zero.  The partition is locked
+ * Return whether a tenant of a database may have another entry.  While the table
+ * is nearly full, the tenant must have fewer entries than are free.  So it
+ * leaves at least half of the free entries to the others.
+ */
+bool
+usage_hash_has_room(Oid database, uint64 tenant)
+{
+	uint32		tracked = pg_atomic_read_u32(&usage_shared->tracked);
+	uint32		max_tracked = (uint32) usage_shared->max_tracked;
+
+	if (tracked >= max_tracked)
+		return false;
+	if (!usage_hash_is_filled(USAGE_SHARE_EIGHTHS))
+		return true;
+	for (int row = 0; row < USAGE_SHARE_ROWS; row++)
+		if (pg_atomic_read_u32(share_of(database, tenant, row)) < max_tracked - tracked)
+			return true;
+	return false;
+}
+
+/*
+ * Return a new entry of a tenant for a target that was not found, or NULL if
+ * there is no room.  With fair, the tenant gets no more than its share.  All
+ * fields except key, place and tenant are zero.  The partition is locked
  * exclusively.
  */
 UsageEntry *
-usage_hash_add(const UsageTarget *target)
+usage_hash_add(const UsageTarget *target, uint64 tenant, bool fair)
 {
 	UsageEntry *entry = &entries[target->place];
 	uint32		next = entry->next;
+	uint32		number = 0;
+	bool		has_room;
 
-	if (pg_atomic_fetch_add_u32(&usage_shared->tracked, 1) >= (uint32) usage_shared->max_tracked)
+	SpinLockAcquire(&usage_shared->mutex);
+	has_room = fair ? usage_hash_has_room(target->key.database, tenant) :
+		pg_atomic_read_u32(&usage_shared->tracked) < (uint32) usage_shared->max_tracked;
+	if (has_room)
 	{
-		pg_atomic_fetch_sub_u32(&usage_shared->tracked, 1);
-		return NULL;
+		count_entry(target->key.database, tenant, 1);
+		if (OidIsValid(entry->key.database))
+		{
+			number = usage_shared->first_free;
+			if (number != 0)
+				usage_shared->first_free = entries[number].next;
+			else
+				number = usage_shared->max_tracked +
+					pg_atomic_fetch_add_u32(&usage_shared->overflow_used, 1);
+		}
 	}
-	if (OidIsValid(entry->key.database))
+	SpinLockRelease(&usage_shared->mutex);
+	if (!has_room)
+		return NULL;
+	if (number != 0)
 	{
-		uint32		number;
-
-		SpinLockAcquire(&usage_shared->mutex);
-		number = usage_shared->first_free;
-		if (number != 0)
-			usage_shared->first_free = entries[number].next;
-		else
-			number = usage_shared->max_tracked +
-				pg_atomic_fetch_add_u32(&usage_shared->overflow_used, 1);
-		SpinLockRelease(&usage_shared->mutex);
 		entry->next = number;
 		entry = &entries[number];
 	}
@@ -215,6 +261,7 @@ usage_hash_add(const UsageTarget *target)
 	SpinLockInit(&entry->mutex);
 	entry->place = target->place;
 	entry->next = next;
+	entry->tenant = tenant;
 	/* A walk that sees the key sees the place. */
 	pg_write_barrier();
 	entry->key = target->key;
@@ -228,9 +275,9 @@ usage_hash_remove(UsageEntry *entry)
 	uint32		number = entry - entries;
 	UsageEntry *before = &entries[entry->place];
 
+	count_entry(entry->key.database, entry->tenant, -1);
 	entry->key.database = InvalidOid;
 	usage_shared->removed[entry->place % USAGE_PARTITIONS]++;
-	pg_atomic_fetch_sub_u32(&usage_shared->tracked, 1);
 	/* The first entry of a chain stays in place, free. */
 	if (entry == before)
 		return;
@@ -242,6 +289,24 @@ usage_hash_remove(UsageEntry *entry)
 	entry->next = usage_shared->first_free;
 	usage_shared->first_free = number;
 	SpinLockRelease(&usage_shared->mutex);
+}
+
+/* Count an entry of a tenant that is added (1) or removed (-1). */
+static void
+count_entry(Oid database, uint64 tenant, int32 difference)
+{
+	pg_atomic_fetch_add_u32(&usage_shared->tracked, difference);
+	for (int row = 0; row < USAGE_SHARE_ROWS; row++)
+		pg_atomic_fetch_add_u32(share_of(database, tenant, row), difference);
+}
+
+/* Return the counter of a tenant of a database in that row. */
+static pg_atomic_uint32 *
+share_of(Oid database, uint64 tenant, int row)
+{
+	uint64		hash = hash_combine64(tenant, database);
+
+	return &usage_shared->shares[row][(row == 0 ? hash : hash >> 32) % USAGE_SHARES];
 }
 
 /*

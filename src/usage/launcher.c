@@ -90,13 +90,12 @@ usage_launch(void)
 {
 	uint32		before;
 
-	/* The server starts one launcher of a preloaded library. */
-	if (usage_shared->tranche == 0)
-		return true;
 	before = pg_atomic_read_u32(&usage_shared->launcher);
 	do
 	{
-		if (before != LAUNCHER_NONE && before != LAUNCHER_STARTED)
+		/* The server starts one launcher of a preloaded library. */
+		if (usage_shared->tranche != 0 &&
+			before != LAUNCHER_NONE && before != LAUNCHER_STARTED)
 			return false;
 	} while (!pg_atomic_compare_exchange_u32(&usage_shared->launcher, &before,
 											 (uint32) MyProcPid));

@@ -20,34 +20,42 @@ static uint64 hash_tenant(const char *tenant);
 static bool was_flushed_since(TimestampTz taken);
 
 /*
- * Look at the entry of a key of this database (TOKEN_KEY_ID_LEN bytes), if it
- * is that tenant's (NULL: any).  Return false if there is no such entry, or no
- * shared memory.
+ * Look at the entry of a key of this database (TOKEN_KEY_ID_LEN bytes).  Return
+ * false if there is no such entry, or no shared memory.
  */
 bool
-usage_look(const char *key_id, const char *tenant, UsageLook *look)
+usage_look(const char *key_id, UsageLook *look)
 {
 	UsageTarget target;
 	UsageEntry *entry;
-	bool		found;
 
 	if (!usage_is_shared())
 		return false;
 	usage_hash_target(&target, MyDatabaseId, key_id);
 	LWLockAcquire(target.lock, LW_SHARED);
 	entry = usage_hash_find(&target);
-	found = entry != NULL &&
-		(tenant == NULL || entry->tenant == hash_tenant(tenant));
-	if (found)
+	if (entry != NULL)
 	{
 		memcpy(look->key_id, key_id, TOKEN_KEY_ID_LEN);
 		look->key_id[TOKEN_KEY_ID_LEN] = '\0';
 		strlcpy(look->environment, entry->environment, sizeof(look->environment));
+		look->tenant = entry->tenant;
 		look->last_used_at = (TimestampTz) pg_atomic_read_u64(&entry->last_used_at);
 		look->use_count = (int64) pg_atomic_read_u64(&entry->use_count);
+		SpinLockAcquire(&entry->mutex);
+		look->has_addr = entry->has_addr;
+		look->addr = entry->addr;
+		SpinLockRelease(&entry->mutex);
 	}
 	LWLockRelease(target.lock);
-	return found;
+	return entry != NULL;
+}
+
+/* Return whether usage_look() has looked at a key of that tenant. */
+bool
+usage_look_is_of(const UsageLook *look, const char *tenant)
+{
+	return look->tenant == hash_tenant(tenant);
 }
 
 /*
@@ -109,6 +117,27 @@ usage_totals(UsageTotals *totals)
 		totals->pending++;
 		LWLockRelease(walk.lock);
 	}
+}
+
+/*
+ * Return the milliseconds since the last round began that wrote all; 0 if
+ * nothing is pending.
+ */
+int64
+usage_lag(const UsageTotals *totals)
+{
+	return totals->pending == 0 ? 0 :
+		TimestampDifferenceMilliseconds(totals->pending_since,
+										GetCurrentTimestamp());
+}
+
+/* What keeps use from being written; there must be shared memory. */
+void
+usage_state(UsageState *state)
+{
+	state->has_launcher = pg_atomic_read_u32(&usage_shared->launcher) != 0;
+	state->has_worker = pg_atomic_read_u32(&usage_shared->no_worker) == 0;
+	state->reaches_primary = pg_atomic_read_u32(&usage_shared->failing) == 0;
 }
 
 /* Return the hash by which record.c notes an entry's tenant. */

@@ -1,6 +1,6 @@
 /*
  * pending.c
- *		Entries that no flush has written, and room for more entries.
+ *		Entries that no flush has written.
  *
  * Locking: as record.c says.
  */
@@ -9,17 +9,15 @@
 #include "access/xlog.h"
 #include "utils/timestamp.h"
 
-#include "base/settings.h"
 #include "base/stats.h"
 #include "compat.h"
 #include "usage/shared.h"
 
 static int	compare_copies(const void *a, const void *b);
 static bool is_wanted(UsageEntry *entry, const void *arg);
-static bool is_evictable(UsageEntry *entry, const void *arg);
 
-static bool
-is_pending(UsageEntry *entry)
+bool
+usage_is_pending(UsageEntry *entry)
 {
 	return pg_atomic_read_u32(&entry->state) != USAGE_CLEAN;
 }
@@ -128,15 +126,6 @@ is_wanted(UsageEntry *entry, const void *arg)
 		 entry->tenant == *wanted->tenant);
 }
 
-/* arg: the time in nanoseconds, as the limiter counts it. */
-static bool
-is_evictable(UsageEntry *entry, const void *arg)
-{
-	return (!is_pending(entry) ||
-			(RecoveryInProgress() && settings_primary_conninfo[0] == '\0')) &&
-		pg_atomic_read_u64(&entry->arrival) <= *(const uint64 *) arg;
-}
-
 /*
  * Begin a round of flushes.  Return the databases with pending entries or with a
  * batch in the outbox.
@@ -179,21 +168,28 @@ usage_forget(Oid database, const char *key_id)
 }
 
 /*
- * Throw away the pending entries of a database that is gone, or that has not the
+ * Throw away the entries of a database that is gone, or that has not the
  * extension any more.
  */
 void
 usage_forget_database(Oid database)
 {
-	int			count;
-	UsageCopy  *copies = usage_pending(database, false, &count);
+	UsageWanted wanted = {.database = database};
+	UsageWalk	walk = {.wanted = is_wanted, .arg = &wanted};
+	UsageEntry *entry;
+	int			dropped = 0;
 
-	for (int i = 0; i < count; i++)
-		usage_forget(database, copies[i].key_id);
+	while ((entry = usage_hash_next(&walk)) != NULL)
+	{
+		UsageKey	key = entry->key;
+
+		dropped += usage_is_pending(entry);
+		LWLockRelease(walk.lock);
+		usage_forget(database, key.key_id);
+	}
 	usage_outbox_discard(database);
 	(void) usage_set_busy(database, false);
-	stats_count_many(STATS_DROPPED, count);
-	pfree(copies);
+	stats_count_many(STATS_DROPPED, dropped);
 }
 
 /*
@@ -239,56 +235,4 @@ usage_set_busy(Oid database, bool busy)
 
 	return pg_atomic_compare_exchange_u32(&usage_shared->busy, &expected,
 										  busy ? database : InvalidOid);
-}
-
-/*
- * Make room when the table is nearly full.  Remove entries that are not pending
- * and whose rate limit is full again, at most a quarter of the table.  A standby
- * without a primary_conninfo can write nothing, so there pending entries are
- * removed too, and counted as dropped.  Each call continues where the last one
- * ended.
- */
-void
-usage_evict(void)
-{
-	static uint32 from = 0;
-	int			room = Max(usage_shared->max_tracked / 4, 1);
-	UsageKey   *keys;
-	int			count = 0;
-	int			dropped = 0;
-	uint64		now_ns = (uint64) GetCurrentTimestamp() * 1000;
-	UsageEntry *entry;
-	UsageWalk	walk = {.wanted = is_evictable, .arg = &now_ns, .at = from};
-
-	if (pg_atomic_read_u32(&usage_shared->tracked) <
-		(uint32) (usage_shared->max_tracked - usage_shared->max_tracked / 8))
-		return;
-	keys = palloc_extended(mul_size(room, sizeof(UsageKey)), MCXT_ALLOC_HUGE);
-	for (int turn = 0; turn < 2; turn++)
-	{
-		while (count < room && (entry = usage_hash_next(&walk)) != NULL)
-		{
-			keys[count++] = entry->key;
-			LWLockRelease(walk.lock);
-		}
-		if (count < room)
-			walk.at = 0;
-	}
-	from = walk.at;
-	for (int i = 0; i < count; i++)
-	{
-		UsageTarget target;
-
-		usage_hash_target(&target, keys[i].database, keys[i].key_id);
-		LWLockAcquire(target.lock, LW_EXCLUSIVE);
-		entry = usage_hash_find(&target);
-		if (entry != NULL && is_evictable(entry, &now_ns))
-		{
-			dropped += is_pending(entry);
-			usage_hash_remove(entry);
-		}
-		LWLockRelease(target.lock);
-	}
-	stats_count_many(STATS_DROPPED, dropped);
-	pfree(keys);
 }

@@ -9,8 +9,9 @@
  * standby, by its primary.  Because the values are absolute, a reader takes the
  * greater of table and memory.
  *
- * Only genuine tokens make entries.  If there is no room, the use is not
- * recorded and counts as overflow.  A verify never fails for that reason.
+ * Only genuine tokens make entries.  If there is no room, or the key's tenant has
+ * its share of it, the use is not recorded and counts as overflow.  A verify
+ * never fails for that reason, except of a key with a rate limit.
  *
  * Locking: as hash.c says.  An entry's atomics are changed under its
  * partition's lock, taken shared.  No other lock is taken under that lock,
@@ -37,6 +38,7 @@
 #define SEED_TRIES 3
 
 static UsageEntry *find_or_make(const StoredKey *key, LWLock **lock);
+static uint64 tenant_of(const StoredKey *key);
 static void seed_entry(UsageEntry *entry, const StoredKey *key,
 					   const StoredUsage *seed);
 static void note_row(UsageEntry *entry, const StoredKey *key);
@@ -193,7 +195,7 @@ find_or_make(const StoredKey *key, LWLock **lock)
 		LWLockRelease(*lock);
 
 		if (key->tenant == NULL ||
-			pg_atomic_read_u32(&usage_shared->tracked) >= (uint32) usage_shared->max_tracked)
+			!usage_hash_has_room(MyDatabaseId, tenant_of(key)))
 			return NULL;
 		(void) store_find_usage(key->key_id, &seed);
 
@@ -207,7 +209,7 @@ find_or_make(const StoredKey *key, LWLock **lock)
 		 */
 		if (removed == usage_shared->removed[target.partition])
 		{
-			entry = usage_hash_add(&target);
+			entry = usage_hash_add(&target, tenant_of(key), true);
 			if (entry != NULL)
 			{
 				seed_entry(entry, key, &seed);
@@ -220,6 +222,13 @@ find_or_make(const StoredKey *key, LWLock **lock)
 	return NULL;
 }
 
+static uint64
+tenant_of(const StoredKey *key)
+{
+	return hash_any_extended((unsigned char *) VARDATA_ANY(key->tenant),
+							 VARSIZE_ANY_EXHDR(key->tenant), 0);
+}
+
 /* Fill a new entry with the values of key_usage. */
 static void
 seed_entry(UsageEntry *entry, const StoredKey *key, const StoredUsage *seed)
@@ -227,8 +236,6 @@ seed_entry(UsageEntry *entry, const StoredKey *key, const StoredUsage *seed)
 	uint64		last = seed->last_used_at == DT_NOBEGIN ? 0 :
 		(uint64) seed->last_used_at;
 
-	entry->tenant = hash_any_extended((unsigned char *) VARDATA_ANY(key->tenant),
-									 VARSIZE_ANY_EXHDR(key->tenant), 0);
 	text_to_cstring_buffer(key->environment, entry->environment,
 						   sizeof(entry->environment));
 	pg_atomic_write_u64(&entry->last_used_at, last);

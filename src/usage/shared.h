@@ -14,6 +14,22 @@
 #define USAGE_PARTITIONS 64
 
 /*
+ * So many eighths of the entries are in use when rounds begin to make room, and
+ * when a tenant's share counts.  One tenant can fill the eighth between them
+ * until the next round.
+ */
+#define USAGE_ROOM_EIGHTHS 6
+#define USAGE_SHARE_EIGHTHS 7
+
+/*
+ * Counters of the entries of each tenant of a database.  A tenant has a counter
+ * in each row, which it shares with the tenants of the same hash.  The lower of
+ * the two is the tenant's count, or more.
+ */
+#define USAGE_SHARE_ROWS 2
+#define USAGE_SHARES 1024
+
+/*
  * The greatest count: a sender may claim any count, and this server's own
  * counts are added to the claim.
  */
@@ -73,7 +89,8 @@ typedef struct UsageShared
 	pg_atomic_uint32 stamps;	/* of flushes */
 	pg_atomic_uint32 overflow_used; /* entries not in place that were ever
 									 * used; only grows */
-	slock_t		mutex;			/* guards first_free, and that growth */
+	slock_t		mutex;			/* guards first_free, and growth of tracked,
+								 * overflow_used and shares */
 	uint32		first_free;		/* of the free entries; 0: none */
 	pg_atomic_uint64 last_flush_at; /* a batch was committed */
 	pg_atomic_uint64 pending_since; /* as in UsageTotals */
@@ -84,11 +101,14 @@ typedef struct UsageShared
 								 * InvalidOid: none */
 	pg_atomic_uint32 standby;	/* the server was one at the last round */
 	pg_atomic_uint32 no_worker; /* the server had no free worker the last time */
+	pg_atomic_uint32 sweep_at;	/* where the next sweep begins */
+	/* entries in use, by tenant; hash.c's */
+	pg_atomic_uint32 shares[USAGE_SHARE_ROWS][USAGE_SHARES];
 	/* entries removed so far, by partition; changed under its lock */
 	uint64		removed[USAGE_PARTITIONS];
 	int			max_tracked;	/* fixed */
 	int			tranche;		/* of the locks; fixed; 0 with preload */
-	pg_atomic_uint32 launcher;	/* launcher.c's; not with preload */
+	pg_atomic_uint32 launcher;	/* launcher.c's; 0: there is none */
 } UsageShared;
 
 /* One key's usage, copied from shared memory. */
@@ -147,7 +167,10 @@ extern void usage_hash_target(UsageTarget *target, Oid database,
 							  const char *key_id);
 extern void usage_hash_prefetch(const UsageTarget *target);
 extern UsageEntry *usage_hash_find(const UsageTarget *target);
-extern UsageEntry *usage_hash_add(const UsageTarget *target);
+extern bool usage_hash_is_filled(int eighths);
+extern bool usage_hash_has_room(Oid database, uint64 tenant);
+extern UsageEntry *usage_hash_add(const UsageTarget *target, uint64 tenant,
+								  bool fair);
 extern void usage_hash_remove(UsageEntry *entry);
 extern UsageEntry *usage_hash_next(UsageWalk *walk);
 extern void usage_hash_set_dirty(UsageEntry *entry);
@@ -189,6 +212,7 @@ extern void usage_copy_entry(UsageEntry *entry, UsageCopy *copy, bool take);
 extern UsageCopy *usage_copy_entries(const UsageWanted *wanted, bool pending,
 									 uint32 stamp, int *count);
 extern UsageCopy *usage_pending(Oid database, bool round, int *count);
+extern bool usage_is_pending(UsageEntry *entry);
 extern void usage_forget(Oid database, const char *key_id);
 extern bool usage_set_busy(Oid database, bool busy);
 
@@ -208,8 +232,8 @@ extern bool usage_lock_flushes(bool wait);
 extern int	usage_flush(UsageCopy *copies, int count, bool *flushed,
 						bool *gone);
 
-/* destination.c */
-extern bool usage_goes_to_primary(void);
+/* room.c */
+extern void usage_sweep(void);
 
 /* send.c */
 extern UsageEnd usage_send(const UsageCopy *copies, int count);

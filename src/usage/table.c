@@ -108,6 +108,11 @@ write_batch(void *arg)
 	"  WITH ORDINALITY AS b(key_id, environment, last_used_at, addr, uses, denials, known_uses, known_denials, n)"
 #define ADDED(old, more) \
 	"least(greatest(" more ", 0), greatest(" CppAsString2(USAGE_COUNT_MAX) " - " old ", 0))"
+/* The address that came with the later time, else the other one */
+#define LATER_ADDR(new_time, new_addr) \
+	"CASE WHEN u.last_used_at > " new_time " OR " new_time " IS NULL" \
+	" THEN coalesce(u.last_used_addr, " new_addr ")" \
+	" ELSE coalesce(" new_addr ", u.last_used_addr) END"
 #define ADD_TO_DAY(rows) \
 	" daily AS" \
 	"  (INSERT INTO rk_apikeys.key_usage_daily AS d (key_id, day, environment, tenant, uses, denials)" \
@@ -126,7 +131,7 @@ write_batch(void *arg)
 		" grown AS"
 		"  (UPDATE rk_apikeys.key_usage u"
 		"    SET last_used_at = greatest(u.last_used_at, o.last_used_at),"
-		"     last_used_addr = coalesce(o.addr, u.last_used_addr),"
+		"     last_used_addr = " LATER_ADDR("o.last_used_at", "o.addr") ","
 		"     use_count = u.use_count + o.new_uses, denied_count = u.denied_count + o.new_denials"
 		"    FROM old o WHERE u.ctid = o.at"
 		"    RETURNING o.n, o.key_id, o.environment, o.tenant, o.new_uses, o.new_denials,"
@@ -146,6 +151,7 @@ write_batch(void *arg)
 		"    SELECT key_id, tenant, last_used_at, addr, uses, denials FROM live"
 		"    ON CONFLICT (key_id) DO UPDATE"
 		"     SET last_used_at = greatest(u.last_used_at, excluded.last_used_at),"
+		"      last_used_addr = " LATER_ADDR("excluded.last_used_at", "excluded.last_used_addr") ","
 		"      use_count = greatest(u.use_count, excluded.use_count),"
 		"      denied_count = greatest(u.denied_count, excluded.denied_count)),"
 		ADD_TO_DAY("live")

@@ -47,6 +47,10 @@ typedef struct UsageLook
 	char		environment[TOKEN_NAME_MAX + 1];	/* of the key */
 	TimestampTz last_used_at;	/* 0: never */
 	int64		use_count;
+	/* Of usage_look() alone */
+	uint64		tenant;			/* a hash */
+	bool		has_addr;
+	inet_struct addr;
 } UsageLook;
 
 /* Totals over all entries, for the view stats. */
@@ -58,6 +62,14 @@ typedef struct UsageTotals
 	TimestampTz last_flush_at;	/* 0: none yet */
 	TimestampTz pending_since;	/* start of the last round that wrote all */
 } UsageTotals;
+
+/* What keeps use from being written, for the view health. */
+typedef struct UsageState
+{
+	bool		has_launcher;	/* one runs, or the server is starting it */
+	bool		has_worker;		/* the server had a free worker the last time */
+	bool		reaches_primary;	/* the last batch did */
+} UsageState;
 
 /* How a flush worker ended. */
 typedef enum UsageEnd
@@ -94,17 +106,27 @@ extern LimitResult usage_limit(const StoredKey *key, int cost,
 							   TimestampTz now, int64 *wait, int64 *ahead);
 
 /* look.c */
-extern bool usage_look(const char *key_id, const char *tenant, UsageLook *look);
+extern bool usage_look(const char *key_id, UsageLook *look);
+extern bool usage_look_is_of(const UsageLook *look, const char *tenant);
 extern UsageLook *usage_look_all(const char *tenant, TimestampTz taken,
 								 int *count);
 extern void usage_totals(UsageTotals *totals);
+extern int64 usage_lag(const UsageTotals *totals);
+extern void usage_state(UsageState *state);
+
+/* destination.c */
+extern bool usage_goes_to_primary(void);
+extern bool usage_is_discarded(void);
 
 /* pending.c */
 extern List *usage_begin_round(void);
 extern void usage_end_round(TimestampTz began);
 extern void usage_forget_database(Oid database);
 extern bool usage_note_recovery(void);
+
+/* room.c */
 extern void usage_evict(void);
+extern List *usage_crowded_databases(void);
 
 /* flush.c */
 extern int64 usage_flush_now(void);

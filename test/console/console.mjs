@@ -2,6 +2,7 @@
 //
 //   PORT, PGHOST…   as for the console
 //   TOTAL           how many keys acme has
+//   IMPORTED        the file with the token of an imported key
 //   TOKEN           the file to write the token of a key to that was made here
 import { readFileSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
@@ -95,7 +96,7 @@ is(await page.getByRole('columnheader').evaluateAll((all) => all.map((th) => th.
   ['Name', 'API key', 'Last used', 'Created on', 'Last updated on', 'Actions'], 'the table has its columns');
 is(await rows(page).count(), 25, 'a page has 25 keys');
 const masks = await page.locator('td.masked').allInnerTexts();
-ok(masks.every((mask) => /^rk_[a-z]+_[0-9A-Za-z]{12}_\*{8}[0-9A-Za-z]{4}$/.test(mask)), 'keys are masked', masks);
+ok(masks.every((mask) => /^(rk_[a-z]+_[0-9A-Za-z]{12}_|sk_live_)\*{8}[0-9A-Za-z]{4}$/.test(mask)), 'keys are masked', masks);
 const badges = await page.locator('table.keys .badge').allInnerTexts();
 ok(badges.length === 25 && badges.every((word) => /^(Active|Grace|Rotated|Disabled|Expired|Revoked)$/.test(word)), 'each has its status in a word', badges);
 
@@ -332,6 +333,41 @@ is(await page.getByRole('searchbox').inputValue(), evil, 'so is a search');
 await page.goto(`${origin}/keys?sort=${encodeURIComponent(evil)}`);
 await page.getByRole('alert').waitFor();
 is([await page.evaluate(() => typeof pwned), await page.locator('main img, main script').count()], ['undefined', 0], 'and none of it runs');
+
+// --- a search for a token -----------------------------------------------------------------------------------------------
+
+// Sends a search from the list, and returns the addresses of all requests until its page is there.
+async function paste(text) {
+  await page.goto(`${origin}/keys`);
+  const seen = [];
+  const note = (request) => seen.push(request.url());
+  page.on('request', note);
+  await page.getByRole('searchbox').fill(text);
+  const loaded = page.waitForEvent('load');
+  await page.keyboard.press('Enter');
+  await loaded;
+  page.off('request', note);
+  return [...seen, page.url()].map(decodeURIComponent).join(' ');
+}
+
+const pasted = await create(page, { 'API key name': 'Pasted' });
+let addresses = await paste(` ${pasted} `);
+is(await names(page), ['Pasted'], 'a pasted token finds its key');
+ok(!addresses.includes(pasted.slice(-49, -10)), 'and stands in no address', addresses);
+addresses = await paste(await row(page, 'Pasted').locator('code').innerText());
+is(await names(page), ['Pasted'], 'so does its mask');
+const imported = readFileSync(process.env.IMPORTED, 'utf8');
+addresses = await paste(imported);
+is(await names(page), ['Imported'], 'so does the token of an imported key');
+like(await row(page, 'Imported').locator('code').innerText(), /^sk_live_\*{8}cdef$/, 'whose mask shows its start');
+ok(!addresses.includes(imported.slice(8, -4)), 'which stands in no address', addresses);
+const nobodys = 'sk_live_nobodyknowsthis';
+addresses = await paste(nobodys);
+is(await page.getByText('No API key matches.').count(), 1, 'what may be the token of another product finds nothing');
+ok(!addresses.includes(nobodys), 'and stands in no address', addresses);
+is(await page.getByRole('searchbox').inputValue(), nobodys, 'but in its field');
+await page.goto(`${origin}/search`);
+is(new URL(page.url()).pathname, '/keys', 'the address of a search leads to the list');
 
 // --- requests that are not ours -----------------------------------------------------------------------------------------
 

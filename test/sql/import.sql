@@ -18,10 +18,20 @@ SELECT rk_apikeys.import_key('', sha256('x'), 'sha256'); -- fails: name
 SELECT rk_apikeys.import_key('past', sha256('x'), 'sha256', expires_at => now()); -- fails: past
 \set VERBOSITY default
 SELECT rk_apikeys.import_key('again', sha256('sk_live_0123456789abcdef'), 'sha256'); -- fails: there already, and no digest is shown
-SELECT rk_apikeys.import_key('hint', sha256('x'), 'sha256', hint => 'abcde'); -- fails: no row is shown
+SELECT rk_apikeys.import_key('hint', sha256('x'), 'sha256', hint => 'sk_live_0123456789abcdef'); -- fails: no row and no value is shown
+SELECT rk_apikeys.import_key('start', sha256('x'), 'sha256', start => 'sk_live_0123456789abcdef'); -- fails: no row and no value is shown
+SELECT rk_apikeys.import_key('start', sha256('x'), 'sha256', start => 'rk_prod_7Yh2kQ9mZp1x_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789aBcDeFg3kQc5j'); -- fails: the same for a token of ours
 SELECT rk_apikeys.import_key(NULL, sha256('x'), 'sha256'); -- fails: no row is shown
 \set VERBOSITY sqlstate
-SELECT name, tenant, scopes, metadata, created_by = session_user AS by_me, substr(masked_key, 21) AS masked, secret FROM rk_apikeys.keys ORDER BY name;
+SELECT name, tenant, scopes, metadata, created_by = session_user AS by_me, masked_key, secret FROM rk_apikeys.keys ORDER BY name;
+-- The mask shows the start and the end that were given, and nothing else.
+SELECT count(rk_apikeys.import_key('mask ' || n, sha256(('a long random token ' || n)::bytea), 'sha256', hint => hint, start => start, tenant => 'rk_test_manager'))
+  FROM (VALUES (1, NULL, NULL), (2, '', ''), (3, 'sk_live_', NULL), (4, 'github_pat_1', 'cdef'), (5, 'Ünï', 'é')) v(n, start, hint);
+SELECT rk_apikeys.import_key('start', sha256('x'), 'sha256', start => 'github_pat_11'); -- fails: thirteen characters
+SELECT name, masked_key FROM rk_apikeys.keys WHERE name ~ 'mask' ORDER BY name;
+SELECT name, masked_key FROM rk_apikeys.list_keys('mask', sort_by => 'name');
+SELECT count(*) FROM rk_apikeys.keys WHERE name ~ 'mask' AND updated_at = created_at;
+DELETE FROM rk_apikeys.keys WHERE name ~ 'mask';
 SELECT tenant, event, role, changes #>> '{name,new}' AS name FROM rk_apikeys.key_events ORDER BY event_id;
 
 SET ROLE rk_test_verifier;
@@ -50,6 +60,7 @@ UPDATE rk_apikeys.keys SET enabled = true WHERE key_id = :'key_id';
 SELECT last_used_at IS NOT NULL AS used FROM rk_apikeys.keys WHERE key_id = :'key_id';
 -- A rotation gives it a token of ours.
 SELECT rk_apikeys.is_well_formed(secret) AS ours FROM rk_apikeys.rotate_key(:'key_id', '0');
+SELECT masked_key ~ '^rk_prod_[0-9A-Za-z]{12}_[*]{8}[0-9A-Za-z]{4}$' AS masked FROM rk_apikeys.keys WHERE replaces = :'key_id';
 SET ROLE rk_test_verifier;
 SELECT (rk_apikeys.verify_key('sk_live_0123456789abcdef')).code;
 SELECT rk_apikeys.revoke_token('Ünïcode – any bytes at all');
@@ -66,6 +77,15 @@ again	sha256	\\x4ab8bb1d0d1ef8ff5b3ee1bb1d4a0b94e46e3bb1a6a9a1e4ff4bb4d84d3b8b9a
 INSERT INTO rk_apikeys.api_keys SELECT (jsonb_populate_record(k, '{"key_id": "no id"}')).* FROM rk_apikeys.api_keys k WHERE name = 'old 512'; -- fails: key_id
 INSERT INTO rk_apikeys.api_keys SELECT (jsonb_populate_record(k, '{"key_id": "000000000000", "tenant": null}')).* FROM rk_apikeys.api_keys k WHERE name = 'old 512'; -- fails: null
 \set VERBOSITY sqlstate
+-- A complete row of an earlier release has no start: it gets the empty one, so that its mask invents nothing. A row of ours has none.
+BEGIN;
+CREATE TEMP TABLE dumped AS SELECT * FROM rk_apikeys.api_keys;
+DELETE FROM rk_apikeys.api_keys;
+UPDATE dumped SET start = NULL;
+INSERT INTO rk_apikeys.api_keys SELECT * FROM dumped;
+SELECT k.digest_kind, count(k.start), min(k.start) AS start, bool_and(to_jsonb(k) - 'start' = to_jsonb(d) - 'start') AS as_it_was
+  FROM rk_apikeys.api_keys k JOIN dumped d USING (key_id) GROUP BY 1 ORDER BY 1;
+ROLLBACK;
 -- Without any, what has no shape is malformed again.
 DELETE FROM rk_apikeys.api_keys;
 SELECT (rk_apikeys.verify_key('sk_live_0123456789abcdef')).code;

@@ -136,6 +136,10 @@ SAVEPOINT s;
 SELECT verified FROM rk_apikeys.stats; -- fails: of all tenants
 ROLLBACK TO s;
 SELECT rk_apikeys._server_stats(); -- fails: of all tenants
+ROLLBACK TO s;
+SELECT rk_apikeys._health(); -- fails: of all tenants
+ROLLBACK TO s;
+SELECT rk_apikeys._missing_peppers(); -- fails: of all tenants
 ROLLBACK;
 SELECT count(*) FROM rk_apikeys.stats;
 -- The secret of a new key is for the principal that made it, and for none if there was none.

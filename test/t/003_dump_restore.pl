@@ -42,6 +42,7 @@ foreach my $db (sort keys %restore)
 		is($after->{$table}, $before->{$table}, "$db: $table has the same rows");
 	}
 	is_deeply(verdicts($second, $token, $db), $expected, "$db: same verdicts");
+	is(sql_as($second, 'boss', 'SELECT name FROM rk_apikeys.health', $db), 'preload', "$db: nothing is to do, but for preload");
 
 	# Life goes on
 	like(sql_as($second, 'acme', q{INSERT INTO rk_apikeys.keys (name) VALUES ('next') RETURNING secret}, $db),

@@ -65,6 +65,11 @@ my @statements = (
 	"DO \$\$ DECLARE c text; BEGIN PERFORM '{\"token\": \"$token\"]'::json; EXCEPTION WHEN OTHERS THEN GET STACKED DIAGNOSTICS c = PG_EXCEPTION_CONTEXT; RAISE WARNING '%', c; END \$\$");
 $node->psql('postgres', $_, extra_params => [ '-U', 'backend' ]) foreach @statements;
 
+# A search for a key by its token, as its manager.
+$node->psql('postgres', $_, extra_params => [ '-U', 'acme' ]) foreach "SELECT name FROM rk_apikeys.list_keys('$token')",
+  "SELECT name FROM rk_apikeys.list_keys(\$1, sort_by => 'name') \\bind '$token' \\g", "SELECT name FROM rk_apikeys.list_keys('$token', sort_by => 'x')",
+  "SELECT rk_apikeys._searched_key_id('$token')";
+
 # Parameters of the extended protocol, and one that fails there.
 my $pgbench = "\\set one 1\nSELECT rk_apikeys.verify(:token);\nSELECT CAST(:token AS int);\n";
 my $file = $node->basedir . '/bench.sql';

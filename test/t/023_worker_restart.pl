@@ -5,6 +5,7 @@ use warnings;
 use FindBin;
 use lib $FindBin::Bin;
 use RkApikeys;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = rk_node('restart', PRELOAD, "rk_apikeys.usage_flush_interval = '1h'");
@@ -57,9 +58,31 @@ is($node->safe_psql('postgres', 'SELECT sum(uses), sum(denials) FROM rk_apikeys.
 ok($node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats'), 'nothing is pending');
 is(seen(), $before, 'and nothing else has changed');
 
+# The files of 0.2 and 0.1, which lack the first or last fields, in two records
+$node->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '1h'");
+$node->reload;
+foreach my $old ([ '0.2', 0x524b5533, 0 ], [ '0.1', 0x524b5532, 16 ])
+{
+	my ($release, $magic, $missing) = @$old;
+	use_both(10);
+	$before = seen();
+	$node->stop;
+	my $records = substr(slurp_file($saved), 12);
+	my $size = length($records) / 2;
+	unlink $saved;
+	append_to_file($saved, join '', pack('L', $magic), map { substr($records, $_ * $size, $size - $missing) } 0, 1);
+	$node->start;
+	is(seen(), $before, "a file of $release is read");
+	is(sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()'), '2', 'and flushed');
+}
+is($node->safe_psql('postgres', 'SELECT sum(uses), sum(denials) FROM rk_apikeys.key_usage_daily'), ($total + 30) . '|' . ($total + 30),
+	'once each');
+$node->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '100ms'");
+
 # A file that is not ours, or cut, does no harm
 $node->stop;
-foreach my $content ('', 'x' x 3, 'not of this version', pack('L', 0x524b5531) . 'cut', pack('L', 0x524b5531) . "\xff" x 300)
+foreach my $content ('', 'x' x 3, 'not of this version', pack('L', 0x524b5531) . 'cut', pack('L', 0x524b5531) . "\xff" x 300,
+	pack('L', 0x524b5534), pack('L', 0x524b5534) . 'cut')
 {
 	open my $fh, '>', $saved or die $!;
 	print $fh $content;

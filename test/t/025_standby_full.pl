@@ -28,6 +28,22 @@ pass('40 keys with a rate limit are served by a standby that tracks 16');
 cmp_ok(stat_of($standby, 'tracked_keys'), '<=', 16, 'which tracks no more than that');
 cmp_ok(stat_of($standby, 'dropped'), '>=', 24, 'and counts what made room');
 
+# Keys that are over on the primary keep no room on the standby
+sub make_once
+{
+	my ($name) = @_;
+	my @made = split /\n/, sql_as($primary, 'acme', "WITH k AS (INSERT INTO rk_apikeys.keys (name, rate_limit, rate_window)
+		SELECT '$name', 1, '366 days' FROM generate_series(1, 14) RETURNING secret) SELECT secret FROM k");
+	$primary->wait_for_catchup($standby, 'replay');
+	return @made;
+}
+my @once = make_once('once');
+$standby->poll_query_until('postgres', "SELECT (rk_apikeys.verify_key('$_')).code IN ('valid', 'rate_limited')") or die 'no room' foreach @once;
+my ($refused) = make_once('refused');
+is(sql_as($standby, 'backend', "SELECT code FROM rk_apikeys.verify_key('$refused')"), 'limiter_unavailable', 'keys that are used up take all the room that a tenant gets');
+sql_as($primary, 'acme', "DELETE FROM rk_apikeys.keys WHERE name = 'once'");
+ok($standby->poll_query_until('postgres', "SELECT rk_apikeys.verify('$refused')"), 'when they are deleted on the primary, there is room');
+
 # The primary drops nothing: it flushes first.
 foreach my $token (@tokens)
 {

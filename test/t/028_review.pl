@@ -247,7 +247,7 @@ foreach my $step (1 .. 16)
 	$steps += verify_keys($changer, 500 * $step - 499, 500 * $step);
 	foreach (1 .. 50 * $PostgreSQL::Test::Utils::timeout_default)
 	{
-		last if $changer->query_safe('SELECT pending_keys = 0 AND tracked_keys < 4096 / 8 * 7 FROM rk_apikeys.stats') eq 't';
+		last if $changer->query_safe('SELECT pending_keys = 0 AND tracked_keys < 4096 / 8 * 6 FROM rk_apikeys.stats') eq 't';
 		usleep(20_000);
 	}
 }

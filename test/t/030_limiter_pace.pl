@@ -63,6 +63,9 @@ foreach my $case ([ '', 'valid|rate_limit|4|2', 1 ], [ ', cost => 3', 'rate_limi
 	is($told, "$expected|$resets", "the limit after $arguments: $expected");
 }
 is($limit->(", 'b'"), 'scope_missing||||', 'another refusal tells nothing of it');
+is($session->query_safe("BEGIN; SELECT code FROM rk_apikeys.authenticate('$slow', 'b', raise => false); COMMIT"), 'scope_missing', 'authenticate without an error');
+ok($node->poll_query_until('postgres', "SELECT rk_apikeys.flush_usage() >= 0 AND EXISTS (SELECT FROM rk_apikeys.key_usage WHERE key_id = '$slow_id' AND use_count = 3 AND denied_count = 4)"),
+	'counts the denial, as others do');
 is($session->query_safe("SELECT limit_name IS NULL AND limit_units IS NULL AND limit_remaining IS NULL AND limit_resets_at IS NULL"
 		. " FROM rk_apikeys.verify_key('$free')"), 't', 'nor a key without a limit');
 

@@ -47,6 +47,8 @@ foreach my $time (1, 2)
 	is(scalar(() = logged($node, $failed)), $time, "time $time: the log says so, once");
 	is(scalar(() = logged($node, $again)), $time - 1, "time $time: and nothing else");
 	like((logged($node, qr/HINT: .*max_worker_processes/))[-1], qr/increase/, "time $time: with a hint");
+	ok($node->poll_query_until('postgres', q{SELECT mend ~ 'SET max_worker_processes' FROM rk_apikeys.health WHERE name = 'flush'}),
+		'the view health says so too') if $time == 1;
 	is($node->safe_psql('postgres', 'SELECT coalesce(sum(use_count), 0) FROM rk_apikeys.key_usage'), $total, "time $time: nothing is written");
 
 	$node->safe_psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'

@@ -26,19 +26,7 @@ $nobody->quit;
 
 # A flush in a transaction that stays open keeps the others out
 my $holder = session($node, 'postgres');
-
-# Begins a transaction that holds the lock: flush_usage() takes it only where something is pending, and a worker may be first.
-sub hold
-{
-	foreach (1 .. 100)
-	{
-		my $flushed = $holder->query_safe("BEGIN; SELECT rk_apikeys.flush_usage() FROM (SELECT rk_apikeys.verify('$token') OFFSET 0) v WHERE v.verify");
-		return if $flushed =~ /^1$/m;
-		$holder->query_safe('COMMIT');
-	}
-	die 'a worker was always first';
-}
-hold();
+hold_flushes($holder, $token);
 is($node->safe_psql('postgres', "SELECT count(*) FROM pg_locks WHERE locktype = 'tuple' AND relation = 'rk_apikeys.key_usage'::regclass AND granted"),
 	'1', 'an open transaction holds the lock of flushes');
 is(code($backend, $token), 'valid', 'a use meanwhile');
@@ -66,7 +54,7 @@ $owner->query_safe('COMMIT');
 ok($node->poll_query_until('postgres', "SELECT ($written) = $uses + 1"), 'the use is flushed');
 
 # The server that sends waits for the lock, and is refused after two seconds
-hold();
+hold_flushes($holder, $token);
 my $receive = q{SELECT rk_apikeys.receive_usage('00000000-0000-0000-0000-000000000001', 1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')};
 isnt($node->psql('postgres', $receive, extra_params => [ '-U', 'boss' ], stderr => \my $refusal), 0, 'receive_usage is refused');
 like($refusal, qr/lock timeout/, 'by its lock_timeout');

@@ -7,7 +7,9 @@ use FindBin;
 use lib $FindBin::Bin;
 use RkApikeys;
 use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my $primary = PostgreSQL::Test::Cluster->new('primary');
 $primary->init(allows_streaming => 1, extra => INITDB);
@@ -30,6 +32,21 @@ $standby->init_from_backup($primary, 'base', has_streaming => 1);
 $standby->append_conf('postgresql.conf', sprintf "rk_apikeys.primary_conninfo = 'host=%s port=%s user=sender'", $primary->host, $primary->port);
 $standby->start;
 
+# Polls the primary until the query returns true; a failure to send ends the wait.
+sub arrives
+{
+	my ($query) = @_;
+	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		# The database's statement_timeout may end it
+		my (undef, $result) = $primary->psql('postgres', $query);
+		return 1 if $result eq 't';
+		return 0 if logged($standby, qr/could not send the usage/);
+		usleep(100_000);
+	}
+	return 0;
+}
+
 my ($id, $token) = create_key($primary, 'used');
 $primary->wait_for_catchup($standby, 'replay');
 my $uses = 0;
@@ -45,12 +62,23 @@ foreach my $setting ('array_nulls = off', "DateStyle = 'SQL, DMY'", "IntervalSty
 		my $seen = $standby->safe_psql('postgres', 'SET statement_timeout = 0; SELECT clock_timestamp()');
 		$uses++;
 		is(sql_as($standby, 'backend', "SELECT rk_apikeys.verify('$token')"), 't', "$place, $setting: a use on the standby");
-		ok($primary->poll_query_until('postgres', "SELECT count(*) = 1 FROM rk_apikeys.key_usage WHERE key_id = '$id' AND use_count = $uses
-				AND last_used_at BETWEEN '$seen' AND clock_timestamp()"), 'arrives, with its time') or last;
+		ok(arrives("SELECT count(*) = 1 FROM rk_apikeys.key_usage WHERE key_id = '$id' AND use_count = $uses
+			AND last_used_at BETWEEN '$seen' AND clock_timestamp()"), 'arrives, with its time') or die 'the setting stays, and so nothing else arrives';
 		$primary->safe_psql('postgres', "SET default_transaction_read_only = off; SET search_path = pg_catalog; ALTER $place RESET ALL");
 	}
 }
 is_deeply([ logged($standby, qr/could not send the usage/) ], [], 'and nothing is refused');
+
+# A receipt that waits for another flush would fail by an older snapshot
+$primary->safe_psql('postgres', "ALTER ROLE sender SET default_transaction_isolation = 'serializable'");
+my $holder = session($primary, 'postgres');
+$uses += hold_flushes($holder, $token) + 1;
+is(sql_as($standby, 'backend', "SELECT rk_apikeys.verify('$token')"), 't', 'a use on the standby while another flush is open');
+ok($primary->poll_query_until('postgres', "SELECT count(*) > 0 FROM pg_stat_activity WHERE usename = 'sender' AND wait_event_type = 'Lock'"), 'waits');
+$holder->query_safe('COMMIT');
+$holder->quit;
+ok($primary->poll_query_until('postgres', "SELECT use_count = $uses FROM rk_apikeys.key_usage WHERE key_id = '$id'"), 'and arrives');
+is_deeply([ logged($standby, qr/could not serialize/) ], [], 'without an error of serialization');
 
 # All at once; a refusal is told by the primary's own words
 $primary->safe_psql('postgres', "SET search_path = pg_catalog; ALTER ROLE sender SET array_nulls = off; ALTER ROLE sender SET statement_timeout = '100ms';

@@ -72,6 +72,7 @@ is(sql_as($node, 'acme', q{SELECT count(*), count(secret) FROM rk_apikeys.keys})
 is(sql_as($node, 'acme', q{SELECT count(*) FROM rk_apikeys.list_keys()}), '10', 'list_keys');
 is(sql_as($node, 'boss', q{SELECT preloaded, verified > 0 FROM rk_apikeys.stats}), 't|t', 'stats');
 like(sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()'), qr/^\d+$/, 'flush_usage');
+is(sql_as($node, 'boss', "BEGIN; SELECT rk_apikeys.purge_keys('0') > 0; ROLLBACK"), 't', 'purge_keys');
 is(sql_as($node, 'backend', "BEGIN; SELECT (rk_apikeys.authenticate('$token->{active}')).valid, rk_apikeys.has_scope('records:read'); COMMIT"), 't|t', 'a principal');
 is(sql_as($node, 'backend', "SELECT rk_apikeys.find_tokens('$token->{active}') IS NOT NULL"), 't', 'find_tokens');
 $node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats') or die 'nothing is flushed';
@@ -89,6 +90,7 @@ $node->safe_psql('postgres', 'ALTER EXTENSION rk_apikeys UPDATE');
 same_catalog($fresh, catalog($node, 'postgres'), 'an update with keys ends in the same catalog');
 is_deeply(contents($node, 'postgres', $columns), $before, 'and leaves every row as it was');
 is_deeply(verdicts($node, $token), expected_verdicts(), 'every verdict after it');
+is(sql_as($node, 'boss', 'SELECT * FROM rk_apikeys.health'), '', 'and nothing is to do');
 
 # An update while sessions verify. A call of verify_key that waits for the update fails, because the update to 0.3 replaces the function.
 my $dir = PostgreSQL::Test::Utils::tempdir;

@@ -59,13 +59,14 @@ sub use_pending
 }
 use_pending(2);
 sql_as($old, 'boss', 'SELECT rk_apikeys.flush_usage()', 'pending');
+my %columns = map { $_ => columns($old, $_) } 'postgres', 'first';
 my %before = map { $_ => contents($old, $_) } 'postgres', 'first';
 
 # What holds in the new cluster, however the keys came there
 sub check
 {
 	my ($new, $how) = @_;
-	is_deeply(contents($new, $_), $before{$_}, "$how: every row is there, and no other: $_") foreach sort keys %before;
+	is_deeply(contents($new, $_, $columns{$_}), $before{$_}, "$how: every row is there, and no other: $_") foreach sort keys %before;
 	is_deeply(verdicts($new, $token), $expected, "$how: every token has the verdict it had");
 	is($new->safe_psql('first', "SELECT rk_apikeys.verify('$first_token')"), 't', "$how: that of 0.1 too");
 	is(sql_as($new, 'boss', 'SELECT rk_apikeys.flush_usage() > 0'), 't', "$how: usage is flushed");
@@ -81,7 +82,19 @@ sub check
 	my $catalog = catalog($new, 'fresh');
 	same_catalog($catalog, catalog($new, $_), "$how: the catalog of a fresh install: $_") foreach 'postgres', 'first';
 	is($new->safe_psql('first', "SELECT rk_apikeys.verify('$first_token')"), 't', "$how: the key of 0.1 verifies after the update");
+	is(sql_as($new, 'boss', 'SELECT * FROM rk_apikeys.health', $_), '', "$how: nothing is to do: $_") foreach 'postgres', 'first';
 	$new->stop;
+}
+
+# What a statement of the superuser returns while the server runs as pg_upgrade runs it
+sub in_upgrade_mode
+{
+	my ($node, $bin, $options, $sql) = @_;
+	my @pg_ctl = ("$bin/pg_ctl", '-w', '-s', '-D', $node->data_dir, '-l', $node->logfile);
+	PostgreSQL::Test::Utils::system_or_bail(@pg_ctl, '-o', "-b $options", 'start');
+	my ($status, $result, $error) = $node->psql('pending', $sql);
+	PostgreSQL::Test::Utils::system_or_bail(@pg_ctl, '-m', 'fast', 'stop');
+	return $status == 0 ? $result : $error;
 }
 
 my $dir = PostgreSQL::Test::Utils::tempdir;
@@ -114,6 +127,10 @@ SKIP:
 	my $new = cluster('new');
 	my ($old_file, $new_file) = map { $_->data_dir . '/pg_stat/rk_apikeys.usage' } $old, $new;
 	my $saved = slurp_file($old_file);
+	my $launchers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'rk_apikeys launcher'";
+	is(in_upgrade_mode($old, $old_bin, '-c rk_apikeys.usage_flush_interval=100ms',
+			"SELECT rk_apikeys.verify('$pending_token'); SELECT rk_apikeys.flush_usage(); SELECT count(*) FROM pg_sleep(1); $launchers; $uses"), "t\n0\n1\n0\n2|2",
+		'in pg_upgrade neither a launcher nor a flush by hand writes');
 	# a launcher that ran in pg_upgrade would flush at once
 	$_->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '100ms'") foreach $old, $new;
 	chdir $dir;
@@ -132,6 +149,9 @@ SKIP:
 	sql_as($new, 'boss', 'SELECT rk_apikeys.flush_usage()', 'pending');
 	is($new->safe_psql('pending', $uses), '5|5', 'once');
 	check($new, "$way by pg_upgrade");
+	is(in_upgrade_mode($new, $new_bin, "-c shared_preload_libraries= -c rk_apikeys.usage_resolution=0",
+			"SELECT rk_apikeys.verify('$pending_token'); SELECT tracked_keys IS NULL FROM rk_apikeys.stats; $uses"), "t\nt\n5|5",
+		'without preload, in pg_upgrade, no memory is made, and verify writes nothing');
 }
 
 done_testing();

@@ -37,6 +37,7 @@ sub nothing_more
 	}
 	like(failure($database, 'auditor', 'SELECT digest FROM rk_apikeys.api_keys'), qr/permission denied/, "$name: an auditor reads no digest");
 	is(sql_as($node, 'auditor', 'SELECT count(*) FROM rk_apikeys.keys', $database), '0', "$name: an auditor reads keys");
+	is(sql_as($node, 'auditor', 'SELECT name FROM rk_apikeys.health', $database), 'preload', "$name: health finds no grant");
 }
 
 sub failure

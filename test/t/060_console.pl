@@ -42,9 +42,13 @@ my %env = (
 	PGUSER => 'console',
 	PGDATABASE => 'postgres',
 	TOKEN => "$dir/token",
+	IMPORTED => "$dir/imported",
 	CHROMIUM => $chromium,
 	HOME => $dir,
-	TOTAL => $node->safe_psql('postgres', q{SELECT count(*) FROM rk_apikeys.api_keys WHERE tenant = 'acme'}));
+	TOTAL => 1 + $node->safe_psql('postgres', q{SELECT count(*) FROM rk_apikeys.api_keys WHERE tenant = 'acme'}));
+append_to_file("$dir/imported", 'sk_live_0123456789abcdef');
+$node->safe_psql('postgres', q{SELECT rk_apikeys.import_key('Imported', sha256('sk_live_0123456789abcdef'), 'sha256', hint => 'cdef',
+	start => 'sk_live_', tenant => 'acme')});
 my ($output, $errors) = ('', '');
 {
 	local @ENV{ keys %env } = values %env;

@@ -33,6 +33,8 @@ $node->safe_psql('postgres', qq{
 	UPDATE rk_apikeys.api_keys SET created_at = now() - interval '1 year' WHERE name = 'forgotten'});
 sql_as($node, 'backend', "SELECT rk_apikeys.verify('$token->{$_}')") foreach qw(active active named disabled revoked revoked garbled);
 sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()');
+# So that the view health has a row
+$node->safe_psql('postgres', 'GRANT SELECT ON rk_apikeys.stats TO PUBLIC');
 $node->safe_psql('postgres', q{INSERT INTO rk_apikeys.key_usage_daily SELECT key_id, day - 1, environment, tenant, uses + 10, denials * 10 FROM rk_apikeys.key_usage_daily});
 
 # --- the nightly report, begun first since its minute has to come --------------------------------------------------------

@@ -13,7 +13,8 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(PRELOAD INITDB rk_node rk_initdb rk_extend kill_server client sql_as sql_in_time session create_key code use_count stat_of token_of verdicts
-  expected_verdicts keys_of_every_state columns contents catalog same_catalog install_version install_release files_holding logged);
+  expected_verdicts keys_of_every_state columns contents catalog same_catalog install_version install_release files_holding logged documented
+  documented_roles hold_flushes);
 
 # What makes a server load the library at its start.
 use constant PRELOAD => "shared_preload_libraries = 'rk_apikeys'";
@@ -274,6 +275,48 @@ sub logged
 {
 	my ($node, $pattern) = @_;
 	return grep { $_ =~ $pattern && $_ !~ /(LOG:  statement|STATEMENT): / } split /\n/, slurp_file($node->logfile);
+}
+
+# The blocks of code below a heading of doc/operations.md, as one who reads it pastes them. The rest are pairs: a text of the
+# document, and what stands in its place here. Each must be there.
+sub documented
+{
+	my ($heading, %instead) = @_;
+	my ($section) = slurp_file("$FindBin::Bin/../../doc/operations.md") =~ /^##+ \Q$heading\E\n(.*?)(?=^##+ |\z)/ms;
+	die "no heading $heading" unless defined $section;
+	foreach my $text (sort keys %instead)
+	{
+		$section =~ s/\Q$text\E/$instead{$text}/g or die "$heading: no $text";
+	}
+	my @blocks;
+	while ($section =~ /^( *)```(?:sql|sh)?\n(.*?)^ *```$/msg)
+	{
+		my ($indent, $code) = ($1, $2);
+		push @blocks, $code =~ s/^$indent//mgr;
+	}
+	return @blocks;
+}
+
+# Makes the roles of its section Roles, and two tenants.
+sub documented_roles
+{
+	my ($node, $database) = @_;
+	$node->safe_psql($database, (documented('Roles'))[0]);
+	$node->safe_psql($database, "CREATE ROLE $_ LOGIN IN ROLE rk_apikeys_manager") foreach 'acme', 'globex';
+}
+
+# Begins a transaction in an open session that holds the lock of flushes, and returns the uses that this took: flush_usage() takes the lock
+# only where something is pending, and a worker may be first.
+sub hold_flushes
+{
+	my ($session, $token) = @_;
+	foreach my $uses (1 .. 100)
+	{
+		my $flushed = $session->query_safe("BEGIN; SELECT rk_apikeys.flush_usage() FROM (SELECT rk_apikeys.verify('$token') OFFSET 0) v WHERE v.verify");
+		return $uses if $flushed =~ /^1$/m;
+		$session->query_safe('COMMIT');
+	}
+	die 'a worker was always first';
 }
 
 # The files below a folder that hold a text.

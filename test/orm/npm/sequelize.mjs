@@ -15,7 +15,8 @@ export async function open({ log, max, ...where }) {
     key_id: { type: TEXT, primaryKey: true }, tenant: TEXT, name: TEXT, description: TEXT, environment: TEXT, masked_key: TEXT,
     status: TEXT, enabled: BOOLEAN, scopes: ARRAY(TEXT), allowed_cidrs: ARRAY(CIDR), rate_limit: INTEGER,
     rate_window: interval('rate_window'), metadata: JSONB, expires_at: DATE, expires_in: interval('expires_in'),
-    last_used_at: DATE, use_count: BIGINT, replaces: TEXT, grace_until: DATE, revoked_at: DATE, revoked_reason: TEXT, created_by: TEXT, updated_by: TEXT, secret: TEXT, family: TEXT, owner: TEXT
+    last_used_at: DATE, use_count: BIGINT, replaces: TEXT, grace_until: DATE, revoked_at: DATE, revoked_reason: TEXT, created_by: TEXT,
+    updated_by: TEXT, secret: TEXT, family: TEXT, owner: TEXT
   }, { schema: 'rk_apikeys', tableName: 'orm_keys', createdAt: 'created_at', updatedAt: 'updated_at' })
   const Record = db.define('Record', { id: { type: INTEGER, primaryKey: true }, tenant: TEXT, body: TEXT },
     { tableName: 'records', timestamps: false })
