@@ -322,12 +322,19 @@ static Datum
 verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 			const StoredKey *key, const Request *request)
 {
+	const ReturnSetInfo *caller = (const ReturnSetInfo *) fcinfo->resultinfo;
 	TupleDesc	desc;
 	Datum		values[COLUMN_COLUMNS] = {0};
 	bool		nulls[COLUMN_COLUMNS];
 	bool		limited = key != NULL && verdict == VERDICT_RATE_LIMITED;
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+	/* A call in FROM has the type at hand. */
+	if (caller != NULL && IsA(caller, ReturnSetInfo) &&
+		caller->expectedDesc != NULL && caller->expectedDesc->tdtypeid != RECORDOID)
+		desc = caller->expectedDesc;
+	else if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		desc = NULL;
+	if (desc == NULL ||
 		(desc->natts != COLUMN_COLUMNS && desc->natts != OLD_COLUMNS))
 		elog(ERROR, "the function does not return a verdict");
 	memset(nulls, true, sizeof(nulls));
