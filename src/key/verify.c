@@ -122,6 +122,7 @@ static const StoredKey *find_imported(const char *token, size_t len);
 static void sign_begin(DigestWork *work, const Pepper *pepper);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_verify);
+PG_FUNCTION_INFO_V1(rk_apikeys_verify_0_3);
 PG_FUNCTION_INFO_V1(rk_apikeys_verify_key);
 PG_FUNCTION_INFO_V1(rk_apikeys_verify_key_0_3);
 PG_FUNCTION_INFO_V1(rk_apikeys_authenticate);
@@ -130,10 +131,22 @@ PG_FUNCTION_INFO_V1(rk_apikeys_authenticate_0_3);
 /*
  * rk_apikeys.verify(token text) -> boolean
  *
- * Return whether the token is good now; false for NULL.
+ * The function of 0.1 and 0.2.
  */
 Datum
 rk_apikeys_verify(PG_FUNCTION_ARGS)
+{
+	return rk_apikeys_verify_0_3(fcinfo);
+}
+
+/*
+ * rk_apikeys.verify(token text) -> boolean
+ *
+ * Return whether the token is good now; false for NULL.  The library of an
+ * earlier release, which does not know the type _change, lacks this name.
+ */
+Datum
+rk_apikeys_verify_0_3(PG_FUNCTION_ARGS)
 {
 	Request		request = {
 		.cost = 1, .brief = settings_required_environment[0] == '\0'
