@@ -93,9 +93,9 @@ my %many = (
 		END LOOP; END $$},
 	'one UPDATE' => q{UPDATE rk_apikeys.keys SET description = 'y' WHERE tenant = 'bulk'},
 	'a loop of blocks' => q{DO $$ DECLARE id text; BEGIN
-		FOR id IN SELECT key_id FROM rk_apikeys.keys WHERE tenant = 'bulk' LOOP
+		FOR id IN SELECT key_id FROM rk_apikeys.keys, generate_series(1, 4) WHERE tenant = 'bulk' LOOP
 			BEGIN
-				UPDATE rk_apikeys.keys SET description = description || 'x' WHERE key_id = id;
+				UPDATE rk_apikeys.keys SET description = clock_timestamp()::text WHERE key_id = id;
 			EXCEPTION WHEN division_by_zero THEN NULL;
 			END;
 			BEGIN
