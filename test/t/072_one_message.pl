@@ -78,7 +78,8 @@ is(code($other, 'legacy-token-0001'), 'valid', 'for all after COMMIT');
 $node->safe_psql('postgres', 'CREATE DATABASE neighbour');
 $node->safe_psql('neighbour', 'CREATE EXTENSION pgcrypto; CREATE EXTENSION rk_apikeys');
 my (undef, $token) = map { split /\|/ } $node->safe_psql('neighbour', q{SELECT * FROM rk_apikeys.create_key('quiet', tenant => 'x')});
-my $neighbour = $node->background_psql('neighbour');
+my ($neighbour, $holder) = map { $node->background_psql('neighbour') } 1, 2;
+my $pid = $neighbour->query_safe('SELECT pg_backend_pid()');
 my $misses = sub {
 	$neighbour->query_safe("SELECT rk_apikeys.verify('$token')") eq 't' or die 'the neighbour verifies nothing';
 	return $neighbour->query_safe('SELECT cache_misses FROM rk_apikeys.stats');
@@ -107,10 +108,17 @@ my %many = (
 	'one DELETE' => q{DELETE FROM rk_apikeys.keys WHERE tenant = 'bulk'});
 foreach my $how ('a loop of UPDATEs', 'one UPDATE', 'a loop of blocks', 'orm_keys', 'one DELETE')
 {
+	# A session that waits takes no messages.
+	$holder->query_safe('SELECT pg_advisory_lock(1)');
+	$neighbour->query_until(qr/waits/, q(\echo waits
+DO $$ BEGIN PERFORM pg_advisory_lock(1); PERFORM pg_advisory_unlock(1); END $$;
+));
+	$node->poll_query_until('postgres', q{SELECT wait_event = 'advisory' FROM pg_stat_activity WHERE pid = } . $pid) or die 'the neighbour does not wait';
 	$node->safe_psql('postgres', $many{$how});
+	$holder->query_safe('SELECT pg_advisory_unlock(1)');
 	is($misses->(), $before, "$how of 5,000 keys costs another database nothing");
 }
-$_->quit foreach $app, $other, $boss, $neighbour;
+$_->quit foreach $app, $other, $boss, $neighbour, $holder;
 $node->stop;
 
 done_testing();
