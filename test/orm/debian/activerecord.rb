@@ -13,6 +13,9 @@ end
 class Key < ActiveRecord::Base
   self.table_name = 'rk_apikeys.orm_keys'
   self.primary_key = 'key_id'
+  # ActiveRecord 6 reads an interval as text without this.
+  attribute :rate_window, :interval
+  attribute :expires_in, :interval
 
   # ActiveRecord reads back the primary key only. The transaction still has the secret.
   def self.make(values)
@@ -21,8 +24,13 @@ class Key < ActiveRecord::Base
 
   # One INSERT. insert_all without "!" says ON CONFLICT, which is refused.
   def self.make_many(list)
-    insert_all!(list, returning: %w[key_id name secret]).to_a
+    NewKey.insert_all!(list, returning: %w[key_id name secret]).to_a
   end
+end
+
+# insert_all! looks for the index of a primary key, which a view does not have.
+class NewKey < ActiveRecord::Base
+  self.table_name = 'rk_apikeys.orm_keys'
 end
 
 class Record < ActiveRecord::Base

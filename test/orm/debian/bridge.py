@@ -18,7 +18,7 @@ def read(value):
 
 
 def write(value):
-    return f'{value.total_seconds():.0f} seconds' if isinstance(value, timedelta) else value.isoformat()
+    return f'PT{value.total_seconds():.0f}S' if isinstance(value, timedelta) else value.isoformat()
 
 
 class Db:
