@@ -152,7 +152,7 @@ def types():
 def interval():
     key = keys.create(name=f'{name} interval', rate_limit=7, rate_window=timedelta(minutes=90))
     same(keys.read(key.key_id)['rate_window'], timedelta(minutes=90))
-    return 'read as a timedelta'
+    return 'read as the type that the language or the tool has for a duration'
 
 
 @check
