@@ -19,7 +19,9 @@ my @tools = (
 	[ 'php-illuminate-database', "test -f /usr/share/php/Illuminate/Database/autoload.php && php -m | grep -q pdo_pgsql",
 		'/usr/bin/python3', '-B', "$source/run.py", 'eloquent' ],
 	[ 'php-doctrine-dbal', "test -f /usr/share/php/Doctrine/DBAL/autoload.php && php -m | grep -q pdo_pgsql",
-		'/usr/bin/python3', '-B', "$source/run.py", 'doctrine' ]);
+		'/usr/bin/python3', '-B', "$source/run.py", 'doctrine' ],
+	[ 'libpostgresql-jdbc-java', 'test -f /usr/share/java/postgresql.jar && test -f /usr/share/java/gson.jar && javac -version',
+		'/usr/bin/python3', '-B', "$source/run.py", 'jdbc' ]);
 
 my $node = orm_node();
 my @results;
