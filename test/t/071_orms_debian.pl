@@ -21,7 +21,9 @@ my @tools = (
 	[ 'php-doctrine-dbal', "test -f /usr/share/php/Doctrine/DBAL/autoload.php && php -m | grep -q pdo_pgsql",
 		'/usr/bin/python3', '-B', "$source/run.py", 'doctrine' ],
 	[ 'libpostgresql-jdbc-java', 'test -f /usr/share/java/postgresql.jar && test -f /usr/share/java/gson.jar && javac -version',
-		'/usr/bin/python3', '-B', "$source/run.py", 'jdbc' ]);
+		'/usr/bin/python3', '-B', "$source/run.py", 'jdbc' ],
+	[ 'golang-github-jackc-pgx-v4-dev', 'test -d /usr/share/gocode/src/github.com/jackc/pgx/v4 && go version',
+		'/usr/bin/python3', '-B', "$source/run.py", 'pgx' ]);
 
 my $node = orm_node();
 my @results;
