@@ -24,6 +24,19 @@ my $tries = 10 * $PostgreSQL::Test::Utils::timeout_default;
 #   reads_first  it reads a body before it looks at the key
 #   says         a pattern of lines that it may print beside SQLSTATEs and its access log
 my %example = (
+	go => {
+		prepare => [ 'env', 'GO111MODULE=off', 'GOPATH=/usr/share/gocode', "GOCACHE=$dir/go/cache", 'go', 'build', '-o', "$dir/go/server", "$examples/go/server.go" ],
+		run => ["$dir/go/server"],
+		needs => 'golang-go and golang-github-jackc-pgx-v4-dev' },
+	php => {
+		prepare => [ 'php', '-l', "$examples/php/server.php" ],
+		run => ["$examples/php/run"],
+		says => qr/client intended to send too large body/,
+		needs => 'php-fpm, php-pgsql and nginx' },
+	ruby => {
+		prepare => [ 'ruby', '-rpg', '-rwebrick', '-c', "$examples/ruby/server.rb" ],
+		run => [ 'ruby', "$examples/ruby/server.rb" ],
+		needs => 'ruby-pg and ruby-webrick' },
 	node => {
 		prepare => [ 'npm', 'ci', '--prefix', "$dir/node", '--ignore-scripts', '--no-audit', '--no-fund', '--fetch-retries=1', '--fetch-timeout=30000' ],
 		run => [ 'node', "$dir/node/server.js" ],
