@@ -19,7 +19,9 @@ function send(int $status, array $headers, string $body): never
         header("$name: $value");
     }
     http_response_code($status); // last, because a header WWW-Authenticate sets 401
-    exit($body);
+    echo $body;
+    fastcgi_finish_request(); // else php-fpm reads the rest of the body first
+    exit;
 }
 
 function problem(int $status, string $title, string $detail, array $headers = []): never
@@ -34,7 +36,12 @@ function act(PDO $db): array
     if ($_SERVER['REQUEST_METHOD'] === 'GET') {
         return [200, $db->query('SELECT body FROM records ORDER BY id')->fetchAll(PDO::FETCH_COLUMN)];
     }
-    $db->prepare('INSERT INTO records (body) VALUES (?)')->execute([file_get_contents('php://input')]);
+    $body = file_get_contents('php://input');
+    if (str_contains($body, "\0")) { // PDO would cut it off there
+        $db->rollBack();
+        problem(400, 'Bad Request', 'The body is not text.');
+    }
+    $db->prepare('INSERT INTO records (body) VALUES (?)')->execute([$body]);
     return [201, 'added'];
 }
 

@@ -54,9 +54,9 @@ end
 def serve(request)
   scope, status, action = ROUTES.fetch(request.request_method)
   token = request['Authorization'].to_s[/\Abearer +([ -~]+)\z/i, 1]
-  addr = request[ADDR_HEADER] || request.peeraddr[3]
+  addr = (request[ADDR_HEADER] || request.peeraddr[3])[/\A[ -~]+\z/] # PostgreSQL refuses bytes that are no UTF-8
   transaction do |db|
-    valid, *refusal = db.exec_params(AUTHENTICATE, [token, scope, addr.scrub]).values[0]
+    valid, *refusal = db.exec_params(AUTHENTICATE, [token, scope, addr]).values[0]
     headers = JSON.parse(refusal[1])
     if valid == 't'
       answer = [status, headers.merge('Content-Type' => 'application/json'), JSON.generate(action.call(db, request))]
@@ -75,7 +75,7 @@ end
 
 def respond(request)
   return problem(405, 'Method Not Allowed', 'Only GET and POST are known here.') unless ROUTES.key?(request.request_method)
-  return problem(413, 'Content Too Large', 'The body is too long.') if request.content_length > BODY_MAX
+  return problem(413, 'Content Too Large', 'The body is too long.') if request['Content-Length'].to_i > BODY_MAX
 
   serve(request)
 rescue TooLong
