@@ -64,7 +64,7 @@ try {
     $db = new PDO('pgsql:', options: [PDO::ATTR_PERSISTENT => true]);
     $db->beginTransaction();
     $statement = $db->prepare(AUTHENTICATE);
-    $statement->execute(['token' => $found[1] ?? null, 'scope' => $scope, 'addr' => mb_scrub($addr)]);
+    $statement->execute(['token' => $found[1] ?? null, 'scope' => $scope, 'addr' => ctype_print($addr) ? $addr : null]);
     $verdict = $statement->fetch(PDO::FETCH_OBJ);
     $headers = json_decode($verdict->headers, true);
     if (!$verdict->valid) {
