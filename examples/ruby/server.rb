@@ -40,6 +40,10 @@ POOL = Thread::Queue.new([nil] * 8)
 # Yields a connection in a transaction. After an error the connection is closed.
 def transaction
   db = POOL.pop
+  if db&.socket_io&.wait_readable(0) # the server has ended it: else there is nothing to read
+    db.close
+    db = nil
+  end
   db ||= PG.connect # from PGHOST, PGUSER...
   db.exec('BEGIN')
   result = yield db
