@@ -41,7 +41,8 @@ sub line_of
 # --- PostgREST ------------------------------------------------------------------------------------------------------------
 
 # Debian has no PostgREST, so this is its transaction for a request: the statements that PostgREST 12 runs, in their order. Returns what
-# PostgREST would answer. It takes a PGRST for a response only if code and message are strings, and the headers are an object of strings.
+# PostgREST would answer. It takes a PGRST for a response only if code and message are strings, and the headers are an object of strings;
+# it adds a Content-Type of its own.
 sub postgrest
 {
 	my ($method, $headers) = @_;
@@ -67,6 +68,7 @@ sub postgrest
 	($message, $detail) = map { decode_json($_) } $message, $detail;
 	my @strings = ($message->{code}, $message->{message}, values %{ $detail->{headers} });
 	return "PGRST121: $stderr" if grep { !defined || ref } @strings or $detail->{status} !~ /^\d+$/;
+	return 'two Content-Types' if grep { lc eq 'content-type' } keys %{ $detail->{headers} };
 	return line_of($detail->{status}, join(', ', map { $message->{$_} // () } qw(code message details)), $detail->{headers});
 }
 
