@@ -30,6 +30,8 @@ CREATE TABLE rk_apikeys.api_keys (
   start text,
   family text COLLATE "C",
   owner text,
+  created_by_user text,
+  updated_by_user text,
   CONSTRAINT api_keys_pkey PRIMARY KEY (key_id),
   -- Constraints check only rules that always hold, because a restored row may
   -- have expired.
@@ -68,7 +70,8 @@ ALTER TABLE rk_apikeys.api_keys ALTER key_id SET STATISTICS 0, ALTER tenant SET 
   ALTER replaces SET STATISTICS 0, ALTER revoked_reason SET STATISTICS 0, ALTER created_by SET STATISTICS 0,
   ALTER updated_by SET STATISTICS 0, ALTER hint SET STATISTICS 0, ALTER digest SET STATISTICS 0,
   ALTER parent SET STATISTICS 0, ALTER start SET STATISTICS 0, ALTER family SET STATISTICS 0,
-  ALTER owner SET STATISTICS 0;
+  ALTER owner SET STATISTICS 0, ALTER created_by_user SET STATISTICS 0,
+  ALTER updated_by_user SET STATISTICS 0;
 -- For pages of a tenant's keys, ordered by created_at.
 CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);
 -- For pages of a tenant's keys, ordered by key id.
@@ -108,6 +111,8 @@ COMMENT ON COLUMN rk_apikeys.api_keys.parent IS 'The id of the key that made thi
 COMMENT ON COLUMN rk_apikeys.api_keys.start IS 'The first characters of an imported token, shown in the masked key. NULL: the token is one of ours.';
 COMMENT ON COLUMN rk_apikeys.api_keys.family IS 'The id of the first key of a chain of rotations, of a new key its own id. NULL: the key''s own id.';
 COMMENT ON COLUMN rk_apikeys.api_keys.owner IS 'The person or service account of the tenant that owns the key: 1 to 200 characters. NULL: the tenant.';
+COMMENT ON COLUMN rk_apikeys.api_keys.created_by_user IS 'The end user for whom the key was made: rk_apikeys.end_user then. NULL: none.';
+COMMENT ON COLUMN rk_apikeys.api_keys.updated_by_user IS 'The end user for whom a setting was last changed. NULL: none.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'For pages of a tenant''s keys, ordered by created_at.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'For pages of a tenant''s keys, ordered by key id.';
 COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a key has made by this index.';

@@ -75,6 +75,8 @@ CREATE TABLE rk_apikeys.key_events (
   client_addr inet,
   application_name text,
   changes jsonb,
+  end_user text,
+  owner text,
   CONSTRAINT key_events_pkey PRIMARY KEY (event_id),
   CONSTRAINT key_events_event_check CHECK (event IN ('created', 'imported', 'updated',
     'enabled', 'disabled', 'rotated', 'revoked', 'deleted', 'purged')),
@@ -93,6 +95,8 @@ COMMENT ON COLUMN rk_apikeys.key_events.principal IS 'The id of the key that the
 COMMENT ON COLUMN rk_apikeys.key_events.client_addr IS 'The database client''s address. NULL over a Unix-domain socket.';
 COMMENT ON COLUMN rk_apikeys.key_events.application_name IS 'The database client''s application_name.';
 COMMENT ON COLUMN rk_apikeys.key_events.changes IS 'The old and new value of each changed setting. Never a digest or secret.';
+COMMENT ON COLUMN rk_apikeys.key_events.end_user IS 'The end user for whom the change was made: rk_apikeys.end_user then. NULL: none.';
+COMMENT ON COLUMN rk_apikeys.key_events.owner IS 'The owner of the key after the change. NULL: the tenant, or the event is of an earlier release.';
 COMMENT ON INDEX rk_apikeys.key_events_key IS 'For the history of one key.';
 COMMENT ON SEQUENCE rk_apikeys.key_events_event_id_seq IS 'Numbers the events.';
 
@@ -102,7 +106,8 @@ ALTER TABLE rk_apikeys.key_usage ALTER key_id SET STATISTICS 0, ALTER tenant SET
 ALTER TABLE rk_apikeys.key_usage_daily ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0;
 ALTER TABLE rk_apikeys.key_events ALTER tenant SET STATISTICS 0, ALTER key_id SET STATISTICS 0,
   ALTER actor SET STATISTICS 0, ALTER role SET STATISTICS 0, ALTER principal SET STATISTICS 0,
-  ALTER client_addr SET STATISTICS 0, ALTER application_name SET STATISTICS 0, ALTER changes SET STATISTICS 0;
+  ALTER client_addr SET STATISTICS 0, ALTER application_name SET STATISTICS 0, ALTER changes SET STATISTICS 0,
+  ALTER end_user SET STATISTICS 0, ALTER owner SET STATISTICS 0;
 
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage_daily', '');

@@ -153,7 +153,8 @@ BEGIN
           || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex'),
         v.parent,
         coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(v.key_id) THEN u.last_used_addr END,
-          rk_apikeys._live_last_used_addr(v.key_id), u.last_used_addr)
+          rk_apikeys._live_last_used_addr(v.key_id), u.last_used_addr),
+        v.family, v.owner, v.created_by_user, v.updated_by_user
       FROM %s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
       ORDER BY v.sort_value %s %s, v.key_id %2$s$q$,
       page, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END),

@@ -62,7 +62,7 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys.generate_token(text, text), rk_apikeys.is_well_formed(text), rk_apikeys.mask(text),
   rk_apikeys.hash_token(text), rk_apikeys.digest_equal(bytea, bytea),
   rk_apikeys.find_tokens(text), rk_apikeys.redact(text), rk_apikeys.seal(text, text),
-  rk_apikeys.current_tenant(), rk_apikeys.current_key_id(), rk_apikeys.current_key_tenant(),
+  rk_apikeys.current_tenant(), rk_apikeys.current_end_user(), rk_apikeys.current_key_id(), rk_apikeys.current_key_tenant(),
   rk_apikeys.current_key_environment(), rk_apikeys.current_key_owner(), rk_apikeys.current_key_family(),
   rk_apikeys.current_scopes(), rk_apikeys.has_scope(text),
   rk_apikeys.client_addr(text), rk_apikeys.http_response(rk_apikeys.verdict, text)
@@ -83,7 +83,7 @@ GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_key
 GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, allowed_cidrs,
     rate_limit, rate_window, metadata, enabled, expires_at, replaces, grace_until, revoked_at,
     revoked_reason, created_at, created_by, updated_at, updated_by, hint,
-    parent, start, family, owner)
+    parent, start, family, owner, created_by_user, updated_by_user)
   ON rk_apikeys.api_keys TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.list_keys(text, text, text, text, boolean, integer, text), rk_apikeys.reveal(text),
@@ -101,14 +101,14 @@ GRANT EXECUTE ON FUNCTION
 GRANT INSERT, UPDATE, DELETE ON rk_apikeys.orm_keys TO rk_apikeys_manager, rk_apikeys_admin;
 GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
     metadata, enabled, expires_at, replaces, owner, key_id, grace_until, revoked_at, revoked_reason,
-    created_at, created_by, updated_at, updated_by, parent),
+    created_at, created_by, updated_at, updated_by, parent, created_by_user, updated_by_user),
   UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
     expires_at, grace_until, revoked_at, revoked_reason, owner),
   DELETE
   ON rk_apikeys.keys TO rk_apikeys_manager, rk_apikeys_admin;
 GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
     metadata, enabled, expires_at, replaces, owner, key_id, grace_until, revoked_at, revoked_reason,
-    created_at, created_by, updated_at, updated_by, parent),
+    created_at, created_by, updated_at, updated_by, parent, created_by_user, updated_by_user),
   UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
     expires_at, grace_until, revoked_at, revoked_reason, owner),
   DELETE

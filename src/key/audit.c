@@ -48,13 +48,15 @@
 
 /*
  * The head of each insert.  $1 is the caller's role, $2 the principal, $3 the
- * application's name, $4 the columns that no event shows.  session_user does
- * not change under the owner's rights.
+ * application's name, $4 the columns that no event shows, $5 the end user.
+ * session_user does not change under the owner's rights.  FOR_WHOM stands for
+ * columns that the SQL of 0.1 and 0.2 lacks.
  */
+#define FOR_WHOM "%s"
 #define INSERT_EVENTS \
 	"INSERT INTO rk_apikeys.key_events" \
 	"  (tenant, key_id, event, actor, role, principal, client_addr, application_name," \
-	"   changes)"
+	"   changes" FOR_WHOM ")"
 #define WHO \
 	"  session_user, $1, $2, inet_client_addr(), $3"
 
@@ -68,8 +70,8 @@
 	"   'expires_at', CASE WHEN expires_at IS NOT NULL" \
 	"     THEN jsonb_build_object('new', expires_at) END," \
 	"   'replaces', CASE WHEN replaces IS NOT NULL" \
-	"     THEN jsonb_build_object('new', replaces) END))" \
-	"  FROM new_keys WHERE created_at = now()"
+	"     THEN jsonb_build_object('new', replaces) END))" FOR_WHOM \
+	"  FROM new_keys n WHERE created_at = now()"
 
 #define AUDIT_UPDATE \
 	INSERT_EVENTS \
@@ -78,7 +80,7 @@
 	"   WHEN c.changes ? 'grace_until' AND o.grace_until IS NULL THEN 'rotated'" \
 	"   WHEN c.changes ? 'enabled' AND n.enabled THEN 'enabled'" \
 	"   WHEN c.changes ? 'enabled' THEN 'disabled'" \
-	"   ELSE 'updated' END," WHO ", c.changes" \
+	"   ELSE 'updated' END," WHO ", c.changes" FOR_WHOM \
 	"  FROM old_keys o JOIN new_keys n USING (key_id)" \
 	"   CROSS JOIN LATERAL" \
 	"   (SELECT jsonb_object_agg(a.key," \
@@ -90,10 +92,10 @@
 
 #define AUDIT_DELETE \
 	INSERT_EVENTS \
-	" SELECT o.tenant, o.key_id, 'deleted'," WHO "," \
+	" SELECT n.tenant, n.key_id, 'deleted'," WHO "," \
 	"  (SELECT jsonb_object_agg(a.key, jsonb_build_object('old', a.value))" \
-	"    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(o) - $4)) a)" \
-	"  FROM old_keys o"
+	"    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(n) - $4)) a)" FOR_WHOM \
+	"  FROM old_keys n"
 
 /* Whether a row of key_events has a number that the sequence has yet to give. */
 #define NUMBER_IS_TAKEN \
@@ -107,12 +109,14 @@
  */
 #define FEW_ROWS 16
 
-/* The query of a statement's events, with its kept plans. */
+/*
+ * The query of a statement's events, with its kept plans: by whether they write
+ * the end user, and whether they return the events, for NOTIFY.
+ */
 typedef struct Audit
 {
 	const char *query;
-	SPIPlanPtr	plan;
-	SPIPlanPtr	telling;		/* returns the events, for NOTIFY */
+	SPIPlanPtr	plans[2][2];
 	bool		few;			/* of this call */
 } Audit;
 
@@ -176,10 +180,11 @@ static void
 insert_events(void *arg)
 {
 	Audit	   *audit = arg;
-	const char *query = audit->query;
-	Oid			types[4] = {TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID};
-	Datum		values[4] = {0};
-	char		nulls[4] = {' ', 'n', ' ', ' '};
+	Oid			types[5] = {TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID, TEXTOID};
+	Datum		values[5] = {0};
+	char		nulls[5] = {' ', 'n', ' ', ' ', 'n'};
+	bool		for_whom = audit_tells_end_user();
+	int			nargs = for_whom ? 5 : 4;
 	bool		notify = settings_notify && notify_has_room();
 
 	audit_mend_numbers(NULL);
@@ -190,26 +195,50 @@ insert_events(void *arg)
 		nulls[1] = ' ';
 	}
 	values[2] = CStringGetTextDatum(caller_application_name());
-	if (notify)
-		query = psprintf("%s RETURNING event, key_id", query);
 	values[3] = PointerGetDatum(columns_not_told());
-	if (audit->few)
+	if (for_whom && caller_end_user() != NULL)
 	{
-		SPIPlanPtr *plan = notify ? &audit->telling : &audit->plan;
-
-		if (*plan == NULL)
-		{
-			SPIPlanPtr	made = SPI_prepare(query, 4, types);
-
-			SPI_keepplan(made);
-			*plan = made;
-		}
-		SPI_execute_plan(*plan, values, nulls, false, 0);
+		values[4] = CStringGetTextDatum(caller_end_user());
+		nulls[4] = ' ';
 	}
+	if (audit->few && audit->plans[for_whom][notify] != NULL)
+		SPI_execute_plan(audit->plans[for_whom][notify], values, nulls, false, 0);
 	else
-		SPI_execute_with_args(query, 4, types, values, nulls, false, 0);
+	{
+		char	   *query = psprintf(audit->query,
+									 for_whom ? ", end_user, owner" : "",
+									 for_whom ? ", $5, n.owner" : "");
+
+		if (notify)
+			query = psprintf("%s RETURNING event, key_id", query);
+		if (audit->few)
+		{
+			SPIPlanPtr	plan = SPI_prepare(query, nargs, types);
+
+			SPI_keepplan(plan);
+			audit->plans[for_whom][notify] = plan;
+			SPI_execute_plan(plan, values, nulls, false, 0);
+		}
+		else
+			SPI_execute_with_args(query, nargs, types, values, nulls, false, 0);
+	}
 	if (notify)
 		notify_events();
+}
+
+/*
+ * Return whether key_events has the columns end_user and owner.  A column of that
+ * name that a DBA has added to the table of 0.1 or 0.2 may have another type.
+ */
+bool
+audit_tells_end_user(void)
+{
+	Oid			table = store_table("key_events", false);
+	AttrNumber	end_user = get_attnum(table, "end_user");
+	AttrNumber	owner = get_attnum(table, "owner");
+
+	return end_user != InvalidAttrNumber && get_atttype(table, end_user) == TEXTOID &&
+		owner != InvalidAttrNumber && get_atttype(table, owner) == TEXTOID;
 }
 
 /*

@@ -23,6 +23,7 @@
 #include "key/session.h"
 
 PG_FUNCTION_INFO_V1(rk_apikeys_current_tenant);
+PG_FUNCTION_INFO_V1(rk_apikeys_current_end_user);
 PG_FUNCTION_INFO_V1(rk_apikeys_current_key_id);
 PG_FUNCTION_INFO_V1(rk_apikeys_current_key_tenant);
 PG_FUNCTION_INFO_V1(rk_apikeys_current_key_environment);
@@ -134,6 +135,17 @@ rk_apikeys_current_tenant(PG_FUNCTION_ARGS)
 	if (tenant == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(tenant));
+}
+
+/* rk_apikeys.current_end_user() -> text: caller_end_user(). */
+Datum
+rk_apikeys_current_end_user(PG_FUNCTION_ARGS)
+{
+	const char *end_user = caller_end_user();
+
+	if (end_user == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(end_user));
 }
 
 /* rk_apikeys.current_key_id() -> text; NULL without a good principal. */
