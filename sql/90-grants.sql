@@ -86,14 +86,16 @@ GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, al
     parent, start, family, owner, created_by_user, updated_by_user)
   ON rk_apikeys.api_keys TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
-  rk_apikeys.list_keys(text, text, text, text, boolean, integer, text), rk_apikeys.reveal(text),
+  rk_apikeys.list_keys(text, text, text, text, boolean, integer, text, text, text, text, jsonb, text[], text[]),
+  rk_apikeys.count_keys(text, text, text, text, text, jsonb, text[], text[]),
+  rk_apikeys._conditions(text, text, text, text, text, jsonb, text[], text[]), rk_apikeys.reveal(text),
   rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz),
   rk_apikeys._setting_interval(text), rk_apikeys._may_manage(), rk_apikeys._no_principal(),
   rk_apikeys._principal_environment(),
   rk_apikeys._live_last_used_at(text), rk_apikeys._live_last_used_addr(text),
   rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
   rk_apikeys._searched_key_id(text),
-  rk_apikeys._page(text, text, text, text, text, text, text, boolean)
+  rk_apikeys._page(text, text, text, text, text, text, text, boolean, text, text, jsonb, text[], text[])
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
 
 -- Roles that manage keys. Policies decide which keys. INSERT is granted on the

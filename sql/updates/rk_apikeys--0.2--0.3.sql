@@ -174,6 +174,8 @@ ALTER TABLE rk_apikeys.api_keys ADD created_by_user text, ADD updated_by_user te
 ALTER TABLE rk_apikeys.api_keys ALTER created_by_user SET STATISTICS 0, ALTER updated_by_user SET STATISTICS 0;
 COMMENT ON COLUMN rk_apikeys.api_keys.created_by_user IS 'The end user for whom the key was made: rk_apikeys.end_user then. NULL: none.';
 COMMENT ON COLUMN rk_apikeys.api_keys.updated_by_user IS 'The end user for whom a setting was last changed. NULL: none.';
+CREATE INDEX api_keys_owner ON rk_apikeys.api_keys (tenant, owner, created_at, key_id) WHERE owner IS NOT NULL;
+COMMENT ON INDEX rk_apikeys.api_keys_owner IS 'For pages of an owner''s keys, ordered by created_at.';
 ALTER TABLE rk_apikeys.key_events ADD end_user text, ADD owner text;
 ALTER TABLE rk_apikeys.key_events ALTER end_user SET STATISTICS 0, ALTER owner SET STATISTICS 0;
 COMMENT ON COLUMN rk_apikeys.key_events.end_user IS 'The end user for whom the change was made: rk_apikeys.end_user then. NULL: none.';
