@@ -131,8 +131,11 @@ CREATE POLICY own_tenant ON rk_apikeys.api_keys TO rk_apikeys_manager
 COMMENT ON POLICY all_tenants ON rk_apikeys.api_keys IS 'An admin manages every tenant''s keys.';
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.api_keys IS 'An auditor reads every tenant''s keys.';
 COMMENT ON POLICY own_tenant ON rk_apikeys.api_keys IS 'A manager manages the keys of its own tenant.';
+CREATE POLICY own_keys ON rk_apikeys.api_keys TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant()) AND owner = (SELECT rk_apikeys.current_end_user()));
+COMMENT ON POLICY own_keys ON rk_apikeys.api_keys IS 'A member manages the keys of its own tenant that its end user owns.';
 CREATE POLICY principal ON rk_apikeys.api_keys AS RESTRICTIVE
-  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
+  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member
   USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
     OR environment = (SELECT rk_apikeys._principal_environment())));
 COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A principal sees and changes keys only of its environment, and only if it has the scope apikeys:manage.';

@@ -183,6 +183,54 @@ COMMENT ON COLUMN rk_apikeys.key_events.owner IS 'The owner of the key after the
 ALTER TYPE rk_apikeys.listed_key ADD ATTRIBUTE family text, ADD ATTRIBUTE owner text,
   ADD ATTRIBUTE created_by_user text, ADD ATTRIBUTE updated_by_user text;
 
+-- Members, and what they see.
+DO $$
+DECLARE
+  existing record;
+  members text;
+BEGIN
+  SELECT * INTO existing FROM pg_catalog.pg_roles WHERE rolname = 'rk_apikeys_member';
+  IF NOT FOUND THEN
+    CREATE ROLE rk_apikeys_member NOLOGIN;
+  ELSIF existing.rolcanlogin OR existing.rolsuper OR existing.rolcreaterole
+        OR existing.rolbypassrls OR existing.rolreplication THEN
+    RAISE EXCEPTION 'role "rk_apikeys_member" exists and is more than a group'
+      USING ERRCODE = 'invalid_role_specification',
+            DETAIL = 'It has LOGIN, SUPERUSER, CREATEROLE, BYPASSRLS or REPLICATION.',
+            HINT = 'Take that from the role, or rename it.';
+  ELSE
+    SELECT string_agg(quote_ident(m.rolname), ', ' ORDER BY m.rolname) INTO members
+      FROM pg_catalog.pg_auth_members a
+        JOIN pg_catalog.pg_roles m ON m.oid = a.member
+      WHERE a.roleid = existing.oid;
+    IF members IS NOT NULL THEN
+      RAISE WARNING 'role "rk_apikeys_member" exists and has members: %', members
+        USING HINT = 'They have its rights on the API keys of this database too.';
+    END IF;
+  END IF;
+END $$;
+COMMENT ON ROLE rk_apikeys_member IS 'rk_apikeys: the keys of its own tenant that its end user owns';
+CREATE POLICY own_keys ON rk_apikeys.api_keys TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant()) AND owner = (SELECT rk_apikeys.current_end_user()));
+COMMENT ON POLICY own_keys ON rk_apikeys.api_keys IS 'A member manages the keys of its own tenant that its end user owns.';
+CREATE POLICY own_keys_read ON rk_apikeys.key_usage FOR SELECT TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant())
+    AND EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_usage.key_id));
+COMMENT ON POLICY own_keys_read ON rk_apikeys.key_usage IS 'A member reads the usage of keys that it sees.';
+CREATE POLICY own_keys_read ON rk_apikeys.key_usage_daily FOR SELECT TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant())
+    AND EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_usage_daily.key_id));
+COMMENT ON POLICY own_keys_read ON rk_apikeys.key_usage_daily IS 'A member reads the usage of keys that it sees.';
+CREATE POLICY own_keys_read ON rk_apikeys.key_events FOR SELECT TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant()) AND owner = (SELECT rk_apikeys.current_end_user()));
+COMMENT ON POLICY own_keys_read ON rk_apikeys.key_events IS 'A member reads the events of keys that its end user owned then.';
+ALTER POLICY principal ON rk_apikeys.api_keys TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member;
+ALTER POLICY principal ON rk_apikeys.key_usage TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member;
+ALTER POLICY principal ON rk_apikeys.key_usage_daily TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member;
+ALTER POLICY principal ON rk_apikeys.key_events TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member;
+CREATE INDEX key_events_owner ON rk_apikeys.key_events (tenant, owner, event_id) WHERE owner IS NOT NULL;
+COMMENT ON INDEX rk_apikeys.key_events_owner IS 'For the history of an owner''s keys.';
+
 CREATE OR REPLACE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
   SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
     coalesce(k.start, k.prefix || '_' || k.environment || '_' || k.key_id || '_') || '********'

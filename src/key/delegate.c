@@ -155,6 +155,23 @@ delegate_check(const Datum *values, const bool *nulls, const bool *changed)
 }
 
 /*
+ * Check the scopes that a member gives a key.  Raise 42501 if they grant
+ * apikeys:manage, because as a principal such a key reaches keys of others.
+ */
+void
+delegate_check_member(const Datum *values)
+{
+	if (session_is_member() &&
+		grant_scope(DatumGetArrayTypeP(VALUE(KEY_SCOPES)),
+					cstring_to_text(SESSION_MANAGE_SCOPE)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("a member cannot give an API key the scope \"%s\"",
+						SESSION_MANAGE_SCOPE),
+				 errhint("Ask a manager to give it, or leave it out.")));
+}
+
+/*
  * Return whether a key's rate limit lets more through than the principal's: more
  * at once, or more over time.
  */

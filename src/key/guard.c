@@ -159,6 +159,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 	KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
 	bool		all[KEY_COLUMNS];
 	bool		imported = !ISNULL(key, KEY_DIGEST);
+	bool		copied = false;
 	Replaced	old = {.found = false};
 	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 
@@ -201,12 +202,17 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 							read_replaced, &old);
 		if (old.found && guard_rotation.key_id != NULL &&
 			same_text(old.key_id, cstring_to_text(guard_rotation.key_id)))
+		{
 			copy_settings(key, &old.key);
+			copied = true;
+		}
 	}
 	set_defaults(key);
 	memset(all, true, sizeof(all));
 	check_settings(key->values, key->nulls, all, DatumGetTimestampTz(now));
 	delegate_check(key->values, key->nulls, all);
+	if (!copied)
+		delegate_check_member(key->values);
 	if (!ISNULL(key, KEY_REPLACES))
 		check_replaces(key);
 	if (principal_is_set())
@@ -267,6 +273,8 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 	{
 		delegate_check_old(old->values);
 		delegate_check(new->values, new->nulls, changed);
+		if (changed[KEY_SCOPES - 1])
+			delegate_check_member(new->values);
 	}
 	if (!caller_owns(RelationGetRelid(trigger->tg_relation)))
 		check_transition(old, new, changed, trigger->tg_relation);
@@ -551,6 +559,8 @@ set_defaults(KeyTuple *key)
 				  DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
 	if (ISNULL(key, KEY_ENABLED))
 		set_value(key, KEY_ENABLED, BoolGetDatum(true));
+	if (ISNULL(key, KEY_OWNER) && session_is_member())
+		set_end_user(key, KEY_OWNER);
 }
 
 /*
