@@ -31,6 +31,7 @@ CREATE TABLE rk_apikeys.key_usage_daily (
   tenant text NOT NULL,
   uses bigint NOT NULL DEFAULT 0,
   denials bigint NOT NULL DEFAULT 0,
+  family text COLLATE "C",
   CONSTRAINT key_usage_daily_pkey PRIMARY KEY (key_id, day)
 ) WITH (fillfactor = 70);
 CREATE INDEX key_usage_daily_tenant ON rk_apikeys.key_usage_daily (tenant, day);
@@ -42,6 +43,7 @@ COMMENT ON COLUMN rk_apikeys.key_usage_daily.environment IS 'The key''s environm
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.tenant IS 'The key''s tenant.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.uses IS 'Recorded uses, as in key_usage.use_count.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.denials IS 'Denials, as in key_usage.denied_count.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.family IS 'The family of a key that was rotated from another one. NULL: the key''s own id.';
 
 -- The last batch of usage that each other server has sent, so that no batch
 -- counts twice.
@@ -105,7 +107,8 @@ COMMENT ON SEQUENCE rk_apikeys.key_events_event_id_seq IS 'Numbers the events.';
 -- No statistics of what tenants write: see api_keys.
 ALTER TABLE rk_apikeys.key_usage ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
   ALTER last_used_addr SET STATISTICS 0;
-ALTER TABLE rk_apikeys.key_usage_daily ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0;
+ALTER TABLE rk_apikeys.key_usage_daily ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
+  ALTER family SET STATISTICS 0;
 ALTER TABLE rk_apikeys.key_events ALTER tenant SET STATISTICS 0, ALTER key_id SET STATISTICS 0,
   ALTER actor SET STATISTICS 0, ALTER role SET STATISTICS 0, ALTER principal SET STATISTICS 0,
   ALTER client_addr SET STATISTICS 0, ALTER application_name SET STATISTICS 0, ALTER changes SET STATISTICS 0,

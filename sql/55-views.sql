@@ -115,10 +115,10 @@ COMMENT ON VIEW rk_apikeys.stale_keys IS
 
 CREATE VIEW rk_apikeys.key_activity WITH (security_invoker = true) AS
   SELECT d.day, d.key_id, d.tenant, k.name, d.environment, d.uses, d.denials,
-    coalesce(k.family, d.key_id) AS family, k.owner, k.created_by_user
+    coalesce(d.family, d.key_id) AS family, k.owner, k.created_by_user
   FROM rk_apikeys.key_usage_daily d LEFT JOIN rk_apikeys.api_keys k USING (key_id);
 COMMENT ON VIEW rk_apikeys.key_activity IS
-  'Uses and denials per key and day (UTC). name, owner and created_by_user are NULL for a deleted key, and its family is its own key id.';
+  'Uses and denials per key and day (UTC). name, owner and created_by_user are NULL for a deleted key. Sum by family to have a key and its rotations as one.';
 
 CREATE FUNCTION rk_apikeys._server_stats(OUT preloaded boolean,
     OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT disabled bigint,

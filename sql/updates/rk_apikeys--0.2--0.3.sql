@@ -183,6 +183,13 @@ COMMENT ON COLUMN rk_apikeys.key_events.owner IS 'The owner of the key after the
 ALTER TYPE rk_apikeys.listed_key ADD ATTRIBUTE family text, ADD ATTRIBUTE owner text,
   ADD ATTRIBUTE created_by_user text, ADD ATTRIBUTE updated_by_user text;
 
+-- Use by family.  The family of the keys was set above.
+ALTER TABLE rk_apikeys.key_usage_daily ADD family text COLLATE "C";
+ALTER TABLE rk_apikeys.key_usage_daily ALTER family SET STATISTICS 0;
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.family IS 'The family of a key that was rotated from another one. NULL: the key''s own id.';
+UPDATE rk_apikeys.key_usage_daily d SET family = k.family FROM rk_apikeys.api_keys k
+  WHERE k.key_id = d.key_id AND k.family <> k.key_id;
+
 -- Members, and what they see.
 DO $$
 DECLARE
@@ -260,7 +267,7 @@ COMMENT ON COLUMN rk_apikeys.keys.last_used_addr IS 'The address of the last use
 
 CREATE OR REPLACE VIEW rk_apikeys.key_activity WITH (security_invoker = true) AS
   SELECT d.day, d.key_id, d.tenant, k.name, d.environment, d.uses, d.denials,
-    coalesce(k.family, d.key_id) AS family, k.owner, k.created_by_user
+    coalesce(d.family, d.key_id) AS family, k.owner, k.created_by_user
   FROM rk_apikeys.key_usage_daily d LEFT JOIN rk_apikeys.api_keys k USING (key_id);
 
 -- The verdict of 0.3.
@@ -472,7 +479,7 @@ COMMENT ON VIEW rk_apikeys.expiring_keys IS
 COMMENT ON VIEW rk_apikeys.stale_keys IS
   'The active keys that nobody has used for the time of the setting rk_apikeys.stale_after. For a key that was never used, the time counts from its creation.';
 COMMENT ON VIEW rk_apikeys.key_activity IS
-  'Uses and denials per key and day (UTC). name, owner and created_by_user are NULL for a deleted key, and its family is its own key id.';
+  'Uses and denials per key and day (UTC). name, owner and created_by_user are NULL for a deleted key. Sum by family to have a key and its rotations as one.';
 COMMENT ON VIEW rk_apikeys.stats IS
   'One row: counters of this server since its start, over all databases. Without shared memory, all columns except preloaded are NULL.';
 COMMENT ON FUNCTION rk_apikeys.verify(text) IS

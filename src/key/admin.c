@@ -16,7 +16,6 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 #include "base/caller.h"
@@ -195,14 +194,11 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 		"  AND NOT EXISTS (SELECT FROM rk_apikeys.api_keys c WHERE c.parent = k.key_id)",
 		.nargs = 1, .types = &type, .values = &value
 	};
-	Oid			table = store_table("api_keys", false);
-	AttrNumber	parent;
 
 	principal_refuse();
 	check_older_than(fcinfo);
-	/* The SQL of 0.2 has no children.  A column of another type is a DBA's. */
-	parent = get_attnum(table, "parent");
-	if (parent == InvalidAttrNumber || get_atttype(table, parent) != TEXTOID)
+	/* The SQL of 0.2 has no children. */
+	if (!store_has_text("api_keys", "parent"))
 		query.query = "DELETE FROM rk_apikeys.api_keys"
 			" WHERE least(revoked_at, expires_at, grace_until) < now() - $1";
 	run_as_owner(&query);
@@ -231,7 +227,7 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 	Oid			types[4] = {INTERVALOID, TEXTOID, TEXTOID, TEXTOID};
 	Datum		values[4] = {0};
 	char		nulls[4] = {' ', ' ', ' ', 'n'};
-	bool		for_whom = audit_tells_end_user();
+	bool		for_whom = store_has_text("key_events", "end_user");
 	OwnerQuery	query = {
 		.query = for_whom ? PURGE(", end_user", ", $4") : PURGE("", ""),
 		.nargs = for_whom ? 4 : 3,.types = types,.values = values,.nulls = nulls

@@ -183,7 +183,8 @@ insert_events(void *arg)
 	Oid			types[5] = {TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID, TEXTOID};
 	Datum		values[5] = {0};
 	char		nulls[5] = {' ', 'n', ' ', ' ', 'n'};
-	bool		for_whom = audit_tells_end_user();
+	bool		for_whom = store_has_text("key_events", "end_user") &&
+		store_has_text("key_events", "owner");
 	int			nargs = for_whom ? 5 : 4;
 	bool		notify = settings_notify && notify_has_room();
 
@@ -224,21 +225,6 @@ insert_events(void *arg)
 	}
 	if (notify)
 		notify_events();
-}
-
-/*
- * Return whether key_events has the columns end_user and owner.  A column of that
- * name that a DBA has added to the table of 0.1 or 0.2 may have another type.
- */
-bool
-audit_tells_end_user(void)
-{
-	Oid			table = store_table("key_events", false);
-	AttrNumber	end_user = get_attnum(table, "end_user");
-	AttrNumber	owner = get_attnum(table, "owner");
-
-	return end_user != InvalidAttrNumber && get_atttype(table, end_user) == TEXTOID &&
-		owner != InvalidAttrNumber && get_atttype(table, owner) == TEXTOID;
 }
 
 /*
