@@ -12,6 +12,7 @@
 
 #include <limits.h>
 
+#include "access/parallel.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -302,12 +303,14 @@ settings_end_user_ok(const char *value)
 
 /*
  * Outside of a database the encoding is not known, so caller_end_user() checks
- * the name again.  The message does not show the name, which may be a token.
+ * the name again.  A parallel worker takes the name of its leader.  The message
+ * does not show the name, which may be a token.
  */
 static bool
 check_end_user(char **newval, void **extra, GucSource source)
 {
-	if (OidIsValid(MyDatabaseId) && !settings_end_user_ok(*newval))
+	if (OidIsValid(MyDatabaseId) && !InitializingParallelWorker &&
+		!settings_end_user_ok(*newval))
 	{
 		GUC_check_errmsg("invalid value for parameter \"rk_apikeys.end_user\"");
 		GUC_check_errhint("Use at most %d characters of the database's encoding.",

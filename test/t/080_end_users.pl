@@ -102,6 +102,12 @@ is(sql_as($node, 'acme', $as->($token) . "; SHOW rk_apikeys.end_user; SELECT rk_
 	SELECT setting FROM pg_settings WHERE name = 'rk_apikeys.end_user';
 	SELECT end_user FROM rk_apikeys.key_events ORDER BY event_id DESC LIMIT 1"), "$mask\n$mask\n$mask|$mask\n$mask\n$mask", 'a token is masked everywhere');
 
+# An owner is any text of 1 to 200 characters; a token in it is masked.
+is(sql_as($node, 'acme', qq{INSERT INTO rk_apikeys.keys (name, owner) VALUES ('owned', E'$jose\t 概要 "x"') RETURNING owner}), "$jose\t 概要 \"x\"", 'an owner as it was given');
+refused('acme', "INSERT INTO rk_apikeys.keys (name, owner) VALUES ('none', '$_')", qr/23514.*owner of an API key is (empty|too long)/, 'an owner of ' . length . ' characters') foreach '', $long;
+is(sql_as($node, 'acme', "INSERT INTO rk_apikeys.keys (name, owner) VALUES ('owned', '$token') RETURNING owner"), $mask, 'a token as an owner is masked');
+is(sql_as($node, 'acme', q{SELECT count(*) FROM rk_apikeys.keys WHERE name = 'none'}), '0', 'nothing is half stored');
+
 # The key of a token, a cascade, a worker, a purge.
 my ($parent, $parent_token) = create_key($node, 'parent', "scopes => '{apikeys:manage}'");
 $node->safe_psql('postgres', 'GRANT rk_apikeys_verifier TO acme');

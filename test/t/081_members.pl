@@ -187,6 +187,27 @@ my $history = "SELECT string_agg(concat_ws(' ', event, changes -> 'owner' ->> 'n
 is(ann($history), 'updated ann, updated', 'the events of her time');
 is(scalar try_sql('web', 'bob', $history), 'created, updated bob, deleted', 'the events of his');
 
+# A change that waits for a transfer finds no such key, as if it had come later.
+my ($racing) = split /\|/, sql_as($node, 'acme', q{INSERT INTO rk_apikeys.keys (name, owner) VALUES ('racing', 'ann') RETURNING key_id});
+foreach ([ "UPDATE rk_apikeys.keys SET name = 'late' WHERE key_id = '$racing' RETURNING 'done'", qr/^$/ ], [ "SELECT rk_apikeys.revoke_key('$racing')", qr/42704.*does not exist/ ],
+	[ "SELECT rk_apikeys.revoke_key('$racing', cascade => true)", qr/42704.*does not exist/ ], [ "SELECT rk_apikeys.rotate_key('$racing')", qr/42704.*does not exist/ ])
+{
+	my ($sql, $says) = @$_;
+	my ($manager, $member) = (session($node, 'acme'), session($node, 'web', on_error_stop => 0));
+	$member->query_safe("SET rk_apikeys.end_user = 'ann'; \\set VERBOSITY verbose");
+	$manager->query_safe("BEGIN; UPDATE rk_apikeys.keys SET owner = 'bob' WHERE key_id = '$racing'");
+	$member->query_until(qr/sent/, "\\echo sent\n$sql;\n");
+	$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = 'web'}) or die;
+	$manager->query_safe('COMMIT');
+	my $out = $member->query('SELECT 1 WHERE false');
+	my $error = $member->{stderr};
+	like($out . $error, $says, "a transfer comes first: $sql");
+	$member->quit;
+	$manager->quit;
+	sql_as($node, 'acme', "UPDATE rk_apikeys.keys SET owner = 'ann' WHERE key_id = '$racing'");
+}
+is(sql_as($node, 'acme', "SELECT name, status FROM rk_apikeys.keys WHERE key_id = '$racing'"), 'racing|active', 'and nothing has changed');
+
 # A cascade of a member ends only keys of the same person.
 $node->safe_psql('postgres', 'CREATE ROLE app LOGIN IN ROLE rk_apikeys_verifier, rk_apikeys_manager; GRANT SET ON PARAMETER rk_apikeys.end_user TO app');
 my ($parent, $parent_token) = split /\|/, sql_as($node, 'acme', q{INSERT INTO rk_apikeys.keys (name, owner, scopes) VALUES ('parent', 'ann', '{apikeys:manage}') RETURNING key_id, secret});
