@@ -93,6 +93,7 @@ my ($out, $error) = try_sql('acme', "BEGIN; SET rk_apikeys.end_user = '$long'; I
 like($error, qr/22023.*\nHINT: +Use at most 200 characters/, '201 characters');
 unlike($error =~ s/^LINE.*//mgr, qr/x{50}/, 'and the message does not show them');
 is($out, '0', 'and no key is made');
+is((try_sql('acme', $as->('ann') . "; SET rk_apikeys.end_user = '$long'; SELECT rk_apikeys.current_end_user()"))[0], 'ann', 'the end user stays who it was');
 my $wide = "\xc3\xa9" x 200;
 is(sql_as($node, 'acme', $as->($wide) . "; INSERT INTO rk_apikeys.keys (name) VALUES ('wide') RETURNING created_by_user"), $wide, '200 characters of two bytes');
 my (undef, $token) = create_key($node, 'token');
