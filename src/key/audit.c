@@ -49,10 +49,10 @@
 /*
  * The head of each insert.  $1 is the caller's role, $2 the principal, $3 the
  * application's name, $4 the columns that no event shows, $5 the end user.
- * session_user does not change under the owner's rights.  FOR_WHOM stands for
- * columns that the SQL of 0.1 and 0.2 lacks.
+ * session_user does not change under the owner's rights.  FOR_WHOM marks the
+ * places of columns that the SQL of 0.1 and 0.2 lacks: see with_end_user().
  */
-#define FOR_WHOM "%s"
+#define FOR_WHOM "/* for whom */"
 #define INSERT_EVENTS \
 	"INSERT INTO rk_apikeys.key_events" \
 	"  (tenant, key_id, event, actor, role, principal, client_addr, application_name," \
@@ -123,6 +123,7 @@ typedef struct Audit
 static Datum audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 						 Audit *audit);
 static void insert_events(void *arg);
+static char *with_end_user(const char *query);
 static bool notify_has_room(void);
 static void notify_events(void);
 
@@ -206,9 +207,7 @@ insert_events(void *arg)
 		SPI_execute_plan(audit->plans[for_whom][notify], values, nulls, false, 0);
 	else
 	{
-		char	   *query = psprintf(audit->query,
-									 for_whom ? ", end_user, owner" : "",
-									 for_whom ? ", $5, n.owner" : "");
+		const char *query = for_whom ? with_end_user(audit->query) : audit->query;
 
 		if (notify)
 			query = psprintf("%s RETURNING event, key_id", query);
@@ -225,6 +224,29 @@ insert_events(void *arg)
 	}
 	if (notify)
 		notify_events();
+}
+
+/*
+ * Return a query with the columns end_user and owner at its first mark, and their
+ * values at its second one, palloc'd.
+ */
+static char *
+with_end_user(const char *query)
+{
+	static const char *const parts[] = {", end_user, owner", ", $5, n.owner"};
+	StringInfoData result;
+
+	initStringInfo(&result);
+	for (int i = 0; i < (int) lengthof(parts); i++)
+	{
+		const char *mark = strstr(query, FOR_WHOM);
+
+		appendBinaryStringInfo(&result, query, (int) (mark - query));
+		appendStringInfoString(&result, parts[i]);
+		query = mark + strlen(FOR_WHOM);
+	}
+	appendStringInfoString(&result, query);
+	return result.data;
 }
 
 /*

@@ -4,6 +4,7 @@
  *
  * A principal makes and changes keys within itself.  Its tenant, environment,
  * scopes, end, networks and rate limit bound those of every key that it touches.
+ * A member makes no such key.
  *
  * Trust: the triggers of guard.c call these functions, so no way around them is
  * open to a role that does not own the table.
