@@ -21,7 +21,7 @@ public class Server {
     static final Pattern BEARER = Pattern.compile("bearer +([!-~][ -~]*)", Pattern.CASE_INSENSITIVE);
     // The header in which a proxy of your own tells the client's address. Without such a proxy leave it unset: clients can send any header.
     static final String ADDR_HEADER = env("CLIENT_ADDR_HEADER", "");
-    // The headers come as one array: name, value, name, value…
+    // The headers come as one array: name, value, name, value...
     static final String AUTHENTICATE = """
         SELECT v.valid, r.status, r.body,
           ARRAY(SELECT unnest(ARRAY[h.key, h.value]) FROM jsonb_each_text(r.headers) h) AS headers
