@@ -24,7 +24,7 @@ const UNAVAILABLE = {
 
 // Runs the action in a transaction that is the key's of the request, or refuses the request. The connection of an error is closed.
 async function authenticated(request, scope, action) {
-  const token = /^bearer +([ -~]+)$/i.exec(request.headers.authorization ?? '')?.[1] ?? null;
+  const token = /^bearer +([!-~][ -~]*)$/i.exec(request.headers.authorization ?? '')?.[1] ?? null;
   const address = request.headers[ADDR_HEADER] ?? request.socket.remoteAddress;
   const client = await pool.connect();
   let failed = true;
