@@ -54,14 +54,14 @@
  *
  * The SQL of 0.1 and 0.2 lacks two columns of key_events.  A mark stands where
  * each of them, and then its value, goes: see with_column().  The events of a
- * query without OWNER in its SELECT have no owner.
+ * query without FOR_WHOM in its SELECT have no owner.
  */
 #define END_USER "/* end user */"
-#define OWNER "/* owner */"
+#define FOR_WHOM "/* for whom */"
 #define INSERT_EVENTS \
 	"INSERT INTO rk_apikeys.key_events" \
 	"  (tenant, key_id, event, actor, role, principal, client_addr, application_name" END_USER "," \
-	"   changes" OWNER ")"
+	"   changes" FOR_WHOM ")"
 #define WHO \
 	"  session_user, $1, $2, inet_client_addr(), $3" END_USER
 
@@ -75,7 +75,7 @@
 	"   'expires_at', CASE WHEN expires_at IS NOT NULL" \
 	"     THEN jsonb_build_object('new', expires_at) END," \
 	"   'replaces', CASE WHEN replaces IS NOT NULL" \
-	"     THEN jsonb_build_object('new', replaces) END))" OWNER \
+	"     THEN jsonb_build_object('new', replaces) END))" FOR_WHOM \
 	"  FROM new_keys n WHERE created_at = now()"
 
 #define AUDIT_UPDATE \
@@ -85,7 +85,7 @@
 	"   WHEN c.changes ? 'grace_until' AND o.grace_until IS NULL THEN 'rotated'" \
 	"   WHEN c.changes ? 'enabled' AND n.enabled THEN 'enabled'" \
 	"   WHEN c.changes ? 'enabled' THEN 'disabled'" \
-	"   ELSE 'updated' END," WHO ", c.changes" OWNER \
+	"   ELSE 'updated' END," WHO ", c.changes" FOR_WHOM \
 	"  FROM old_keys o JOIN new_keys n USING (key_id)" \
 	"   CROSS JOIN LATERAL" \
 	"   (SELECT jsonb_object_agg(a.key," \
@@ -99,7 +99,7 @@
 	INSERT_EVENTS \
 	" SELECT n.tenant, n.key_id, 'deleted'," WHO "," \
 	"  (SELECT jsonb_object_agg(a.key, jsonb_build_object('old', a.value))" \
-	"    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(n) - $4)) a)" OWNER \
+	"    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(n) - $4)) a)" FOR_WHOM \
 	"  FROM old_keys n"
 
 /* Whether a row of key_events has a number that the sequence has yet to give. */
@@ -218,7 +218,7 @@ insert_events(void *arg)
 		if (for_whom)
 		{
 			query = with_column(query, END_USER, ", end_user", ", $5");
-			query = with_column(query, OWNER, ", owner", ", n.owner");
+			query = with_column(query, FOR_WHOM, ", owner", ", n.owner");
 		}
 		if (notify)
 			query = psprintf("%s RETURNING event, key_id", query);
