@@ -8,15 +8,27 @@ import java.net.InetSocketAddress;
 import java.nio.charset.StandardCharsets;
 import java.sql.Connection;
 import java.sql.PreparedStatement;
+import java.sql.ResultSet;
 import java.sql.SQLException;
 import java.sql.Statement;
-import java.util.Map;
 import java.util.concurrent.Executors;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 import org.postgresql.ds.PGSimpleDataSource;
-import org.postgresql.util.PSQLException;
 
 public class Server {
-    static final int BODY_MAX = 65536; // whoever sends more has not authenticated yet
+    static final int BODY_MAX = 65536;
+    static final Pattern BEARER = Pattern.compile("bearer +([!-~][ -~]*)", Pattern.CASE_INSENSITIVE);
+    // The header in which a proxy of your own tells the client's address. Without such a proxy leave it unset: clients can send any header.
+    static final String ADDR_HEADER = env("CLIENT_ADDR_HEADER", "");
+    // The headers come as one array: name, value, name, value...
+    static final String AUTHENTICATE = """
+        SELECT v.valid, r.status, r.body,
+          ARRAY(SELECT unnest(ARRAY[h.key, h.value]) FROM jsonb_each_text(r.headers) h) AS headers
+        FROM (SELECT ?, ?, ?) q (token, scope, address),
+          rk_apikeys.authenticate(q.token, q.scope, rk_apikeys.client_addr(q.address), raise => false) v,
+          rk_apikeys.http_response(CASE WHEN q.token IS NOT NULL THEN v END, q.scope) r""";
+    static final PGSimpleDataSource database = new PGSimpleDataSource(); // in a product: of a pool, such as HikariCP
 
     record Answer(int status, String json) {}
 
@@ -24,85 +36,83 @@ public class Server {
         Answer run(Connection connection) throws SQLException, IOException;
     }
 
-    static final Map<String, Integer> STATUS =
-        Map.of("scope_missing", 403, "address_denied", 403, "rate_limited", 429, "limiter_unavailable", 503);
-    static final PGSimpleDataSource database = new PGSimpleDataSource(); // in a product: a pool
-
-    /** Runs the action in a transaction that is the key's of the request; commits, or rolls back on an error. */
+    /** Runs the action in a transaction that is the key's of the request, or refuses the request. */
     static Answer authenticated(HttpExchange http, String scope, Action action) throws SQLException, IOException {
-        String header = http.getRequestHeaders().getFirst("Authorization");
-        try (Connection connection = database.getConnection()) {
+        String authorization = http.getRequestHeaders().getFirst("Authorization");
+        Matcher bearer = BEARER.matcher(authorization == null ? "" : authorization.strip());
+        String address = ADDR_HEADER.isEmpty() ? null : http.getRequestHeaders().getFirst(ADDR_HEADER);
+        // Closing the connection rolls back what is not committed.
+        try (Connection connection = database.getConnection();
+                PreparedStatement call = connection.prepareStatement(AUTHENTICATE)) {
             connection.setAutoCommit(false);
-            try (PreparedStatement call = connection.prepareStatement("SELECT rk_apikeys.authenticate(?, ?, ?::inet)")) {
-                call.setString(1, header != null && header.startsWith("Bearer ") ? header.substring(7) : null);
-                call.setString(2, scope);
-                call.setString(3, http.getRemoteAddress().getAddress().getHostAddress());
-                call.executeQuery();
-                Answer answer = action.run(connection);
+            call.setString(1, bearer.matches() ? bearer.group(1) : null);
+            call.setString(2, scope);
+            call.setString(3, address != null ? address : http.getRemoteAddress().getAddress().getHostAddress());
+            ResultSet verdict = call.executeQuery();
+            verdict.next();
+            Answer answer = new Answer(verdict.getInt("status"), verdict.getString("body"));
+            if (verdict.getBoolean("valid")) {
+                answer = action.run(connection);
                 connection.commit();
-                return answer;
-            } catch (PSQLException error) {
+            } else {
                 connection.rollback();
-                if (!"28000".equals(error.getSQLState())) throw error;
-                return refusal(http, error);
             }
+            String[] headers = (String[]) verdict.getArray("headers").getArray();
+            for (int i = 0; i < headers.length; i += 2) http.getResponseHeaders().set(headers[i], headers[i + 1]);
+            return answer;
         }
-    }
-
-    /** What to answer when the database refuses a key. */
-    static Answer refusal(HttpExchange http, PSQLException error) {
-        String message = error.getServerErrorMessage().getMessage();
-        String code = message.substring(message.lastIndexOf(' ') + 1);
-        int status = STATUS.getOrDefault(code, 401);
-        if (status == 401) http.getResponseHeaders().set("WWW-Authenticate", "Bearer");
-        if (status == 429) {
-            long ms = Long.parseLong(error.getServerErrorMessage().getDetail().replaceAll(".*retry_after_ms=", ""));
-            http.getResponseHeaders().set("Retry-After", Long.toString((ms + 999) / 1000));
-        }
-        return new Answer(status, '"' + code + '"');
     }
 
     static Answer list(Connection connection) throws SQLException {
         try (Statement query = connection.createStatement();
-                var rows = query.executeQuery("SELECT coalesce(json_agg(body ORDER BY id), '[]')::text FROM records")) {
+                ResultSet rows = query.executeQuery("SELECT coalesce(json_agg(body ORDER BY id), '[]') FROM records")) {
             rows.next();
             return new Answer(200, rows.getString(1));
         }
     }
 
-    static Answer add(Connection connection, String body) throws SQLException {
+    static Answer add(Connection connection, HttpExchange http) throws SQLException, IOException {
+        byte[] body = http.getRequestBody().readNBytes(BODY_MAX + 1); // it may have announced no length
+        if (body.length > BODY_MAX) return tooLong(http);
         try (PreparedStatement insert = connection.prepareStatement("INSERT INTO records (body) VALUES (?)")) {
-            insert.setString(1, body);
+            insert.setString(1, new String(body, StandardCharsets.UTF_8));
             insert.executeUpdate();
             return new Answer(201, "\"added\"");
         }
     }
 
-    static Answer post(HttpExchange http) throws IOException, SQLException {
-        String announced = http.getRequestHeaders().getFirst("Content-Length");
-        byte[] body = announced != null && Long.parseLong(announced) > BODY_MAX
-            ? null : http.getRequestBody().readNBytes(BODY_MAX + 1);
-        if (body == null || body.length > BODY_MAX) {
-            http.getResponseHeaders().set("Connection", "close");
-            return new Answer(413, "\"too long\"");
-        }
-        return authenticated(http, "records:write", connection -> add(connection, new String(body, StandardCharsets.UTF_8)));
+    static Answer tooLong(HttpExchange http) {
+        http.getResponseHeaders().set("Connection", "close");
+        return new Answer(413, "\"too long\"");
     }
 
-    static void handle(HttpExchange http) throws IOException {
-        Answer answer;
+    static Answer unavailable(HttpExchange http) {
+        http.getResponseHeaders().set("Content-Type", "application/problem+json");
+        http.getResponseHeaders().set("Retry-After", "1");
+        return new Answer(503, """
+            {"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": "The database cannot be reached now."}""");
+    }
+
+    static Answer answer(HttpExchange http) throws IOException {
+        String announced = http.getRequestHeaders().getFirst("Content-Length");
+        if (announced != null && Long.parseLong(announced) > BODY_MAX) return tooLong(http);
         try {
-            answer = switch (http.getRequestMethod()) {
+            return switch (http.getRequestMethod()) {
                 case "GET" -> authenticated(http, "records:read", Server::list);
-                case "POST" -> post(http);
+                case "POST" -> authenticated(http, "records:write", connection -> add(connection, http));
                 default -> new Answer(405, "\"method\"");
             };
         } catch (SQLException error) {
+            if (error.getSQLState() != null && error.getSQLState().matches("08...|57P..")) return unavailable(http);
             System.err.println(error.getSQLState());
-            answer = new Answer(500, "\"error\"");
+            return new Answer(500, "\"error\"");
         }
-        byte[] bytes = answer.json().getBytes(StandardCharsets.UTF_8);
+    }
+
+    static void handle(HttpExchange http) throws IOException {
         http.getResponseHeaders().set("Content-Type", "application/json");
+        Answer answer = answer(http);
+        byte[] bytes = answer.json().getBytes(StandardCharsets.UTF_8);
         http.sendResponseHeaders(answer.status(), bytes.length);
         http.getResponseBody().write(bytes);
         http.close();
@@ -117,6 +127,7 @@ public class Server {
         database.setPortNumbers(new int[] {Integer.parseInt(env("PGPORT", "5432"))});
         database.setUser(env("PGUSER", "records_api"));
         database.setDatabaseName(env("PGDATABASE", "postgres"));
+        database.setConnectTimeout(2);
         HttpServer server = HttpServer.create(new InetSocketAddress("127.0.0.1", Integer.parseInt(env("PORT", "8080"))), 0);
         server.createContext("/records", Server::handle);
         server.setExecutor(Executors.newFixedThreadPool(4));

@@ -15,121 +15,115 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <libpq-fe.h>
 
-#define REQUEST_MAX 65536
+#define HEAD_MAX 16384
+#define BODY_MAX 65536
+
+/* The headers come as the lines of the response. */
+#define AUTHENTICATE \
+	"SELECT v.valid, r.status, r.body," \
+	" (SELECT string_agg(format(E'%s: %s\\r\\n', h.key, h.value), '') FROM jsonb_each_text(r.headers) h)" \
+	" FROM rk_apikeys.authenticate($1, $2, rk_apikeys.client_addr($3), raise => false) v," \
+	"  rk_apikeys.http_response(CASE WHEN $1 IS NOT NULL THEN v END, $2) r"
 
 typedef struct Request
 {
-	char		text[REQUEST_MAX];	/* the head, and behind it the body */
-	char	   *body;
-	char		client[INET6_ADDRSTRLEN];
+	int			socket;
+	size_t		len;			/* of what is read */
+	char	   *body;			/* in text, or NULL while the head is not whole */
+	char		address[INET6_ADDRSTRLEN];
+	char		text[HEAD_MAX + BODY_MAX + 1];	/* the head, then the body */
 } Request;
 
 typedef struct Answer
 {
 	int			status;
-	char		header[64];		/* one more header line, or empty */
+	char	   *headers;		/* malloc'd lines, or NULL */
 	char	   *json;			/* malloc'd */
 } Answer;
 
 typedef int (*Action) (PGconn *db, Request *request, Answer *answer);
 
-static int	list_records(PGconn *db, Request *request, Answer *answer);
-static int	add_record(PGconn *db, Request *request, Answer *answer);
-static int	run(PGconn *db, const char *sql);
+static void
+set_answer(Answer *answer, int status, const char *json, const char *headers)
+{
+	free(answer->json);
+	free(answer->headers);
+	answer->status = status;
+	answer->json = strdup(json);
+	answer->headers = strdup(headers);
+}
 
-/* The value of a header of the request as a copy, or NULL. */
+/* The value of a header of the request as a copy without blanks around, or NULL. */
 static char *
 header(const Request *request, const char *name)
 {
 	size_t		len = strlen(name);
 	const char *line = request->text;
 
-	while ((line = strstr(line, "\r\n")) != NULL && strncmp(line, "\r\n\r\n", 4) != 0)
+	while (len > 0 && (line = strstr(line, "\r\n")) != NULL && strncmp(line, "\r\n\r\n", 4) != 0)
 	{
 		line += 2;
 		if (strncasecmp(line, name, len) == 0 && line[len] == ':')
 		{
 			line += len + 1;
-			line += strspn(line, " ");
-			return strndup(line, strcspn(line, "\r"));
+			line += strspn(line, " \t");
+			len = strcspn(line, "\r");
+			while (len > 0 && strchr(" \t", line[len - 1]) != NULL)
+				len--;
+			return strndup(line, len);
 		}
 	}
 	return NULL;
 }
 
-/* What to answer when the database refuses a key, or fails. */
-static void
-refuse(const PGresult *error, Answer *answer)
+/* Read on until so much of the request is there; return whether it is. */
+static int
+read_until(Request *request, size_t len)
 {
-	const char *state = PQresultErrorField(error, PG_DIAG_SQLSTATE);
-	const char *message = PQresultErrorField(error, PG_DIAG_MESSAGE_PRIMARY);
-	const char *detail = PQresultErrorField(error, PG_DIAG_MESSAGE_DETAIL);
-	const char *retry = detail == NULL ? NULL : strstr(detail, " retry_after_ms=");
-	const char *code;
-	long		ms;
+	ssize_t		got = 1;
 
-	answer->status = 500;
-	answer->json = strdup("\"error\"");
-	if (state == NULL || strcmp(state, "28000") != 0)
-		return;
-	code = strrchr(message, ' ') + 1;
-	free(answer->json);
-	answer->json = malloc(strlen(code) + 3);
-	sprintf(answer->json, "\"%s\"", code);
-	if (strcmp(code, "rate_limited") == 0 && retry != NULL &&
-		sscanf(retry, " retry_after_ms=%ld", &ms) == 1)
-	{
-		answer->status = 429;
-		sprintf(answer->header, "Retry-After: %ld\r\n", (ms + 999) / 1000);
-	}
-	else if (strcmp(code, "scope_missing") == 0 || strcmp(code, "address_denied") == 0)
-		answer->status = 403;
-	else if (strcmp(code, "limiter_unavailable") == 0)
-		answer->status = 503;
-	else
-	{
-		answer->status = 401;
-		strcpy(answer->header, "WWW-Authenticate: Bearer\r\n");
-	}
+	while (request->len < len && got > 0)
+		if ((got = read(request->socket, request->text + request->len, len - request->len)) > 0)
+			request->len += got;
+	return request->len >= len;
 }
 
-/*
- * Run the action in a transaction that is the key's of the request; commit, or
- * roll back on an error.
- */
-static void
-authenticated(PGconn *db, Request *request, const char *scope, Action action,
-			  Answer *answer)
+/* Read the head; return whether it is whole. */
+static int
+read_head(Request *request)
 {
-	char	   *value = header(request, "Authorization");
-	const char *values[3] = {NULL, scope, request->client};
-	PGresult   *result;
+	ssize_t		got;
 
-	if (value != NULL && strncmp(value, "Bearer ", 7) == 0)
-		values[0] = value + 7;
-	if (PQstatus(db) != CONNECTION_OK)
-		PQreset(db);
-	run(db, "BEGIN");
-	result = PQexecParams(db, "SELECT rk_apikeys.authenticate($1, $2, $3)",
-						  3, NULL, values, NULL, NULL, 0);
-	if (PQresultStatus(result) != PGRES_TUPLES_OK)
+	while (request->len < HEAD_MAX &&
+		   (got = read(request->socket, request->text + request->len, HEAD_MAX - request->len)) > 0)
 	{
-		refuse(result, answer);
-		run(db, "ROLLBACK");
+		request->len += got;
+		if ((request->body = strstr(request->text, "\r\n\r\n")) != NULL)
+		{
+			request->body += 4;
+			return 1;
+		}
 	}
-	else if (!action(db, request, answer) || !run(db, "COMMIT"))
-	{
-		run(db, "ROLLBACK");
-		free(answer->json);
-		answer->status = 500;
-		answer->json = strdup("\"error\"");
-	}
-	PQclear(result);
+	return 0;
+}
+
+/* The length of the body that the head announces, or -1. */
+static long
+body_length(const Request *request)
+{
+	char	   *value = header(request, "Content-Length");
+	char	   *end = value;
+	long		len = value == NULL ? 0 : strtol(value, &end, 10);
+
+	if (value != NULL && (end == value || *end != '\0'))
+		len = -1;
 	free(value);
+	return len;
 }
 
 /* Run a command without results; returns whether it worked. */
@@ -143,17 +137,75 @@ run(PGconn *db, const char *sql)
 	return ok;
 }
 
+/* What to answer when the database, or the connection to it, fails. */
+static void
+fail(PGconn *db, const PGresult *error, Answer *answer)
+{
+	const char *state = PQresultErrorField(error, PG_DIAG_SQLSTATE);
+
+	if (PQstatus(db) != CONNECTION_OK || state == NULL || strncmp(state, "08", 2) == 0 || strncmp(state, "57P", 3) == 0)
+		set_answer(answer, 503,
+				   "{\"type\": \"about:blank\", \"title\": \"Service Unavailable\", \"status\": 503,"
+				   " \"detail\": \"The database cannot be reached now.\"}",
+				   "Content-Type: application/problem+json\r\nRetry-After: 1\r\n");
+	else
+	{
+		fprintf(stderr, "%s\n", state);
+		set_answer(answer, 500, "\"error\"", "");
+	}
+}
+
+/*
+ * Run the action in a transaction that is the key's of the request, or refuse
+ * the request.
+ */
+static void
+authenticated(PGconn *db, Request *request, const char *scope, Action action, Answer *answer)
+{
+	char	   *authorization = header(request, "Authorization");
+	char	   *address = header(request, getenv("CLIENT_ADDR_HEADER") ? getenv("CLIENT_ADDR_HEADER") : "");
+	const char *values[3] = {NULL, scope, address == NULL ? request->address : address};
+	PGresult   *result;
+
+	if (authorization != NULL && strncasecmp(authorization, "Bearer ", 7) == 0)
+		values[0] = authorization + 7 + strspn(authorization + 7, " ");
+	/* A connection that was lost since the last request is made anew. */
+	if (!run(db, "BEGIN"))
+	{
+		PQreset(db);
+		run(db, "BEGIN");
+	}
+	result = PQexecParams(db, AUTHENTICATE, 3, NULL, values, NULL, NULL, 0);
+	if (PQresultStatus(result) != PGRES_TUPLES_OK)
+		fail(db, result, answer);
+	else
+	{
+		set_answer(answer, atoi(PQgetvalue(result, 0, 1)), PQgetvalue(result, 0, 2), PQgetvalue(result, 0, 3));
+		if (PQgetvalue(result, 0, 0)[0] == 't' && action(db, request, answer) && !run(db, "COMMIT"))
+			fail(db, NULL, answer);
+	}
+	if (PQtransactionStatus(db) != PQTRANS_IDLE)
+		run(db, "ROLLBACK");
+	PQclear(result);
+	free(authorization);
+	free(address);
+}
+
 /* Action */
 static int
 list_records(PGconn *db, Request *request, Answer *answer)
 {
-	PGresult   *result = PQexec(db,
-								"SELECT coalesce(json_agg(body ORDER BY id), '[]') FROM records");
+	PGresult   *result = PQexec(db, "SELECT coalesce(json_agg(body ORDER BY id), '[]') FROM records");
 	int			ok = PQresultStatus(result) == PGRES_TUPLES_OK;
 
 	(void) request;
-	answer->status = 200;
-	answer->json = strdup(ok ? PQgetvalue(result, 0, 0) : "");
+	if (ok)
+	{
+		free(answer->json);
+		answer->json = strdup(PQgetvalue(result, 0, 0));
+	}
+	else
+		fail(db, result, answer);
 	PQclear(result);
 	return ok;
 }
@@ -162,46 +214,52 @@ list_records(PGconn *db, Request *request, Answer *answer)
 static int
 add_record(PGconn *db, Request *request, Answer *answer)
 {
+	size_t		len = request->body - request->text + body_length(request);
 	const char *values[1] = {request->body};
-	PGresult   *result = PQexecParams(db, "INSERT INTO records (body) VALUES ($1)",
-									  1, NULL, values, NULL, NULL, 0);
-	int			ok = PQresultStatus(result) == PGRES_COMMAND_OK;
+	PGresult   *result;
+	int			ok;
 
-	answer->status = 201;
-	answer->json = strdup("\"added\"");
+	if (!read_until(request, len))
+	{
+		set_answer(answer, 400, "\"body\"", "");
+		return 0;
+	}
+	request->text[len] = '\0';
+	result = PQexecParams(db, "INSERT INTO records (body) VALUES ($1)", 1, NULL, values, NULL, NULL, 0);
+	ok = PQresultStatus(result) == PGRES_COMMAND_OK;
+	if (ok)
+	{
+		free(answer->json);
+		answer->status = 201;
+		answer->json = strdup("\"added\"");
+	}
+	else
+		fail(db, result, answer);
 	PQclear(result);
 	return ok;
 }
 
-/*
- * Read a request: the head, and as much of a body as it announces.  Return 0 if
- * it is not whole, or too long.
- */
-static int
-read_request(int client, Request *request)
+static void
+respond(PGconn *db, Request *request)
 {
-	size_t		len = 0;
-	ssize_t		got;
-	char	   *announced;
+	Answer		answer = {0};
+	long		len;
 
-	request->body = NULL;
-	while (len < REQUEST_MAX - 1 &&
-		   (got = read(client, request->text + len, REQUEST_MAX - 1 - len)) > 0)
-	{
-		len += got;
-		request->text[len] = '\0';
-		if ((request->body = strstr(request->text, "\r\n\r\n")) == NULL)
-			continue;
-		request->body += 4;
-		announced = header(request, "Content-Length");
-		got = announced == NULL ? 0 : atol(announced);
-		free(announced);
-		if (got >= request->text + REQUEST_MAX - request->body)
-			return 0;
-		if (request->text + len - request->body >= got)
-			return 1;
-	}
-	return 0;
+	if (!read_head(request))
+		return;
+	if ((len = body_length(request)) < 0 || len > BODY_MAX)
+		set_answer(&answer, 413, "\"too long\"", "");
+	else if (strncmp(request->text, "GET ", 4) == 0)
+		authenticated(db, request, "records:read", list_records, &answer);
+	else if (strncmp(request->text, "POST ", 5) == 0)
+		authenticated(db, request, "records:write", add_record, &answer);
+	else
+		set_answer(&answer, 405, "\"method\"", "");
+	dprintf(request->socket, "HTTP/1.1 %d .\r\n%s%sConnection: close\r\nContent-Length: %zu\r\n\r\n%s",
+			answer.status, strstr(answer.headers, "Content-Type: ") ? "" : "Content-Type: application/json\r\n",
+			answer.headers, strlen(answer.json), answer.json);
+	free(answer.json);
+	free(answer.headers);
 }
 
 int
@@ -211,16 +269,11 @@ main(void)
 	const char *port = getenv("PORT");
 	struct sockaddr_in address = {.sin_family = AF_INET};
 	socklen_t	len = sizeof(address);
+	struct timeval patience = {.tv_sec = 10};
 	int			yes = 1;
 	int			server = socket(AF_INET, SOCK_STREAM, 0);
-	int			client;
-	PGconn	   *db = PQconnectdb("");	/* from PGHOST, PGUSER... */
+	PGconn	   *db = PQconnectdb("connect_timeout=2");	/* and PGHOST, PGUSER... */
 
-	if (PQstatus(db) != CONNECTION_OK)
-	{
-		fputs(PQerrorMessage(db), stderr);
-		return 1;
-	}
 	address.sin_port = htons(port == NULL ? 8080 : atoi(port));
 	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	setsockopt(server, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
@@ -231,28 +284,13 @@ main(void)
 		return 1;
 	}
 	signal(SIGPIPE, SIG_IGN);	/* a client may be gone before the answer */
-	while ((client = accept(server, (struct sockaddr *) &address, &len)) >= 0)
+	while ((request.socket = accept(server, (struct sockaddr *) &address, &len)) >= 0)
 	{
-		Answer		answer = {413, "", NULL};
-
-		inet_ntop(AF_INET, &address.sin_addr, request.client, sizeof(request.client));
-		if (read_request(client, &request))
-		{
-			answer.status = 405;
-			if (strncmp(request.text, "GET ", 4) == 0)
-				authenticated(db, &request, "records:read", list_records, &answer);
-			else if (strncmp(request.text, "POST ", 5) == 0)
-				authenticated(db, &request, "records:write", add_record, &answer);
-		}
-		if (request.body != NULL)
-			dprintf(client, "HTTP/1.1 %d .\r\nContent-Type: application/json\r\n"
-					"Connection: close\r\n%sContent-Length: %zu\r\n\r\n%s",
-					answer.status, answer.header,
-					answer.json == NULL ? 0 : strlen(answer.json),
-					answer.json == NULL ? "" : answer.json);
-		free(answer.json);
+		setsockopt(request.socket, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+		inet_ntop(AF_INET, &address.sin_addr, request.address, sizeof(request.address));
+		respond(db, &request);
+		close(request.socket);
 		explicit_bzero(&request, sizeof(request));
-		close(client);
 	}
 	return 0;
 }

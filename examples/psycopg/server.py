@@ -1,86 +1,75 @@
-# examples/psycopg/server.py: GET and POST /records over HTTP for whoever has an API key, with psycopg 2; see ../records.sql.
+# examples/psycopg/server.py: GET and POST /records over HTTP for whoever has an API key, with psycopg 3; see ../records.sql.
 #
 #   PGUSER=records_api PGDATABASE=... PORT=8080 python3 server.py
+import json
 import os
 import re
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import psycopg2
-from psycopg2.pool import ThreadedConnectionPool
+import psycopg
+from psycopg_pool import ConnectionPool
 
-pool = ThreadedConnectionPool(1, 10, "")  # libpq's own settings: PGHOST, PGUSER…
-BODY_MAX = 65536  # whoever sends more has not authenticated yet
-STATUS = {"scope_missing": 403, "address_denied": 403, "rate_limited": 429, "limiter_unavailable": 503}
+BODY_MAX = 65536
+# The header in which a proxy of your own tells the client's address. Without such a proxy leave it unset: clients can send any header.
+ADDR_HEADER = os.environ.get("CLIENT_ADDR_HEADER", "")
+AUTHENTICATE = """
+    SELECT v.valid, r.status, r.headers, r.body
+    FROM rk_apikeys.authenticate(%(token)s, %(scope)s, rk_apikeys.client_addr(%(address)s), raise => false) v,
+      rk_apikeys.http_response(CASE WHEN %(token)s IS NOT NULL THEN v END, %(scope)s) r"""
+UNAVAILABLE = {"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": "The database cannot be reached now."}
 
-
-class Refused(Exception):
-    """The key is not accepted: the HTTP status, the code, and the headers that go with them."""
-
-    def __init__(self, error):
-        self.code = error.diag.message_primary.rsplit(": ", 1)[-1]
-        self.status = STATUS.get(self.code, 401)
-        self.headers = {}
-        if self.status == 401:
-            self.headers["WWW-Authenticate"] = "Bearer"
-        if self.status == 429:
-            self.headers["Retry-After"] = str(-(-int(re.search(r"retry_after_ms=(\d+)", error.diag.message_detail)[1]) // 1000))
-
-
-@contextmanager
-def authenticated(request, scope):
-    """A cursor in a transaction that is the key's of the request; commits at the end, rolls back on an error."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    connection = pool.getconn()
-    try:
-        with connection, connection.cursor() as cursor:
-            try:
-                cursor.execute("SELECT rk_apikeys.authenticate(%s, %s, %s)",
-                               (token if scheme == "Bearer" else None, scope, request.client_address[0]))
-            except psycopg2.errors.InvalidAuthorizationSpecification as error:
-                raise Refused(error) from None
-            yield cursor
-    finally:
-        pool.putconn(connection)
+# From PGHOST, PGUSER… A request waits 2 seconds for a connection. After 1 second without a database the next request tries again.
+pool = ConnectionPool("", min_size=1, max_size=10, timeout=2, reconnect_timeout=1)
 
 
 class Handler(BaseHTTPRequestHandler):
+    timeout = 10  # seconds that a client may keep silent
+
     def do_GET(self):
-        self.run("records:read", self.list)
+        self.respond("records:read", self.list)
 
     def do_POST(self):
-        length = self.headers.get("Content-Length", "0")
-        if re.fullmatch("[0-9]{1,5}", length) and int(length) <= BODY_MAX:
-            self.run("records:write", self.add)
-        else:
-            self.answer(413, '"too long"', {})
+        self.respond("records:write", self.add)
 
-    def list(self, cursor):
-        cursor.execute("SELECT coalesce(json_agg(body ORDER BY id), '[]')::text FROM records")
-        return 200, cursor.fetchone()[0]
+    def list(self, connection):
+        return 200, [body for body, in connection.execute("SELECT body FROM records ORDER BY id")]
 
-    def add(self, cursor):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        cursor.execute("INSERT INTO records (body) VALUES (%s)", (body,))
-        return 201, '"added"'
+    def add(self, connection):
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode(errors="replace")
+        connection.execute("INSERT INTO records (body) VALUES (%s)", (body,))
+        return 201, "added"
 
-    def run(self, scope, action):
+    def respond(self, scope, action):
+        if not re.fullmatch("[0-9]{1,5}", length := self.headers.get("Content-Length", "0")) or int(length) > BODY_MAX:
+            return self.send(413, "too long")
         try:
-            with authenticated(self, scope) as cursor:
-                status, body = action(cursor)
-            self.answer(status, body, {})
-        except Refused as refused:
-            self.answer(refused.status, '"%s"' % refused.code, refused.headers)
-        except psycopg2.Error as error:
-            self.log_error("%s", error.diag.sqlstate)
-            self.answer(500, '"error"', {})
+            self.send(*self.authenticated(scope, action))
+        except psycopg.Error as error:
+            # Without an SQLSTATE it is the connection's, or the pool's.
+            if isinstance(error, psycopg.OperationalError) and re.match("08|57P", error.sqlstate or "08"):
+                return self.send(503, UNAVAILABLE, {"Content-Type": "application/problem+json", "Retry-After": "1"})
+            print(error.sqlstate, flush=True)
+            self.send(500, "error")
 
-    def answer(self, status, body, headers):
+    def authenticated(self, scope, action):
+        """Runs the action in a transaction that is the key's of the request, or refuses the request."""
+        token = re.fullmatch("bearer +([!-~][ -~]*)", self.headers.get("Authorization", "").strip(), re.IGNORECASE)
+        values = {"token": token and token[1], "scope": scope, "address": self.headers.get(ADDR_HEADER, self.client_address[0])}
+        with pool.connection() as connection:  # commits at the end, rolls back on an error
+            valid, status, headers, body = connection.execute(AUTHENTICATE, values).fetchone()
+            if valid:
+                status, body = action(connection)
+            else:
+                connection.rollback()
+        return status, body, headers
+
+    def send(self, status, body, headers={}):
+        content = json.dumps(body).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body.encode())), **headers}.items():
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body.encode())
+        self.wfile.write(content)
 
 
 ThreadingHTTPServer(("127.0.0.1", int(os.environ.get("PORT", "8080"))), Handler).serve_forever()
