@@ -50,16 +50,20 @@
 /*
  * The head of each insert.  $1 is the caller's role, $2 the principal, $3 the
  * application's name, $4 the columns that no event shows, $5 the end user.
- * session_user does not change under the owner's rights.  FOR_WHOM marks the
- * places of columns that the SQL of 0.1 and 0.2 lacks: see with_end_user().
+ * session_user does not change under the owner's rights.
+ *
+ * The SQL of 0.1 and 0.2 lacks two columns of key_events.  A mark stands where
+ * each of them, and then its value, goes: see with_column().  The events of a
+ * query without FOR_WHOM in its SELECT have no owner.
  */
+#define END_USER "/* end user */"
 #define FOR_WHOM "/* for whom */"
 #define INSERT_EVENTS \
 	"INSERT INTO rk_apikeys.key_events" \
-	"  (tenant, key_id, event, actor, role, principal, client_addr, application_name," \
+	"  (tenant, key_id, event, actor, role, principal, client_addr, application_name" END_USER "," \
 	"   changes" FOR_WHOM ")"
 #define WHO \
-	"  session_user, $1, $2, inet_client_addr(), $3"
+	"  session_user, $1, $2, inet_client_addr(), $3" END_USER
 
 #define AUDIT_INSERT \
 	INSERT_EVENTS \
@@ -124,7 +128,8 @@ typedef struct Audit
 static Datum audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 						 Audit *audit);
 static void insert_events(void *arg);
-static char *with_end_user(const char *query);
+static const char *with_column(const char *query, const char *mark,
+							   const char *name, const char *value);
 static bool notify_has_room(void);
 static void notify_events(void);
 
@@ -208,8 +213,13 @@ insert_events(void *arg)
 		SPI_execute_plan(audit->plans[for_whom][notify], values, nulls, false, 0);
 	else
 	{
-		const char *query = for_whom ? with_end_user(audit->query) : audit->query;
+		const char *query = audit->query;
 
+		if (for_whom)
+		{
+			query = with_column(query, END_USER, ", end_user", ", $5");
+			query = with_column(query, FOR_WHOM, ", owner", ", n.owner");
+		}
 		if (notify)
 			query = psprintf("%s RETURNING event, key_id", query);
 		if (audit->few)
@@ -228,26 +238,21 @@ insert_events(void *arg)
 }
 
 /*
- * Return a query with the columns end_user and owner at its first mark, and their
- * values at its second one, palloc'd.
+ * Return a query with the name of a column at its first mark and the value at its
+ * second one, palloc'd; the query itself if it lacks a mark.
  */
-static char *
-with_end_user(const char *query)
+static const char *
+with_column(const char *query, const char *mark, const char *name,
+			const char *value)
 {
-	static const char *const parts[] = {", end_user, owner", ", $5, n.owner"};
-	StringInfoData result;
+	size_t		len = strlen(mark);
+	const char *first = strstr(query, mark);
+	const char *second = first == NULL ? NULL : strstr(first + len, mark);
 
-	initStringInfo(&result);
-	for (int i = 0; i < (int) lengthof(parts); i++)
-	{
-		const char *mark = strstr(query, FOR_WHOM);
-
-		appendBinaryStringInfo(&result, query, (int) (mark - query));
-		appendStringInfoString(&result, parts[i]);
-		query = mark + strlen(FOR_WHOM);
-	}
-	appendStringInfoString(&result, query);
-	return result.data;
+	if (second == NULL)
+		return query;
+	return psprintf("%.*s%s%.*s%s%s", (int) (first - query), query, name,
+					(int) (second - first - len), first + len, value, second + len);
 }
 
 /*

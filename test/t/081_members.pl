@@ -84,6 +84,14 @@ is(ann("SELECT num_nonnulls($live)"), '0', 'the use of others in memory');
 is(ann("SELECT rk_apikeys._live_use_count('$id{ann}')"), '2', 'and of her own');
 is(ann("SELECT coalesce(rk_apikeys._searched_key_id('$token{imported}'), 'none')"), 'none', 'an imported token of another finds nothing');
 is(scalar try_sql('web', 'bob', "SELECT rk_apikeys._searched_key_id('$token{imported}')"), $id{imported}, 'and its owner finds it');
+# The same in a parallel worker.
+my $parallel = 'SET force_parallel_mode = on; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0';
+foreach my $place ('_live_usage()', 'keys WHERE use_count > 0', "keys WHERE last_used_addr = '192.0.2.1' OR rk_apikeys._live_use_count('$id{bob}') > 0 OR use_count > 0", 'key_activity', 'key_events')
+{
+	my $sql = "SELECT $set FROM rk_apikeys.$place";
+	is(ann("$parallel; $sql"), ann($sql), "in a parallel worker: $place");
+	like(ann("$parallel; $sql"), qr/^$id{ann}|$id{ann2}/, 'which finds something');
+}
 refused('ann', "SELECT * FROM rk_apikeys.$_", qr/42501/) foreach qw(stats health usage_senders key_events_event_id_seq);
 refused('ann', "SELECT digest FROM rk_apikeys.api_keys", qr/42501/);
 refused('ann', "SELECT rk_apikeys.$_", qr/42501/)
@@ -171,6 +179,9 @@ is((try_sql('web', 'bob', qq{BEGIN; SELECT key_id, secret FROM rk_apikeys.create
 	SAVEPOINT s; INSERT INTO rk_apikeys.keys (name, replaces) VALUES ('x', '$id{bob}'); ROLLBACK TO s;
 	SET LOCAL rk_apikeys.end_user = 'bob'; SELECT rk_apikeys.reveal(:'key_id') = :'secret'; ROLLBACK}))[0], "none|0\nt", 'the secrets of a transaction are of one person');
 
+$node->safe_psql('postgres', 'CREATE SCHEMA web AUTHORIZATION web');
+refused('ann', 'CREATE TABLE web.probe (key_id text REFERENCES rk_apikeys.api_keys)', qr/42501/, 'no foreign key asks for keys');
+
 # The locks that a member could stall others with are refused.
 foreach my $table (qw(api_keys key_usage key_usage_daily key_events keys orm_keys))
 {
@@ -183,7 +194,7 @@ sql_as($node, 'acme', "UPDATE rk_apikeys.keys SET owner = 'ann' WHERE key_id = '
 sql_as($node, 'acme', "UPDATE rk_apikeys.keys SET name = 'passed on' WHERE key_id = '$passed'");
 sql_as($node, 'acme', "UPDATE rk_apikeys.keys SET owner = 'bob' WHERE key_id = '$passed'");
 sql_as($node, 'acme', "DELETE FROM rk_apikeys.keys WHERE key_id = '$passed'");
-my $history = "SELECT string_agg(concat_ws(' ', event, changes -> 'owner' ->> 'new'), ', ' ORDER BY event_id) FROM rk_apikeys.key_events WHERE key_id = '$passed'";
+my $history = "SELECT string_agg(concat_ws(' ', event, CASE event WHEN 'updated' THEN changes -> 'owner' ->> 'new' END), ', ' ORDER BY event_id) FROM rk_apikeys.key_events WHERE key_id = '$passed'";
 is(ann($history), 'updated ann, updated', 'the events of her time');
 is(scalar try_sql('web', 'bob', $history), 'created, updated bob, deleted', 'the events of his');
 
