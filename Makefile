@@ -25,7 +25,7 @@ REGRESS = install tokens tables roles create guard verify verdict lifecycle rota
 REGRESS_OPTS = --inputdir=test
 
 # Each a race between sessions.
-ISOLATION = revoke_vs_verify rotate_vs_rotate cascade_vs_create
+ISOLATION = revoke_vs_verify rotate_vs_rotate cascade_vs_create save_vs_delete
 ISOLATION_OPTS = --inputdir=test/isolation --load-extension=rk_apikeys
 
 PG_CONFIG ?= pg_config

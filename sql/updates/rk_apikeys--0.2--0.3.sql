@@ -353,6 +353,15 @@ COMMENT ON FUNCTION rk_apikeys._server_stats() IS 'Private: returns the row of t
 ALTER VIEW rk_apikeys.keys ALTER tenant SET DEFAULT rk_apikeys.current_tenant(),
   ALTER environment SET DEFAULT rk_apikeys._default_environment();
 
+-- The message that a key has changed names a type. A session that still has the
+-- library of 0.2 would not know it, so its verify must fail, as its verify_key does.
+CREATE TYPE rk_apikeys._change AS ();
+COMMENT ON TYPE rk_apikeys._change IS
+  'Private: stands for "a key has changed" in the invalidation messages between sessions. It has no values.';
+CREATE OR REPLACE FUNCTION rk_apikeys.verify(token text) RETURNS boolean
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_verify_0_3';
+
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS
   'The result of create_key and rotate_key. secret is the whole token, shown only this once.';

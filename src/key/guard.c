@@ -26,7 +26,6 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
-#include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
@@ -36,6 +35,7 @@
 #include "base/settings.h"
 #include "base/store.h"
 #include "compat.h"
+#include "key/cache.h"
 #include "key/check.h"
 #include "key/columns.h"
 #include "key/delegate.h"
@@ -303,7 +303,7 @@ rk_apikeys_keys_settle(PG_FUNCTION_ARGS)
 	TriggerData *trigger = guard_trigger(fcinfo, "api_keys_settle");
 	Oid			usage;
 
-	CacheInvalidateRelcache(trigger->tg_relation);
+	cache_tell_change(trigger->tg_relation);
 	if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
 	{
 		KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
@@ -333,7 +333,7 @@ rk_apikeys_keys_settle_imported(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = guard_trigger(fcinfo, "api_keys_settle_imported");
 
-	CacheInvalidateRelcache(trigger->tg_relation);
+	cache_tell_change(trigger->tg_relation);
 	return PointerGetDatum(NULL);
 }
 
