@@ -25,6 +25,7 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
@@ -327,8 +328,9 @@ static void
 check_place(Relation rel, Snapshot snapshot, const Place *place,
 			const Policy *policies, int count)
 {
-	Oid			index = store_table("api_keys_tenant_key", true);
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), &TTSOpsHeapTuple);
+	/* Keys that were made together lie together. */
+	Oid			index = store_table("api_keys_tenant_created", true);
+	TupleDesc	desc = RelationGetDescr(rel);
 	TimestampTz now = GetCurrentTimestamp();
 	int			keys[POLICY_MAX] = {0};
 	const Policy *broken = NULL;
@@ -337,26 +339,28 @@ check_place(Relation rel, Snapshot snapshot, const Place *place,
 	HeapTuple	row;
 
 	ScanKeyEntryInitialize(&key, 0, KEY_TENANT, BTEqualStrategyNumber, InvalidOid,
-						   TupleDescAttr(RelationGetDescr(rel), KEY_TENANT - 1)->attcollation,
+						   TupleDescAttr(desc, KEY_TENANT - 1)->attcollation,
 						   F_TEXTEQ, PointerGetDatum(place->tenant));
 	scan = systable_beginscan(rel, index, OidIsValid(index), snapshot, 1, &key);
 	while (broken == NULL && HeapTupleIsValid(row = systable_getnext(scan)))
 	{
-		Datum		environment;
+		bool		isnull;
 
 		CHECK_FOR_INTERRUPTS();
-		ExecStoreHeapTuple(row, slot, false);
-		if (counts_until(slot) <= now)
+		/* Most keys are told by their NULLs alone. */
+		if (!heap_attisnull(row, KEY_REVOKED_AT, desc) ||
+			!heap_attisnull(row, KEY_GRACE_UNTIL, desc) ||
+			(!heap_attisnull(row, KEY_EXPIRES_AT, desc) &&
+			 DatumGetTimestampTz(heap_getattr(row, KEY_EXPIRES_AT, desc, &isnull)) <= now))
 			continue;
 		for (int i = 0; i < count && broken == NULL; i++)
 			if ((policies[i].environment == NULL ||
-				 (column(slot, KEY_ENVIRONMENT, &environment) &&
-				  same_text(DatumGetTextPP(environment), place->environment))) &&
+				 same_text(DatumGetTextPP(heap_getattr(row, KEY_ENVIRONMENT, desc, &isnull)),
+						   place->environment)) &&
 				++keys[i] > policies[i].max_keys)
 				broken = &policies[i];
 	}
 	systable_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
 	if (broken != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),

@@ -7,8 +7,10 @@
  * are made and for columns that change.  max_keys.c counts keys, and
  * disable_idle_keys() looks at max_idle.  verify reads no policy.
  *
- * Nothing is kept: each call reads the rows that are committed now.  A table
- * without a block costs a look at its size.
+ * The rows are read under the latest snapshot, once for a statement's keys of a
+ * tenant and environment.  A table without a block costs a look at its size.
+ *
+ * Memory: what is kept for a statement lives in a context of its own.
  *
  * Trust: the rows are read past privileges and policies, because a policy binds
  * a key whoever makes the key.
@@ -18,6 +20,7 @@
 #include "access/genam.h"
 #include "access/stratnum.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_type_d.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -25,6 +28,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -56,7 +60,23 @@ static const Oid types[POLICY_COLUMNS] = {
 	TEXTOID, TEXTOID, INTERVALOID, INTERVALOID, INT4OID, TEXTARRAYOID, BOOLOID, BOOLOID
 };
 
+/* What policy_find() found last for policy_check(), and when. */
+typedef struct Kept
+{
+	TimestampTz transaction;	/* 0: nothing is kept */
+	SubTransactionId subtransaction;
+	CommandId	command;
+	text	   *tenant;
+	text	   *environment;
+	Policy		policies[POLICY_MAX];
+	int			count;
+} Kept;
+
+static Kept kept = {0};
+static MemoryContext kept_context = NULL;
+
 static Relation open_policies(void);
+static void keep_policies(text *tenant, text *environment);
 static int	read_policies(Relation rel, Snapshot snapshot, text *tenant,
 						  text *only_tenant, text *environment,
 						  Policy *policies, int count);
@@ -126,6 +146,35 @@ policy_find(text *tenant, text *environment, Policy *policies)
 	UnregisterSnapshot(snapshot);
 	table_close(rel, AccessShareLock);
 	return count;
+}
+
+/*
+ * Keep the policies of a tenant's keys in an environment until the command ends.
+ * After a rollback that takes back a policy, another subtransaction is current.
+ */
+static void
+keep_policies(text *tenant, text *environment)
+{
+	MemoryContext caller;
+
+	if (kept.transaction == GetCurrentTransactionStartTimestamp() &&
+		kept.subtransaction == GetCurrentSubTransactionId() &&
+		kept.command == GetCurrentCommandId(false) &&
+		same_text(kept.tenant, tenant) && same_text(kept.environment, environment))
+		return;
+	kept.transaction = 0;
+	if (kept_context == NULL)
+		kept_context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys policies",
+											 ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(kept_context);
+	caller = MemoryContextSwitchTo(kept_context);
+	kept.tenant = DatumGetTextPCopy(PointerGetDatum(tenant));
+	kept.environment = DatumGetTextPCopy(PointerGetDatum(environment));
+	kept.count = policy_find(tenant, environment, kept.policies);
+	MemoryContextSwitchTo(caller);
+	kept.subtransaction = GetCurrentSubTransactionId();
+	kept.command = GetCurrentCommandId(false);
+	kept.transaction = GetCurrentTransactionStartTimestamp();
 }
 
 /*
@@ -253,20 +302,18 @@ policy_check(const Datum *values, const bool *nulls, const bool *changed,
 #define ISNULL(column) (nulls[(column) - 1])
 #define CHANGED(column) (moved || changed[(column) - 1])
 	bool		moved = changed[KEY_TENANT - 1] || changed[KEY_ENVIRONMENT - 1];
-	Policy		policies[POLICY_MAX];
-	int			count;
 
 	if (!CHANGED(KEY_EXPIRES_AT) && !CHANGED(KEY_SCOPES) &&
 		!CHANGED(KEY_ALLOWED_CIDRS) && !CHANGED(KEY_OWNER))
 		return;
-	count = policy_find(DatumGetTextPP(VALUE(KEY_TENANT)),
-						DatumGetTextPP(VALUE(KEY_ENVIRONMENT)), policies);
-	if (count > 0 && CHANGED(KEY_EXPIRES_AT))
-		check_end(policies, count, ISNULL(KEY_EXPIRES_AT) ? DT_NOEND :
+	keep_policies(DatumGetTextPP(VALUE(KEY_TENANT)),
+				  DatumGetTextPP(VALUE(KEY_ENVIRONMENT)));
+	if (kept.count > 0 && CHANGED(KEY_EXPIRES_AT))
+		check_end(kept.policies, kept.count, ISNULL(KEY_EXPIRES_AT) ? DT_NOEND :
 				  DatumGetTimestampTz(VALUE(KEY_EXPIRES_AT)), created_at);
-	for (int i = 0; i < count; i++)
+	for (int i = 0; i < kept.count; i++)
 	{
-		const Policy *policy = &policies[i];
+		const Policy *policy = &kept.policies[i];
 
 		if (CHANGED(KEY_SCOPES) && policy->allowed_scopes != NULL)
 			check_scopes(policy, DatumGetArrayTypeP(VALUE(KEY_SCOPES)));

@@ -82,6 +82,16 @@ RESET rk_apikeys.max_lifetime;
 -- The owner of the tables is bound as well.
 SELECT pg_temp.try($$SELECT rk_apikeys.create_key('p', tenant => 'another')$$);
 
+-- A policy that is taken back binds nobody, and one of the same transaction binds at once.
+BEGIN;
+SET ROLE rk_test_admin;
+SAVEPOINT s;
+INSERT INTO rk_apikeys.policies (tenant, require_owner) VALUES ('taken back', true);
+SELECT pg_temp.try($$SELECT rk_apikeys.create_key('p', tenant => 'taken back', environment => 'stage', expires_at => now() + interval '1 day')$$);
+ROLLBACK TO s;
+SELECT pg_temp.try($$SELECT rk_apikeys.create_key('p', tenant => 'taken back', environment => 'stage', expires_at => now() + interval '1 day')$$);
+ROLLBACK;
+
 -- Changes: only what changes is checked.
 SET ROLE rk_test_manager;
 SELECT pg_temp.try($$UPDATE rk_apikeys.keys SET expires_at = NULL WHERE name = 'staged'$$);
