@@ -24,7 +24,8 @@ CREATE TABLE rk_apikeys.policies (
 -- The unique columns may be NULL, so they cannot identify a row to a subscriber.
 ALTER TABLE rk_apikeys.policies REPLICA IDENTITY FULL;
 -- No statistics of what is written for one tenant: see api_keys.
-ALTER TABLE rk_apikeys.policies ALTER tenant SET STATISTICS 0, ALTER allowed_scopes SET STATISTICS 0;
+ALTER TABLE rk_apikeys.policies ALTER tenant SET STATISTICS 0, ALTER environment SET STATISTICS 0,
+  ALTER allowed_scopes SET STATISTICS 0;
 COMMENT ON TABLE rk_apikeys.policies IS 'Which keys are allowed. All rows that match a key''s tenant and environment bind the key. A change of a policy changes no key.';
 COMMENT ON COLUMN rk_apikeys.policies.tenant IS 'The tenant whose keys the policy binds. NULL: every tenant.';
 COMMENT ON COLUMN rk_apikeys.policies.environment IS 'The environment whose keys the policy binds. NULL: every environment.';
