@@ -78,7 +78,8 @@ GRANT EXECUTE ON FUNCTION
 -- Roles that read: masked keys, usage, events.
 GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_keys,
   rk_apikeys.stale_keys, rk_apikeys.key_activity, rk_apikeys.orm_keys,
-  rk_apikeys.key_usage, rk_apikeys.key_usage_daily, rk_apikeys.key_events
+  rk_apikeys.key_usage, rk_apikeys.key_usage_daily, rk_apikeys.key_events,
+  rk_apikeys.policies, rk_apikeys.noncompliant_keys
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, allowed_cidrs,
     rate_limit, rate_window, metadata, enabled, expires_at, replaces, grace_until, revoked_at,
@@ -132,6 +133,13 @@ GRANT SELECT ON rk_apikeys.stats, rk_apikeys.usage_senders, rk_apikeys.health,
 GRANT EXECUTE ON FUNCTION rk_apikeys._server_stats(), rk_apikeys._health(), rk_apikeys._missing_peppers()
   TO rk_apikeys_auditor, rk_apikeys_admin;
 
+-- Administrators only: policies. They bind the keys of every tenant.
+GRANT INSERT (tenant, environment, max_lifetime, max_idle, max_keys, allowed_scopes, require_cidrs, require_owner),
+  UPDATE (tenant, environment, max_lifetime, max_idle, max_keys, allowed_scopes, require_cidrs, require_owner),
+  DELETE
+  ON rk_apikeys.policies TO rk_apikeys_admin;
+GRANT EXECUTE ON FUNCTION rk_apikeys.disable_idle_keys() TO rk_apikeys_admin;
+
 -- Administrators only, because these functions write with the owner's rights.
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer,
@@ -145,5 +153,6 @@ GRANT EXECUTE ON FUNCTION
 REVOKE ALL ON FUNCTION
   rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
   rk_apikeys._keys_settle_imported(), rk_apikeys._keys_parent(), rk_apikeys._keys_audit_insert(),
-  rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete(), rk_apikeys._orm_keys()
+  rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete(), rk_apikeys._orm_keys(),
+  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit()
   FROM PUBLIC;

@@ -362,6 +362,18 @@ CREATE OR REPLACE FUNCTION rk_apikeys.verify(token text) RETURNS boolean
   LANGUAGE C VOLATILE PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_verify_0_3';
 
+-- The events of policies.
+ALTER TABLE rk_apikeys.key_events
+  DROP CONSTRAINT key_events_event_check,
+  ADD CONSTRAINT key_events_event_check CHECK (event IN ('created', 'imported', 'updated',
+    'enabled', 'disabled', 'rotated', 'revoked', 'deleted', 'purged',
+    'policy_created', 'policy_changed', 'policy_deleted')),
+  DROP CONSTRAINT key_events_key_check,
+  ADD CONSTRAINT key_events_key_check CHECK (
+    event IN ('purged', 'policy_created', 'policy_changed', 'policy_deleted')
+    OR (key_id IS NOT NULL AND tenant IS NOT NULL));
+COMMENT ON COLUMN rk_apikeys.key_events.event IS 'created, imported, updated, enabled, disabled, rotated, revoked, deleted, purged, policy_created, policy_changed or policy_deleted.';
+
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS
   'The result of create_key and rotate_key. secret is the whole token, shown only this once.';
@@ -427,8 +439,8 @@ COMMENT ON COLUMN rk_apikeys.usage_senders.left_out IS 'The keys of the last bat
 COMMENT ON TABLE rk_apikeys.key_events IS 'The audit of the keys. Append-only. Each event is written in the transaction of its change, and outlives the key.';
 COMMENT ON COLUMN rk_apikeys.key_events.event_id IS 'A number that grows with each event.';
 COMMENT ON COLUMN rk_apikeys.key_events.occurred_at IS 'The clock time when the event was written.';
-COMMENT ON COLUMN rk_apikeys.key_events.tenant IS 'The key''s tenant. NULL for a purge.';
-COMMENT ON COLUMN rk_apikeys.key_events.key_id IS 'The key id. NULL for a purge.';
+COMMENT ON COLUMN rk_apikeys.key_events.tenant IS 'The tenant of the key or policy. NULL for a purge, and for a policy of every tenant.';
+COMMENT ON COLUMN rk_apikeys.key_events.key_id IS 'The key id. NULL for a purge, and for a policy.';
 COMMENT ON COLUMN rk_apikeys.key_events.role IS 'The current role.';
 COMMENT ON COLUMN rk_apikeys.key_events.principal IS 'The id of the key that the transaction had authenticated as.';
 COMMENT ON COLUMN rk_apikeys.key_events.client_addr IS 'The database client''s address. NULL over a Unix-domain socket.';

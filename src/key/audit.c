@@ -98,6 +98,31 @@
 	"    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(n) - $4)) a)" FOR_WHOM \
 	"  FROM old_keys n"
 
+/*
+ * The events of policies.  A row is known by its tenant and environment: if one
+ * of them changes, a policy is deleted and another one is made.  Each event tells
+ * the environment.
+ */
+#define AUDIT_POLICIES(rows) \
+	INSERT_EVENTS \
+	" SELECT coalesce(p.new, p.old) ->> 'tenant', NULL," \
+	"  CASE WHEN p.old IS NULL THEN 'policy_created' WHEN p.new IS NULL THEN 'policy_deleted'" \
+	"   ELSE 'policy_changed' END," WHO "," \
+	"  (SELECT jsonb_object_agg(key," \
+	"     CASE WHEN p.old IS NULL THEN '{}' ELSE jsonb_build_object('old', p.old -> key) END ||" \
+	"     CASE WHEN p.new IS NULL THEN '{}' ELSE jsonb_build_object('new', p.new -> key) END)" \
+	"    FROM jsonb_object_keys(coalesce(p.new, p.old) - '{tenant,created_at}'::text[]) key" \
+	"    WHERE key = 'environment'" \
+	"     OR nullif(p.old -> key, 'null') IS DISTINCT FROM nullif(p.new -> key, 'null'))" \
+	"  FROM (" rows ") p WHERE p.old IS DISTINCT FROM p.new"
+#define POLICIES_MADE " SELECT NULL::jsonb AS old, to_jsonb(n) AS new FROM new_policies n"
+#define POLICIES_CHANGED \
+	" SELECT to_jsonb(o) AS old, to_jsonb(n) AS new" \
+	"  FROM old_policies o FULL JOIN new_policies n" \
+	"   ON coalesce(o.tenant, '') = coalesce(n.tenant, '')" \
+	"    AND coalesce(o.environment, '') = coalesce(n.environment, '')"
+#define POLICIES_DELETED " SELECT to_jsonb(o) AS old, NULL::jsonb AS new FROM old_policies o"
+
 /* Whether a row of key_events has a number that the sequence has yet to give. */
 #define NUMBER_IS_TAKEN \
 	" FROM (SELECT max(event_id) AS last FROM rk_apikeys.key_events) e," \
@@ -121,8 +146,7 @@ typedef struct Audit
 	bool		few;			/* of this call */
 } Audit;
 
-static Datum audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
-						 Audit *audit);
+static Datum audit_write(TriggerData *trigger, Audit *audit);
 static void insert_events(void *arg);
 static char *with_end_user(const char *query);
 static bool notify_has_room(void);
@@ -131,6 +155,7 @@ static void notify_events(void);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_insert);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_update);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_delete);
+PG_FUNCTION_INFO_V1(rk_apikeys_policies_audit);
 
 /* api_keys_audit_insert, AFTER INSERT, FOR EACH STATEMENT. */
 Datum
@@ -138,7 +163,7 @@ rk_apikeys_keys_audit_insert(PG_FUNCTION_ARGS)
 {
 	static Audit audit = {.query = AUDIT_INSERT};
 
-	return audit_write(fcinfo, "api_keys_audit_insert", &audit);
+	return audit_write(guard_trigger(fcinfo, "api_keys_audit_insert"), &audit);
 }
 
 /* api_keys_audit_update, AFTER UPDATE, FOR EACH STATEMENT. */
@@ -147,7 +172,7 @@ rk_apikeys_keys_audit_update(PG_FUNCTION_ARGS)
 {
 	static Audit audit = {.query = AUDIT_UPDATE};
 
-	return audit_write(fcinfo, "api_keys_audit_update", &audit);
+	return audit_write(guard_trigger(fcinfo, "api_keys_audit_update"), &audit);
 }
 
 /* api_keys_audit_delete, AFTER DELETE, FOR EACH STATEMENT. */
@@ -156,14 +181,37 @@ rk_apikeys_keys_audit_delete(PG_FUNCTION_ARGS)
 {
 	static Audit audit = {.query = AUDIT_DELETE};
 
-	return audit_write(fcinfo, "api_keys_audit_delete", &audit);
+	return audit_write(guard_trigger(fcinfo, "api_keys_audit_delete"), &audit);
 }
 
-/* Insert the events of a statement, as the owner of api_keys. */
-static Datum
-audit_write(FunctionCallInfo fcinfo, const char *trigger_name, Audit *audit)
+/*
+ * policies_audit_insert, _update and _delete, FOR EACH STATEMENT.
+ *
+ * A policy that was restored or copied has a created_at of its own.  Only the
+ * owner can give one without an event.
+ */
+Datum
+rk_apikeys_policies_audit(PG_FUNCTION_ARGS)
 {
-	TriggerData *trigger = guard_trigger(fcinfo, trigger_name);
+	static Audit made = {.query = AUDIT_POLICIES(POLICIES_MADE)};
+	static Audit restored = {.query = AUDIT_POLICIES(POLICIES_MADE " WHERE n.created_at = now()")};
+	static Audit changed = {.query = AUDIT_POLICIES(POLICIES_CHANGED)};
+	static Audit deleted = {.query = AUDIT_POLICIES(POLICIES_DELETED)};
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	if (CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+		return audit_write(guard_trigger_of(fcinfo, "policies", "policies_audit_update"), &changed);
+	if (CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+		return audit_write(guard_trigger_of(fcinfo, "policies", "policies_audit_delete"), &deleted);
+	trigger = guard_trigger_of(fcinfo, "policies", "policies_audit_insert");
+	return audit_write(trigger, caller_owns(RelationGetRelid(trigger->tg_relation)) ?
+					   &restored : &made);
+}
+
+/* Insert the events of a statement, as the owner of its table. */
+static Datum
+audit_write(TriggerData *trigger, Audit *audit)
+{
 	Tuplestorestate *rows = trigger->tg_newtable != NULL ?
 		trigger->tg_newtable : trigger->tg_oldtable;
 
@@ -314,7 +362,12 @@ notify_events(void)
 		HeapTuple	row = SPI_tuptable->vals[i];
 		char	   *event = SPI_getvalue(row, desc, 1);
 		char	   *key_id = SPI_getvalue(row, desc, 2);
-		char	   *payload = psprintf("{\"event\": \"%s\", \"key_id\": \"%s\"}",
+		char	   *payload;
+
+		/* A policy has no key, and nobody is notified. */
+		if (key_id == NULL)
+			continue;
+		payload = psprintf("{\"event\": \"%s\", \"key_id\": \"%s\"}",
 									   event, key_id);
 
 		Async_Notify(NOTIFY_CHANNEL, payload);

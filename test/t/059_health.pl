@@ -96,7 +96,7 @@ foreach my $case (@sick)
 }
 $node->safe_psql('postgres', 'DROP TRIGGER api_keys_guard ON rk_apikeys.api_keys');
 is(health($node, 'SELECT name, severity, object, mend FROM rk_apikeys.health'),
-	'triggers|error|api_keys_guard|Create the trigger as sql/40-triggers.sql does.', 'a trigger that is missing');
+	'triggers|error|api_keys_guard|Create the trigger as the install script does.', 'a trigger that is missing');
 $node->safe_psql('postgres', 'CREATE TRIGGER api_keys_guard BEFORE UPDATE ON rk_apikeys.api_keys FOR EACH ROW EXECUTE FUNCTION rk_apikeys._keys_guard()');
 is(health($node), '', 'is made again');
 

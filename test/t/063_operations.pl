@@ -61,7 +61,7 @@ is(sh($count), '0', 'and saves no key');
 my ($wrong, $mend) = documented('The restore ran with --disable-triggers');
 is(sql($wrong), '', 'no trigger is in a wrong state');
 my $all = 'ALTER TABLE rk_apikeys.api_keys';
-foreach my $left ([ "$all DISABLE TRIGGER ALL; $all ENABLE TRIGGER ALL", 2 ], [ "$all DISABLE TRIGGER ALL", 8 ])
+foreach my $left ([ "$all DISABLE TRIGGER ALL; $all ENABLE TRIGGER ALL", 2 ], [ "$all DISABLE TRIGGER ALL", 10 ])
 {
 	sql($left->[0]);
 	my $rows = () = sql($wrong) =~ /^api_keys_/mg;
