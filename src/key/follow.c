@@ -1,6 +1,6 @@
 /*
  * follow.c
- *		events_since(): every committed event once, for followers.
+ *		The events that followers get, each committed one once.
  *
  * Numbers are given before a transaction commits, so a lower number may appear
  * after a higher one was read.  Therefore an event has a place: the history of

@@ -1,6 +1,6 @@
 /*
  * notice.c
- *		notice_expiring(): events of keys that end soon.
+ *		Events of keys that end soon.
  *
  * The events themselves say which ends were told, so a second call tells only
  * what is new.
