@@ -105,20 +105,21 @@ CREATE VIEW rk_apikeys.health WITH (security_invoker = true) AS
   FROM rk_apikeys._missing_peppers()
   UNION ALL
   SELECT 'triggers',
-    CASE WHEN e.state = 'A' OR t.tgenabled = 'A' THEN 'warning' ELSE 'error' END, e.trigger,
+    CASE WHEN e.state <> 'O' OR t.tgenabled = 'A' THEN 'warning' ELSE 'error' END, e.trigger,
     CASE t.tgenabled WHEN 'O' THEN 'the trigger does not fire for changes that replication applies'
       WHEN 'A' THEN 'the trigger fires for changes that replication applies'
       WHEN 'R' THEN 'the trigger does not fire in ordinary sessions'
       WHEN 'D' THEN 'the trigger is disabled'
       ELSE 'the trigger is missing' END,
-    CASE WHEN t.tgenabled IS NULL THEN 'Create the trigger as sql/40-triggers.sql does.'
-      ELSE format('ALTER TABLE rk_apikeys.api_keys ENABLE %sTRIGGER %I;',
-        CASE e.state WHEN 'A' THEN 'ALWAYS ' ELSE '' END, e.trigger) END
-  FROM (VALUES (text 'api_keys_make', "char" 'O'), ('api_keys_guard', 'O'),
+    CASE WHEN t.tgenabled IS NULL THEN format('Create the trigger as sql/%s.sql does.',
+        CASE e.state WHEN 'R' THEN '77-events' ELSE '40-triggers' END)
+      ELSE format('ALTER TABLE rk_apikeys.%s ENABLE %sTRIGGER %I;', e.tab,
+        CASE e.state WHEN 'A' THEN 'ALWAYS ' WHEN 'R' THEN 'REPLICA ' ELSE '' END, e.trigger) END
+  FROM (SELECT trigger, state, CASE state WHEN 'R' THEN 'key_events' ELSE 'api_keys' END FROM (VALUES (text 'api_keys_make', "char" 'O'), ('api_keys_guard', 'O'),
       ('api_keys_settle', 'A'), ('api_keys_settle_imported', 'A'),
       ('api_keys_parent', 'O'), ('api_keys_audit_insert', 'O'), ('api_keys_audit_update', 'O'),
-      ('api_keys_audit_delete', 'O')) e(trigger, state)
-    LEFT JOIN pg_trigger t ON t.tgrelid = 'rk_apikeys.api_keys'::regclass AND t.tgname = e.trigger
+      ('api_keys_audit_delete', 'O'), ('key_events_place', 'R')) v(trigger, state)) e(trigger, state, tab)
+    LEFT JOIN pg_trigger t ON t.tgrelid = ('rk_apikeys.' || e.tab)::regclass AND t.tgname = e.trigger
   WHERE t.tgenabled IS DISTINCT FROM e.state
   UNION ALL
   -- While a subscription brings the events, the sequence always stays behind.
