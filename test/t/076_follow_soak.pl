@@ -51,15 +51,16 @@ sub follower
 	my ($name, $node) = @_;
 	my $pid = fork // die "no fork: $!";
 	return $pid if $pid > 0;
-	eval {
+	my $ended = eval {
 		srand;
 		my ($cursor, $empty) = ('NULL', 0);
 		while ($empty < 2)
 		{
 			my $stop = -e "$tmp/stop";
 			my $max = 1 + int rand(rand() < 0.5 ? 10 : 2000);
-			my ($status, $out) = $node->psql('postgres', "SELECT event_id, cursor FROM rk_apikeys.events_since($cursor, $max)",
-				extra_params => [ '-U', 'boss' ], on_error_die => 0);
+			# IPC::Run dies if psql has ended before it reads.
+			my ($status, $out) = eval { $node->psql('postgres', "SELECT event_id, cursor FROM rk_apikeys.events_since($cursor, $max)",
+				extra_params => [ '-U', 'boss' ], on_error_die => 0) };
 			if (!defined $status || $status != 0)
 			{
 				usleep(100_000);
@@ -71,9 +72,10 @@ sub follower
 			$empty = $stop && !@rows ? $empty + 1 : 0;
 			usleep(20_000) unless @rows;
 		}
+		1;
 	};
-	append_to_file("$tmp/$name.failed", $@) if $@;
-	POSIX::_exit($@ ? 1 : 0);
+	append_to_file("$tmp/$name.failed", $@) unless $ended;
+	POSIX::_exit($ended ? 0 : 1);
 }
 
 my %node = (one => $primary, two => $primary, three => $standby);
@@ -89,8 +91,8 @@ for (my $round = 0; $count < $wanted || $round <= $kills; $round++)
 	{
 		open STDOUT, '>', '/dev/null';
 		open STDERR, '>', '/dev/null';
-		exec 'pgbench', '-n', '-c', 6, '-j', 1, '-T', $ENV{RK_SOAK} ? 600 : 120, @scripts, '-U', 'acme', '-h', $primary->host, '-p', $primary->port, 'postgres';
-		POSIX::_exit(1);
+		exec('pgbench', '-n', '-c', 6, '-j', 1, '-T', $ENV{RK_SOAK} ? 600 : 120, @scripts, '-U', 'acme', '-h', $primary->host, '-p', $primary->port,
+			'postgres') or POSIX::_exit(1);
 	}
 	my $goal = $wanted * ($round + 1) / ($kills + 1);
 	while ($count < $goal && waitpid($writers, POSIX::WNOHANG()) == 0)
