@@ -40,6 +40,7 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
@@ -95,6 +96,11 @@ typedef struct Follow
 	SPIPlanPtr	after;
 } Follow;
 
+/* The index has the order, whatever the statistics say. */
+static const char *const by_index[] = {
+	"enable_bitmapscan", "enable_seqscan", "enable_sort", "jit"
+};
+
 static void parse_cursor(Follow *follow, text *cursor);
 static bool parse_history(Follow *follow, char **at);
 static bool parse_place(char **at, Place *place, bool event_id);
@@ -142,6 +148,7 @@ Datum
 rk_apikeys_events_since(PG_FUNCTION_ARGS)
 {
 	Follow	   *follow = palloc0(sizeof(Follow));
+	int			nestlevel;
 
 	if (PG_ARGISNULL(1) || PG_GETARG_INT32(1) < 1 || PG_GETARG_INT32(1) > EVENTS_MAX)
 		ereport(ERROR,
@@ -162,6 +169,10 @@ rk_apikeys_events_since(PG_FUNCTION_ARGS)
 	find_running(follow);
 
 	SPI_connect();
+	nestlevel = NewGUCNestLevel();
+	for (int i = 0; i < (int) lengthof(by_index); i++)
+		(void) set_config_option(by_index[i], "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 	caller_run_as_owner(store_table("key_events", false), list_histories, follow);
 	prepare(follow);
 	for (int i = 0; i < follow->present_count && follow->left > 0; i++)
@@ -173,6 +184,7 @@ rk_apikeys_events_since(PG_FUNCTION_ARGS)
 		follow_open(follow, history);
 		follow_rest(follow, history);
 	}
+	AtEOXact_GUC(true, nestlevel);
 	SPI_finish();
 	return (Datum) 0;
 }
