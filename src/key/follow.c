@@ -53,10 +53,10 @@
 
 #define EVENTS_MAX 10000
 /* A cursor has at most so many histories, and open transactions in each. */
-#define HISTORIES_MAX 200
+#define HISTORIES_MAX 1000
 #define OPEN_MAX 4096
-/* Longer than any cursor. */
-#define CURSOR_MAX_LEN (256 * 1024)
+/* Longer than a cursor whose servers had so many transactions running. */
+#define CURSOR_MAX_LEN (1024 * 1024)
 #define CURSOR_HEAD "1:"
 /* The system identifier, '-', the timeline. */
 #define HISTORY_MAX_LEN 31
@@ -77,6 +77,7 @@ typedef struct History
 	Place		last;
 	Place	   *open;			/* ascending, below last */
 	int			open_count;
+	int			open_size;		/* allocated */
 } History;
 
 /* A call of events_since(). */
@@ -107,6 +108,7 @@ static bool parse_place(char **at, Place *place, bool event_id);
 static bool parse_number(char **at, uint64 max, uint64 *number);
 static History *find_history(Follow *follow, const char *name);
 static History *add_history(Follow *follow, const char *name);
+static bool add_open(History *history, Place place);
 static void find_running(Follow *follow);
 static uint64 full_xid(TransactionId xid, FullTransactionId next);
 static int	compare_xids(const void *a, const void *b);
@@ -232,15 +234,14 @@ parse_history(Follow *follow, char **at)
 	(*at)++;
 	if (**at == '\0' || **at == ';')
 		return true;
-	for (;;)
+	for (uint64 least = 0;;)
 	{
-		Place	   *open = &history->open[history->open_count];
-		uint64		least = history->open_count == 0 ? 0 : open[-1].xid;
+		Place		open;
 
-		if (history->open_count == OPEN_MAX || !parse_place(at, open, false) ||
-			open->xid <= least || open->xid >= history->last.xid)
+		if (!parse_place(at, &open, false) || open.xid <= least ||
+			open.xid >= history->last.xid || !add_open(history, open))
 			return false;
-		history->open_count++;
+		least = open.xid;
 		if (**at != ',')
 			return true;
 		(*at)++;
@@ -293,20 +294,46 @@ find_history(Follow *follow, const char *name)
 	return NULL;
 }
 
-/* Add a history of which nothing was delivered.  The oldest one makes room. */
+/*
+ * Add a history of which nothing was delivered.  If there is no room, the first
+ * one without events makes room.
+ */
 static History *
 add_history(Follow *follow, const char *name)
 {
 	History    *history;
 
-	if (follow->count == HISTORIES_MAX)
-		memmove(follow->histories, follow->histories + 1,
-				--follow->count * sizeof(History));
+	for (int i = 0; follow->count == HISTORIES_MAX; i++)
+	{
+		bool		present = false;
+
+		for (int j = 0; j < follow->present_count; j++)
+			present |= strcmp(follow->histories[i].name, follow->present[j]) == 0;
+		if (!present)
+			memmove(&follow->histories[i], &follow->histories[i + 1],
+					(--follow->count - i) * sizeof(History));
+	}
 	history = &follow->histories[follow->count++];
 	memset(history, 0, sizeof(History));
 	strlcpy(history->name, name, sizeof(history->name));
-	history->open = palloc(OPEN_MAX * sizeof(Place));
 	return history;
+}
+
+/* Add an open transaction, above the others.  Return false if there is no room. */
+static bool
+add_open(History *history, Place place)
+{
+	if (history->open_count == OPEN_MAX)
+		return false;
+	if (history->open_count == history->open_size)
+	{
+		history->open_size = Max(2 * history->open_size, 16);
+		history->open = history->open == NULL ?
+			palloc(history->open_size * sizeof(Place)) :
+			repalloc(history->open, history->open_size * sizeof(Place));
+	}
+	history->open[history->open_count++] = place;
+	return true;
 }
 
 /*
@@ -391,7 +418,12 @@ list_histories(void *arg)
 				" SELECT history FROM h WHERE history IS NOT NULL"
 				" ORDER BY (SELECT e.event_id FROM rk_apikeys.key_events e"
 				"  WHERE e.history = h.history ORDER BY e.xid, e.event_id LIMIT 1)",
-				true, HISTORIES_MAX);
+				true, HISTORIES_MAX + 1);
+	if (SPI_processed > HISTORIES_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("events have more than %d histories", HISTORIES_MAX),
+				 errhint("Purge old events.")));
 	for (uint64 i = 0; i < SPI_processed; i++)
 		follow->present[i] = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
 	follow->present_count = (int) SPI_processed;
@@ -503,6 +535,7 @@ follow_rest(Follow *follow, History *history)
 {
 	Place		from = history->last;
 	bool		was_open = is_running(follow, history, from.xid);
+	bool		has_room = true;
 	int			next = 0;
 	uint64		rows;
 
@@ -519,24 +552,21 @@ follow_rest(Follow *follow, History *history)
 			if (was_delivered(follow, row, from.event_id))
 				continue;
 			/* On a standby that lags behind the one of the cursor. */
-			if (was_open && from.xid > history->last.xid &&
-				history->open_count < OPEN_MAX)
+			if (was_open && from.xid > history->last.xid)
 			{
-				history->open[history->open_count++] = history->last;
+				has_room = add_open(history, history->last);
 				was_open = false;
 			}
-			while (next < follow->running_count && follow->running[next] < from.xid &&
-				   history->open_count < OPEN_MAX)
+			for (; has_room && next < follow->running_count &&
+				 follow->running[next] < from.xid; next++)
 			{
-				Place	   *open = &history->open[history->open_count];
+				Place		open = {follow->running[next], 0};
 
-				open->xid = follow->running[next++];
-				open->event_id = 0;
-				if (is_running(follow, history, open->xid))
-					history->open_count++;
+				if (is_running(follow, history, open.xid))
+					has_room = add_open(history, open);
 			}
-			/* A cursor has no room for more.  The events come when some have ended. */
-			if (history->open_count == OPEN_MAX)
+			/* The events come when some transactions have ended. */
+			if (!has_room)
 			{
 				follow->left = 0;
 				break;
