@@ -18,7 +18,7 @@ my $tmp = $PostgreSQL::Test::Utils::tmp_check;
 
 my $primary = PostgreSQL::Test::Cluster->new('primary');
 $primary->init(allows_streaming => 1, extra => INITDB);
-$primary->append_conf('postgresql.conf', PRELOAD . "\nmax_prepared_transactions = 20\nrk_apikeys.usage_flush_interval = '1h'\n");
+$primary->append_conf('postgresql.conf', PRELOAD . "\nmax_prepared_transactions = 20\nrk_apikeys.usage_flush_interval = '1h'\nwal_keep_size = '4GB'");
 $primary->start;
 rk_extend($primary);
 $primary->safe_psql('postgres', 'CREATE TABLE other (n int); GRANT INSERT ON other TO acme');
@@ -49,6 +49,7 @@ foreach my $name (sort keys %script)
 sub follower
 {
 	my ($name, $node) = @_;
+	my $parent = $$;
 	my $pid = fork // die "no fork: $!";
 	return $pid if $pid > 0;
 	my $ended = eval {
@@ -56,6 +57,7 @@ sub follower
 		my ($cursor, $empty) = ('NULL', 0);
 		while ($empty < 2)
 		{
+			die 'the test has ended' if getppid != $parent;
 			my $stop = -e "$tmp/stop";
 			my $max = 1 + int rand(rand() < 0.5 ? 10 : 2000);
 			# IPC::Run dies if psql has ended before it reads.
