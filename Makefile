@@ -25,7 +25,7 @@ REGRESS = install tokens tables roles create guard verify verdict lifecycle rota
 REGRESS_OPTS = --inputdir=test
 
 # Each a race between sessions.
-ISOLATION = revoke_vs_verify rotate_vs_rotate cascade_vs_create
+ISOLATION = revoke_vs_verify rotate_vs_rotate cascade_vs_create save_vs_delete
 ISOLATION_OPTS = --inputdir=test/isolation --load-extension=rk_apikeys
 
 PG_CONFIG ?= pg_config
@@ -48,8 +48,8 @@ $(OBJS): $(wildcard src/*.h src/*/*.h) rk_apikeys.control
 $(SCRIPT): $(sort $(wildcard sql/*.sql)) rk_apikeys.control
 	cat $(sort $(wildcard sql/*.sql)) > $@
 
-# An update ends with the parts that are new in this release, and with the same grants.
-$(UPDATE): %: sql/updates/% sql/57-orm_keys.sql sql/65-http.sql sql/77-events.sql sql/80-health.sql sql/90-grants.sql
+# An update ends with the parts that this release adds or makes anew, and with the same grants.
+$(UPDATE): %: sql/updates/% sql/57-orm_keys.sql sql/65-http.sql sql/75-list_keys.sql sql/77-events.sql sql/80-health.sql sql/90-grants.sql
 	cat $^ > $@
 
 # The TAP tests against the installed extension, by PGXS alone, as a user who may run a server: all, or those of PROVE_TESTS.

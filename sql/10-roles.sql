@@ -6,7 +6,7 @@ DECLARE
   members text;
 BEGIN
   FOREACH name IN ARRAY ARRAY['rk_apikeys_admin', 'rk_apikeys_auditor',
-                              'rk_apikeys_manager', 'rk_apikeys_verifier']
+                              'rk_apikeys_manager', 'rk_apikeys_member', 'rk_apikeys_verifier']
   LOOP
     SELECT * INTO existing FROM pg_catalog.pg_roles WHERE rolname = name;
     IF NOT FOUND THEN
@@ -31,6 +31,7 @@ BEGIN
       WHEN 'rk_apikeys_admin' THEN 'rk_apikeys: everything, all tenants'
       WHEN 'rk_apikeys_auditor' THEN 'rk_apikeys: reads masked keys and events of all tenants'
       WHEN 'rk_apikeys_manager' THEN 'rk_apikeys: the keys of its own tenant'
+      WHEN 'rk_apikeys_member' THEN 'rk_apikeys: the keys of its own tenant that its end user owns'
       ELSE 'rk_apikeys: verifies tokens, reads no table' END);
   END LOOP;
 END $$;

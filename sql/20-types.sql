@@ -51,7 +51,11 @@ CREATE TYPE rk_apikeys.listed_key AS (
   updated_by text,
   cursor text,
   parent text,
-  last_used_addr inet
+  last_used_addr inet,
+  family text,
+  owner text,
+  created_by_user text,
+  updated_by_user text
 );
 COMMENT ON TYPE rk_apikeys.listed_key IS
   'A row of list_keys: the columns of the view keys except secret, and cursor. To get the next page, give the cursor of a page''s last row as "after".';

@@ -6,6 +6,12 @@ CREATE FUNCTION rk_apikeys.current_tenant() RETURNS text
 COMMENT ON FUNCTION rk_apikeys.current_tenant() IS
   'The tenant whose keys this session manages: the principal''s tenant, else the setting rk_apikeys.tenant, else the name of the current role. NULL if the principal''s key is no longer good. Only for rk_apikeys'' own tables. Policies on other tables must not rest on it.';
 
+CREATE FUNCTION rk_apikeys.current_end_user() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_current_end_user';
+COMMENT ON FUNCTION rk_apikeys.current_end_user() IS
+  'The person of the product for whom this session acts: the setting rk_apikeys.end_user. NULL if it is empty. Policies on other tables must not rest on it.';
+
 -- The principal. These functions read the key anew at each call. They never fall
 -- back to a role or a setting, because policies on the users' tables rest on
 -- them.

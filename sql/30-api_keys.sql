@@ -30,6 +30,8 @@ CREATE TABLE rk_apikeys.api_keys (
   start text,
   family text COLLATE "C",
   owner text,
+  created_by_user text,
+  updated_by_user text,
   CONSTRAINT api_keys_pkey PRIMARY KEY (key_id),
   -- Constraints check only rules that always hold, because a restored row may
   -- have expired.
@@ -68,11 +70,13 @@ ALTER TABLE rk_apikeys.api_keys ALTER key_id SET STATISTICS 0, ALTER tenant SET 
   ALTER replaces SET STATISTICS 0, ALTER revoked_reason SET STATISTICS 0, ALTER created_by SET STATISTICS 0,
   ALTER updated_by SET STATISTICS 0, ALTER hint SET STATISTICS 0, ALTER digest SET STATISTICS 0,
   ALTER parent SET STATISTICS 0, ALTER start SET STATISTICS 0, ALTER family SET STATISTICS 0,
-  ALTER owner SET STATISTICS 0;
+  ALTER owner SET STATISTICS 0, ALTER created_by_user SET STATISTICS 0,
+  ALTER updated_by_user SET STATISTICS 0;
 -- For pages of a tenant's keys, ordered by created_at.
 CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);
 -- For pages of a tenant's keys, ordered by key id.
 CREATE INDEX api_keys_tenant_key ON rk_apikeys.api_keys (tenant, key_id);
+CREATE INDEX api_keys_owner ON rk_apikeys.api_keys (tenant, owner, created_at, key_id) WHERE owner IS NOT NULL;
 CREATE INDEX api_keys_parent ON rk_apikeys.api_keys (parent) WHERE parent IS NOT NULL;
 -- src/base/store.c finds this index by its name.
 CREATE UNIQUE INDEX api_keys_imported_digest ON rk_apikeys.api_keys (digest)
@@ -108,8 +112,11 @@ COMMENT ON COLUMN rk_apikeys.api_keys.parent IS 'The id of the key that made thi
 COMMENT ON COLUMN rk_apikeys.api_keys.start IS 'The first characters of an imported token, shown in the masked key. NULL: the token is one of ours.';
 COMMENT ON COLUMN rk_apikeys.api_keys.family IS 'The id of the first key of a chain of rotations, of a new key its own id. NULL: the key''s own id.';
 COMMENT ON COLUMN rk_apikeys.api_keys.owner IS 'The person or service account of the tenant that owns the key: 1 to 200 characters. NULL: the tenant.';
+COMMENT ON COLUMN rk_apikeys.api_keys.created_by_user IS 'The end user for whom the key was made: rk_apikeys.end_user then. NULL: none.';
+COMMENT ON COLUMN rk_apikeys.api_keys.updated_by_user IS 'The end user for whom a setting was last changed. NULL: none.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'For pages of a tenant''s keys, ordered by created_at.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'For pages of a tenant''s keys, ordered by key id.';
+COMMENT ON INDEX rk_apikeys.api_keys_owner IS 'For pages of an owner''s keys, ordered by created_at.';
 COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a key has made by this index.';
 COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'verify finds an imported key by this index.';
 
@@ -124,8 +131,11 @@ CREATE POLICY own_tenant ON rk_apikeys.api_keys TO rk_apikeys_manager
 COMMENT ON POLICY all_tenants ON rk_apikeys.api_keys IS 'An admin manages every tenant''s keys.';
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.api_keys IS 'An auditor reads every tenant''s keys.';
 COMMENT ON POLICY own_tenant ON rk_apikeys.api_keys IS 'A manager manages the keys of its own tenant.';
+CREATE POLICY own_keys ON rk_apikeys.api_keys TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant()) AND owner = (SELECT rk_apikeys.current_end_user()));
+COMMENT ON POLICY own_keys ON rk_apikeys.api_keys IS 'A member manages the keys of its own tenant that its end user owns.';
 CREATE POLICY principal ON rk_apikeys.api_keys AS RESTRICTIVE
-  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
+  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member
   USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
     OR environment = (SELECT rk_apikeys._principal_environment())));
 COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A principal sees and changes keys only of its environment, and only if it has the scope apikeys:manage.';

@@ -31,6 +31,7 @@ CREATE TABLE rk_apikeys.key_usage_daily (
   tenant text NOT NULL,
   uses bigint NOT NULL DEFAULT 0,
   denials bigint NOT NULL DEFAULT 0,
+  family text COLLATE "C",
   CONSTRAINT key_usage_daily_pkey PRIMARY KEY (key_id, day)
 ) WITH (fillfactor = 70);
 CREATE INDEX key_usage_daily_tenant ON rk_apikeys.key_usage_daily (tenant, day);
@@ -42,6 +43,7 @@ COMMENT ON COLUMN rk_apikeys.key_usage_daily.environment IS 'The key''s environm
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.tenant IS 'The key''s tenant.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.uses IS 'Recorded uses, as in key_usage.use_count.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.denials IS 'Denials, as in key_usage.denied_count.';
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.family IS 'The family of a key that was rotated from another one. NULL: the key''s own id.';
 
 -- The last batch of usage that each other server has sent, so that no batch
 -- counts twice.
@@ -75,6 +77,8 @@ CREATE TABLE rk_apikeys.key_events (
   client_addr inet,
   application_name text,
   changes jsonb,
+  end_user text,
+  owner text,
   CONSTRAINT key_events_pkey PRIMARY KEY (event_id),
   CONSTRAINT key_events_event_check CHECK (event IN ('created', 'imported', 'updated',
     'enabled', 'disabled', 'rotated', 'revoked', 'deleted', 'expiring', 'used_after_end', 'purged', 'erased',
@@ -83,6 +87,7 @@ CREATE TABLE rk_apikeys.key_events (
     OR (key_id IS NOT NULL AND tenant IS NOT NULL))
 );
 CREATE INDEX key_events_key ON rk_apikeys.key_events (tenant, key_id, event_id);
+CREATE INDEX key_events_owner ON rk_apikeys.key_events (tenant, owner, event_id) WHERE owner IS NOT NULL;
 COMMENT ON TABLE rk_apikeys.key_events IS 'The audit of the keys. Append-only. Each event is written in the transaction of its change, and outlives the key.';
 COMMENT ON COLUMN rk_apikeys.key_events.event_id IS 'A number that grows with each event.';
 COMMENT ON COLUMN rk_apikeys.key_events.occurred_at IS 'The clock time when the event was written.';
@@ -95,16 +100,21 @@ COMMENT ON COLUMN rk_apikeys.key_events.principal IS 'The id of the key that the
 COMMENT ON COLUMN rk_apikeys.key_events.client_addr IS 'The database client''s address. NULL over a Unix-domain socket.';
 COMMENT ON COLUMN rk_apikeys.key_events.application_name IS 'The database client''s application_name.';
 COMMENT ON COLUMN rk_apikeys.key_events.changes IS 'The old and new value of each changed setting. Never a digest or secret.';
+COMMENT ON COLUMN rk_apikeys.key_events.end_user IS 'The end user for whom the change was made: rk_apikeys.end_user then. NULL: none.';
+COMMENT ON COLUMN rk_apikeys.key_events.owner IS 'The owner of the key after the change. NULL: the tenant, or the event is of an earlier release.';
 COMMENT ON INDEX rk_apikeys.key_events_key IS 'For the history of one key.';
+COMMENT ON INDEX rk_apikeys.key_events_owner IS 'For the history of an owner''s keys.';
 COMMENT ON SEQUENCE rk_apikeys.key_events_event_id_seq IS 'Numbers the events.';
 
 -- No statistics of what tenants write: see api_keys.
 ALTER TABLE rk_apikeys.key_usage ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
   ALTER last_used_addr SET STATISTICS 0;
-ALTER TABLE rk_apikeys.key_usage_daily ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0;
+ALTER TABLE rk_apikeys.key_usage_daily ALTER key_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
+  ALTER family SET STATISTICS 0;
 ALTER TABLE rk_apikeys.key_events ALTER tenant SET STATISTICS 0, ALTER key_id SET STATISTICS 0,
   ALTER actor SET STATISTICS 0, ALTER role SET STATISTICS 0, ALTER principal SET STATISTICS 0,
-  ALTER client_addr SET STATISTICS 0, ALTER application_name SET STATISTICS 0, ALTER changes SET STATISTICS 0;
+  ALTER client_addr SET STATISTICS 0, ALTER application_name SET STATISTICS 0, ALTER changes SET STATISTICS 0,
+  ALTER end_user SET STATISTICS 0, ALTER owner SET STATISTICS 0;
 
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.key_usage_daily', '');
@@ -120,8 +130,12 @@ CREATE POLICY own_tenant_read ON rk_apikeys.key_usage FOR SELECT TO rk_apikeys_m
   USING (tenant = (SELECT rk_apikeys.current_tenant()));
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_usage IS 'Admins and auditors read every tenant''s usage.';
 COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_usage IS 'A manager reads its own tenant''s usage.';
+CREATE POLICY own_keys_read ON rk_apikeys.key_usage FOR SELECT TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant())
+    AND EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_usage.key_id));
+COMMENT ON POLICY own_keys_read ON rk_apikeys.key_usage IS 'A member reads the usage of keys that it sees.';
 CREATE POLICY principal ON rk_apikeys.key_usage AS RESTRICTIVE
-  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
+  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member
   USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
     OR EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_usage.key_id)));
 COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A principal sees usage only of keys that it sees.';
@@ -134,8 +148,12 @@ CREATE POLICY own_tenant_read ON rk_apikeys.key_usage_daily FOR SELECT TO rk_api
   USING (tenant = (SELECT rk_apikeys.current_tenant()));
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_usage_daily IS 'Admins and auditors read every tenant''s usage.';
 COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_usage_daily IS 'A manager reads its own tenant''s usage.';
+CREATE POLICY own_keys_read ON rk_apikeys.key_usage_daily FOR SELECT TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant())
+    AND EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_usage_daily.key_id));
+COMMENT ON POLICY own_keys_read ON rk_apikeys.key_usage_daily IS 'A member reads the usage of keys that it sees.';
 CREATE POLICY principal ON rk_apikeys.key_usage_daily AS RESTRICTIVE
-  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
+  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member
   USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
     OR environment = (SELECT rk_apikeys._principal_environment())));
 COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A principal sees usage only of its environment, and only if it has the scope apikeys:manage.';
@@ -154,8 +172,11 @@ CREATE POLICY own_tenant_read ON rk_apikeys.key_events FOR SELECT TO rk_apikeys_
   USING (tenant = (SELECT rk_apikeys.current_tenant()));
 COMMENT ON POLICY all_tenants_read ON rk_apikeys.key_events IS 'Admins and auditors read every tenant''s events.';
 COMMENT ON POLICY own_tenant_read ON rk_apikeys.key_events IS 'A manager reads its own tenant''s events.';
+CREATE POLICY own_keys_read ON rk_apikeys.key_events FOR SELECT TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant()) AND owner = (SELECT rk_apikeys.current_end_user()));
+COMMENT ON POLICY own_keys_read ON rk_apikeys.key_events IS 'A member reads the events of keys that its end user owned then.';
 CREATE POLICY principal ON rk_apikeys.key_events AS RESTRICTIVE
-  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager
+  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member
   USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
     OR EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_events.key_id)));
 COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A principal sees events only of keys that it sees.';

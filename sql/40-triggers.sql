@@ -17,6 +17,12 @@ CREATE TRIGGER api_keys_guard BEFORE UPDATE ON rk_apikeys.api_keys
   FOR EACH ROW EXECUTE FUNCTION rk_apikeys._keys_guard();
 COMMENT ON TRIGGER api_keys_guard ON rk_apikeys.api_keys IS 'Refuses changes that are not allowed.';
 
+-- The message that a key has changed names this type. A message about a relation
+-- costs only those who use the relation, and nobody uses this one.
+CREATE TYPE rk_apikeys._change AS ();
+COMMENT ON TYPE rk_apikeys._change IS
+  'Private: stands for "a key has changed" in the invalidation messages between sessions. It has no values.';
+
 -- ALWAYS, because sessions need the message of a change that replication applies
 -- too.
 CREATE FUNCTION rk_apikeys._keys_settle() RETURNS trigger

@@ -69,7 +69,7 @@ CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
           ELSE coalesce(rk_apikeys._live_last_used_addr(k.key_id), u.last_used_addr) END
         FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
       rk_apikeys._live_last_used_addr(k.key_id)) AS last_used_addr,
-    coalesce(k.family, k.key_id) AS family, k.owner
+    coalesce(k.family, k.key_id) AS family, k.owner, k.created_by_user, k.updated_by_user
   FROM rk_apikeys.api_keys k;
 -- For UPDATE ... SET column = DEFAULT, and for tools that read the defaults.
 ALTER VIEW rk_apikeys.keys ALTER tenant SET DEFAULT rk_apikeys.current_tenant(),
@@ -114,10 +114,11 @@ COMMENT ON VIEW rk_apikeys.stale_keys IS
   'The active keys that nobody has used for the time of the setting rk_apikeys.stale_after. For a key that was never used, the time counts from its creation.';
 
 CREATE VIEW rk_apikeys.key_activity WITH (security_invoker = true) AS
-  SELECT d.day, d.key_id, d.tenant, k.name, d.environment, d.uses, d.denials
+  SELECT d.day, d.key_id, d.tenant, k.name, d.environment, d.uses, d.denials,
+    coalesce(d.family, d.key_id) AS family, k.owner, k.created_by_user
   FROM rk_apikeys.key_usage_daily d LEFT JOIN rk_apikeys.api_keys k USING (key_id);
 COMMENT ON VIEW rk_apikeys.key_activity IS
-  'Uses and denials per key and day (UTC). name is NULL for a deleted key.';
+  'Uses and denials per key and day (UTC). name, owner and created_by_user are NULL for a deleted key. Sum by family to have a key and its rotations as one.';
 
 CREATE FUNCTION rk_apikeys._server_stats(OUT preloaded boolean,
     OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT disabled bigint,

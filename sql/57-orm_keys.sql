@@ -20,14 +20,16 @@ COMMENT ON TRIGGER orm_keys_write ON rk_apikeys.orm_keys IS 'Changes and deletes
 -- VALUES makes an expression for created_at run once.
 CREATE RULE orm_keys_insert AS ON INSERT TO rk_apikeys.orm_keys DO INSTEAD
   INSERT INTO rk_apikeys.keys (key_id, tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
-      metadata, enabled, expires_at, replaces, grace_until, revoked_at, revoked_reason, created_by, parent, owner, created_at)
+      metadata, enabled, expires_at, replaces, grace_until, revoked_at, revoked_reason, created_by, parent, owner,
+      created_by_user, created_at)
     VALUES (NEW.key_id, NEW.tenant, NEW.name, NEW.description, NEW.environment, NEW.scopes, NEW.allowed_cidrs,
       NEW.rate_limit, NEW.rate_window, NEW.metadata, NEW.enabled, NEW.expires_at, NEW.replaces,
       NEW.grace_until, NEW.revoked_at, NEW.revoked_reason, NEW.created_by, NEW.parent, NEW.owner,
+      NEW.created_by_user,
       (SELECT at FROM (VALUES (NEW.created_at)) sent(at)
         WHERE at NOT BETWEEN now() - interval '24 hours' AND now() + interval '24 hours'))
     RETURNING key_id, tenant, name, description, environment, masked_key, status, enabled, scopes, allowed_cidrs,
       rate_limit, rate_window, metadata, expires_at, expires_in, last_used_at, use_count, replaces,
       grace_until, revoked_at, revoked_reason, created_at, created_by, updated_at, updated_by, secret, parent,
-      last_used_addr, family, owner;
+      last_used_addr, family, owner, created_by_user, updated_by_user;
 COMMENT ON RULE orm_keys_insert ON rk_apikeys.orm_keys IS 'Inserts into the view keys.';

@@ -3,7 +3,7 @@
 
 CREATE FUNCTION rk_apikeys.verify(token text) RETURNS boolean
   LANGUAGE C VOLATILE PARALLEL UNSAFE
-  AS 'MODULE_PATHNAME', 'rk_apikeys_verify';
+  AS 'MODULE_PATHNAME', 'rk_apikeys_verify_0_3';
 COMMENT ON FUNCTION rk_apikeys.verify(text) IS
   'Whether the token is good now. Never raises an error for a bad token. NULL returns false.';
 

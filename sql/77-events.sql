@@ -41,7 +41,7 @@ COMMENT ON TRIGGER key_events_place ON rk_apikeys.key_events IS
 CREATE FUNCTION rk_apikeys.events_since(cursor text DEFAULT NULL, max_events integer DEFAULT 1000)
   RETURNS TABLE (event_id bigint, occurred_at timestamptz, tenant text, key_id text, event text,
     actor text, role text, principal text, client_addr inet, application_name text, changes jsonb,
-    cursor text)
+    end_user text, owner text, cursor text)
   LANGUAGE C STABLE PARALLEL RESTRICTED
   AS 'MODULE_PATHNAME', 'rk_apikeys_events_since';
 COMMENT ON FUNCTION rk_apikeys.events_since(text, integer) IS

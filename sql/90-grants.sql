@@ -62,7 +62,7 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys.generate_token(text, text), rk_apikeys.is_well_formed(text), rk_apikeys.mask(text),
   rk_apikeys.hash_token(text), rk_apikeys.digest_equal(bytea, bytea),
   rk_apikeys.find_tokens(text), rk_apikeys.redact(text), rk_apikeys.seal(text, text),
-  rk_apikeys.current_tenant(), rk_apikeys.current_key_id(), rk_apikeys.current_key_tenant(),
+  rk_apikeys.current_tenant(), rk_apikeys.current_end_user(), rk_apikeys.current_key_id(), rk_apikeys.current_key_tenant(),
   rk_apikeys.current_key_environment(), rk_apikeys.current_key_owner(), rk_apikeys.current_key_family(),
   rk_apikeys.current_scopes(), rk_apikeys.has_scope(text),
   rk_apikeys.client_addr(text), rk_apikeys.http_response(rk_apikeys.verdict, text)
@@ -79,45 +79,50 @@ GRANT EXECUTE ON FUNCTION
 GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_keys,
   rk_apikeys.stale_keys, rk_apikeys.key_activity, rk_apikeys.orm_keys,
   rk_apikeys.key_usage, rk_apikeys.key_usage_daily, rk_apikeys.key_events
-  TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
+  TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, allowed_cidrs,
     rate_limit, rate_window, metadata, enabled, expires_at, replaces, grace_until, revoked_at,
     revoked_reason, created_at, created_by, updated_at, updated_by, hint,
-    parent, start, family, owner)
-  ON rk_apikeys.api_keys TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
+    parent, start, family, owner, created_by_user, updated_by_user)
+  ON rk_apikeys.api_keys TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
-  rk_apikeys.list_keys(text, text, text, text, boolean, integer, text), rk_apikeys.reveal(text),
+  rk_apikeys.list_keys(text, text, text, text, boolean, integer, text, text, text, text, jsonb, text[], text[]),
+  rk_apikeys.count_keys(text, text, text, text, text, jsonb, text[], text[]),
+  rk_apikeys._conditions(text, text, text, text, text, jsonb, text[], text[]), rk_apikeys.reveal(text),
   rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz),
   rk_apikeys._setting_interval(text), rk_apikeys._may_manage(), rk_apikeys._no_principal(),
   rk_apikeys._principal_environment(),
   rk_apikeys._live_last_used_at(text), rk_apikeys._live_last_used_addr(text),
   rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
   rk_apikeys._searched_key_id(text), rk_apikeys.events_since(text, integer),
-  rk_apikeys._page(text, text, text, text, text, text, text, boolean)
-  TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_admin;
+  rk_apikeys._page(text, text, text, text, text, text, text, boolean, text, text, jsonb, text[], text[])
+  TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 
 -- Roles that manage keys. Policies decide which keys. INSERT is granted on the
 -- columns that an insert refuses too, because the refusal names the column.
-GRANT INSERT, UPDATE, DELETE ON rk_apikeys.orm_keys TO rk_apikeys_manager, rk_apikeys_admin;
+GRANT INSERT, UPDATE ON rk_apikeys.orm_keys TO rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
     metadata, enabled, expires_at, replaces, owner, key_id, grace_until, revoked_at, revoked_reason,
-    created_at, created_by, updated_at, updated_by, parent),
+    created_at, created_by, updated_at, updated_by, parent, created_by_user, updated_by_user),
   UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
-    expires_at, grace_until, revoked_at, revoked_reason, owner),
-  DELETE
-  ON rk_apikeys.keys TO rk_apikeys_manager, rk_apikeys_admin;
+    expires_at, grace_until, revoked_at, revoked_reason)
+  ON rk_apikeys.keys TO rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT INSERT (tenant, name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window,
     metadata, enabled, expires_at, replaces, owner, key_id, grace_until, revoked_at, revoked_reason,
-    created_at, created_by, updated_at, updated_by, parent),
+    created_at, created_by, updated_at, updated_by, parent, created_by_user, updated_by_user),
   UPDATE (name, description, scopes, allowed_cidrs, rate_limit, rate_window, metadata, enabled,
-    expires_at, grace_until, revoked_at, revoked_reason, owner),
-  DELETE
-  ON rk_apikeys.api_keys TO rk_apikeys_manager, rk_apikeys_admin;
+    expires_at, grace_until, revoked_at, revoked_reason)
+  ON rk_apikeys.api_keys TO rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.create_key(text, text, timestamptz, text, text[], cidr[], integer, interval, jsonb, text),
   rk_apikeys.rotate_key(text, interval, timestamptz), rk_apikeys.revoke_key(text, text, boolean),
   rk_apikeys._default_environment()
-  TO rk_apikeys_manager, rk_apikeys_admin;
+  TO rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
+-- A member transfers no key, and ends a key only by a revocation: DELETE also
+-- allows LOCK TABLE, and would hide a key from a cascade.
+GRANT UPDATE (owner), DELETE ON rk_apikeys.keys TO rk_apikeys_manager, rk_apikeys_admin;
+GRANT UPDATE (owner), DELETE ON rk_apikeys.api_keys TO rk_apikeys_manager, rk_apikeys_admin;
+GRANT DELETE ON rk_apikeys.orm_keys TO rk_apikeys_manager, rk_apikeys_admin;
 
 -- Roles of all tenants only, because counters of the whole server cover every
 -- tenant.

@@ -1,5 +1,5 @@
 // examples/console/database.js: what the console says to the database. Each action is one statement of rk_apikeys, in a transaction
-// whose tenant is the session's; who may see or do what is decided there and not here.
+// whose tenant and end user are the session's; who may see or do what is decided there and not here.
 'use strict';
 
 const { Pool, types } = require('pg');
@@ -10,14 +10,18 @@ types.setTypeParser(types.builtins.INT8, Number);
 types.setTypeParser(651, types.getTypeParser(1009)); // cidr[], as text[]
 
 // From PGHOST, PGUSER…; dates that people type are days in UTC.
-const pool = new Pool({ max: 5, application_name: 'console', options: '-c TimeZone=UTC -c IntervalStyle=postgres_verbose' });
-pool.on('error', (error) => console.error(`idle connection: ${error.code}`));
+const CONNECTION = { max: 5, application_name: 'console', options: '-c TimeZone=UTC -c IntervalStyle=postgres_verbose' };
+const managers = new Pool(CONNECTION);
+const members = new Pool({ ...CONNECTION, user: 'console_member' });
+for (const pool of [managers, members]) pool.on('error', (error) => console.error(`idle connection: ${error.code}`));
 
-async function transaction(begin, tenant, action) {
-  const client = await pool.connect();
+// `who` is a session: its tenant, its user, and whether it is a member.
+async function transaction(begin, who, action) {
+  const client = await (who.member ? members : managers).connect();
   let broken;
   try {
-    await client.query(`${begin}; SET LOCAL rk_apikeys.tenant = ${client.escapeLiteral(tenant)}`);
+    await client.query(`${begin}; SET LOCAL rk_apikeys.tenant = ${client.escapeLiteral(who.tenant)};
+      SET LOCAL rk_apikeys.end_user = ${client.escapeLiteral(who.user)}`);
     const answer = await action(client);
     await client.query('COMMIT');
     return answer;
@@ -29,24 +33,24 @@ async function transaction(begin, tenant, action) {
   }
 }
 
-const reading = (tenant, action) => transaction('BEGIN READ ONLY', tenant, action);
+const reading = (who, action) => transaction('BEGIN READ ONLY', who, action);
 
 // The rows of one statement that changes something.
-const change = (tenant, text, values) =>
-  transaction('BEGIN', tenant, async (client) => (await client.query(text, values)).rows);
+const change = (who, text, values) =>
+  transaction('BEGIN', who, async (client) => (await client.query(text, values)).rows);
 
-const LISTED = 'key_id, name, environment, masked_key, status, enabled, expires_at, grace_until, revoked_at, last_used_at, created_at, updated_at';
+const LISTED = 'key_id, name, environment, masked_key, status, enabled, expires_at, grace_until, revoked_at, last_used_at, created_at, updated_at, owner';
 
 module.exports = {
-  close: () => pool.end(),
+  close: () => Promise.all([managers.end(), members.end()]),
 
-  list: (tenant, { search, status, sort, descending, size, after }) => reading(tenant, async (client) => (await client.query(
+  list: (who, { search, status, owner, sort, descending, size, after }) => reading(who, async (client) => (await client.query(
     `SELECT ${LISTED}, cursor FROM rk_apikeys.list_keys(search => $1, status => $2, sort_by => $3, descending => $4,
-       page_size => $5, after => $6)`, [search, status, sort, descending, size, after])).rows),
+       page_size => $5, after => $6, owner => $7)`, [search, status, sort, descending, size, after, owner])).rows),
 
   // What an address may hold of a search: a token of ours is masked, which finds its key too. A word of 16 characters or more may be an
   // imported token: it becomes the id of the one key that it finds, or undefined if it finds none.
-  search: (tenant, text) => reading(tenant, async (client) => {
+  search: (who, text) => reading(who, async (client) => {
     const { rows: [{ masked, ids }] } = await client.query(
       'SELECT rk_apikeys.redact($1) AS masked, ARRAY(SELECT key_id FROM rk_apikeys.list_keys($1, page_size => 2)) AS ids', [text]);
     if (masked !== text || !/^\s*\S{16,}\s*$/.test(text)) return masked;
@@ -54,10 +58,10 @@ module.exports = {
   }),
 
   // A key with its use per day and its history; undefined if there is none. A deleted key has its history left.
-  key: (tenant, id) => reading(tenant, async (client) => {
+  key: (who, id) => reading(who, async (client) => {
     const key = await client.query(
       `SELECT ${LISTED}, description, scopes, allowed_cidrs, rate_limit, rate_window, expires_in, use_count, last_used_addr, replaces, parent,
-         revoked_reason, created_by, updated_by FROM rk_apikeys.keys WHERE key_id = $1`, [id]);
+         revoked_reason, created_by, created_by_user, updated_by, updated_by_user FROM rk_apikeys.keys WHERE key_id = $1`, [id]);
     const days = await client.query(
       `SELECT day, coalesce(uses, 0) AS uses, coalesce(denials, 0) AS denials
          FROM generate_series(current_date - 29, current_date, '1 day') d(at)
@@ -65,20 +69,23 @@ module.exports = {
            LEFT JOIN (SELECT day, uses, denials FROM rk_apikeys.key_activity WHERE key_id = $1) a USING (day)
          ORDER BY day`, [id]);
     const events = await client.query(
-      `SELECT occurred_at, event, actor, role, principal, changes FROM rk_apikeys.key_events WHERE key_id = $1
+      `SELECT occurred_at, event, actor, end_user, principal, changes FROM rk_apikeys.key_events WHERE key_id = $1
          ORDER BY event_id DESC LIMIT 100`, [id]);
     return events.rows.length || key.rows.length ? { key: key.rows[0], days: days.rows, events: events.rows } : undefined;
   }),
 
-  create: (tenant, k) => change(tenant,
+  create: (who, k) => change(who,
     `SELECT key_id, secret FROM rk_apikeys.create_key($1, $2, expires_at => $3, environment => $4, scopes => $5,
        allowed_cidrs => $6::text[]::cidr[], rate_limit => $7, rate_window => $8)`,
     [k.name, k.description, k.expires, k.environment, k.scopes, k.addresses, k.limit, k.window]),
 
-  rotate: (tenant, id, grace) => change(tenant, 'SELECT key_id, secret FROM rk_apikeys.rotate_key($1, $2)', [id, grace]),
+  rotate: (who, id, grace) => change(who, 'SELECT key_id, secret FROM rk_apikeys.rotate_key($1, $2)', [id, grace]),
 
-  enable: (tenant, id, enabled) => change(tenant,
+  enable: (who, id, enabled) => change(who,
     `UPDATE rk_apikeys.keys SET enabled = $2 WHERE key_id = $1 RETURNING ${LISTED}`, [id, enabled]),
 
-  remove: (tenant, id) => change(tenant, 'DELETE FROM rk_apikeys.keys WHERE key_id = $1 RETURNING name', [id]),
+  revoke: (who, id) => change(who,
+    'UPDATE rk_apikeys.keys SET revoked_at = now() WHERE key_id = $1 AND revoked_at IS NULL RETURNING name', [id]),
+
+  remove: (who, id) => change(who, 'DELETE FROM rk_apikeys.keys WHERE key_id = $1 RETURNING name', [id]),
 };

@@ -80,7 +80,7 @@ const frame = ({ title, session, main }) => document({ title: `${title} · Conso
   <a class="brand" href="/keys">${ICONS.key}<span>Console</span></a>
   <form class="who" method="post" action="/sign-out">
     <input type="hidden" name="csrf" value="${session.csrf}">
-    <span class="tenant"><span class="visually-hidden">Signed in for </span>${session.tenant}</span>
+    <span class="tenant"><span class="visually-hidden">Signed in as </span>${session.user}<span class="visually-hidden"> for </span><span aria-hidden="true"> · </span>${session.tenant}</span>
     <button class="quiet">Sign out</button>
   </form>
 </header>
@@ -106,6 +106,12 @@ const signIn = ({ tenants }) => document({ title: 'Sign in · Console', body: ht
     <form method="post" action="/sign-in">
       <fieldset><legend>Tenant</legend>
         ${tenants.map((tenant, i) => html`<label class="choice"><input type="radio" name="tenant" value="${tenant}" ${i === 0 && html`checked`} required> ${tenant}</label>`)}
+      </fieldset>
+      <p class="field"><label for="user">Person</label>
+        <input id="user" name="user" required maxlength="200" value="ann@acme.example" autocapitalize="none" spellcheck="false"></p>
+      <fieldset><legend>Access</legend>
+        <label class="choice"><input type="radio" name="access" value="manager" checked> All keys of the tenant</label>
+        <label class="choice"><input type="radio" name="access" value="member"> Only my own keys</label>
       </fieldset>
       <button class="primary wide">Sign in</button>
     </form>
@@ -192,15 +198,16 @@ const rotateDialog = html`
   </form>
 </dialog>`;
 
-const deleteDialog = html`
+// A member ends its key by a revocation.
+const deleteDialog = ({ member }) => html`
 <dialog id="delete" role="alertdialog" aria-labelledby="delete-title" aria-describedby="delete-note">
-  <form method="dialog">
-    ${top('delete', 'Delete API key?')}
+  <form method="dialog" data-action="${member ? 'revoke' : 'delete'}">
+    ${top('delete', member ? 'Revoke API key?' : 'Delete API key?')}
     <div class="body">
       <p id="delete-note"><strong data-name></strong> (<code data-masked></code>) stops working at once. This cannot be undone. Its history stays.</p>
       ${refusal}
     </div>
-    <footer><button type="button" data-close autofocus>Cancel</button><button class="danger" data-submit>Delete key</button></footer>
+    <footer><button type="button" data-close autofocus>Cancel</button><button class="danger" data-submit>${member ? 'Revoke' : 'Delete'} key</button></footer>
   </form>
 </dialog>`;
 
@@ -217,34 +224,34 @@ function end({ status, expires_at: expires, grace_until: grace, revoked_at: revo
 
 const over = (status) => ['revoked', 'rotated', 'expired'].includes(status);
 
-const actions = (row, words) => html`
+const actions = ({ member }, row, words) => html`
   <button type="button" class="switch" role="switch" aria-checked="${String(row.enabled)}" data-toggle aria-label="Enabled: ${row.name}" ${over(row.status) && html`disabled`}
     title="Enable or disable"><span></span>${words && 'Enabled'}</button>
   <button type="button" class="${!words && 'square'}" data-open="rotate" aria-label="Rotate ${row.name}" title="Rotate" ${over(row.status) && html`disabled`}>${ICONS.rotate}${words && 'Rotate'}</button>
-  <button type="button" class="${!words && 'square'}" data-open="delete" aria-label="Delete ${row.name}" title="Delete">${ICONS.trash}${words && 'Delete'}</button>`;
+  <button type="button" class="${!words && 'square'}" data-open="delete" aria-label="${member ? 'Revoke' : 'Delete'} ${row.name}" title="${member ? 'Revoke' : 'Delete'}" ${member && row.revoked_at && html`disabled`}>${ICONS.trash}${words && (member ? 'Revoke' : 'Delete')}</button>`;
 
-const line = (row) => html`
+const line = (session, row) => html`
 <tr role="row" data-key="${row.key_id}" data-name="${row.name}" data-masked="${row.masked_key}">
   <th role="rowheader" scope="row"><a href="/keys/${row.key_id}">${row.name}</a>
-    <span class="state">${badge(row.status)}${end(row)}</span></th>
+    <span class="state">${badge(row.status)}${end(row)}</span>${row.owner && !session.member && html`<span class="minor owner"><span class="visually-hidden">Owner: </span>${row.owner}</span>`}</th>
   <td role="cell" class="masked"><code>${row.masked_key}</code></td>
   <td role="cell" data-label="Last used">${time(row.last_used_at)}</td>
   <td role="cell" data-label="Created on">${time(row.created_at)}</td>
   <td role="cell" data-label="Last updated on" data-updated>${time(row.updated_at)}</td>
-  <td role="cell" class="actions" data-label="Actions"><div>${actions(row)}</div></td>
+  <td role="cell" class="actions" data-label="Actions"><div>${actions(session, row)}</div></td>
 </tr>`;
 
 function list({ session, view, rows, next, error }) {
-  const { search, status, sort, descending, after, back } = view;
-  const here = { search, status, sort, direction: descending ? 'descending' : 'ascending' };
+  const { search, status, owner, sort, descending, after, back } = view;
+  const here = { search, status, owner, sort, direction: descending ? 'descending' : 'ascending' };
   const columns = COLUMNS.map(([by, title]) => {
     const current = by === sort;
     // dates are first wanted from the newest
     const direction = current ? !descending : by.endsWith('_at');
     return html`<th role="columnheader" scope="col" class="${by}" ${current && html`aria-sort="${here.direction}"`}>
-      <a href="${link('/keys', { search, status, sort: by, direction: direction ? 'descending' : 'ascending' })}">${title}<span class="arrow" aria-hidden="true">${current ? (descending ? '↓' : '↑') : '↕'}</span></a></th>`;
+      <a href="${link('/keys', { search, status, owner, sort: by, direction: direction ? 'descending' : 'ascending' })}">${title}<span class="arrow" aria-hidden="true">${current ? (descending ? '↓' : '↑') : '↕'}</span></a></th>`;
   });
-  const none = search || status
+  const none = search || status || owner
     ? html`<p class="empty"><strong>No API key matches.</strong> <a href="/keys">Show all</a></p>`
     : html`<p class="empty"><strong>No API keys yet.</strong> Create one for the first integration.</p>`;
   const earlier = back.length ? { ...here, after: back.at(-1) || undefined, back: back.slice(0, -1) } : undefined;
@@ -258,6 +265,8 @@ ${heading(session)}
     <span class="search">${ICONS.search}<input id="search" type="search" name="search" value="${search}" placeholder="Search name, description, key id or key"></span>
     <label class="visually-hidden" for="status">Status</label>
     <select id="status" name="status"><option value="">All statuses</option>${Object.entries(STATUS).map(([value, word]) => html`<option value="${value}" ${value === status && html`selected`}>${word}</option>`)}</select>
+    ${!session.member && html`<label class="visually-hidden" for="owner">Owner</label>
+    <select id="owner" name="owner"><option value="">All owners</option>${[...new Set([session.user, owner || session.user])].map((value) => html`<option value="${value}" ${value === owner && html`selected`}>${value === session.user ? 'My keys' : value}</option>`)}</select>`}
     <input type="hidden" name="sort" value="${sort}"><input type="hidden" name="direction" value="${here.direction}">
     <button>Search</button>
   </form>
@@ -268,14 +277,14 @@ ${rows.length ? html`
 <div class="sheet"><table role="table" class="keys">
   <caption class="visually-hidden">API keys of ${session.tenant}; times are UTC. A column's heading sorts by it.</caption>
   <thead role="rowgroup"><tr role="row">${columns}<th role="columnheader" scope="col" class="actions">Actions</th></tr></thead>
-  <tbody role="rowgroup">${rows.map(line)}</tbody>
+  <tbody role="rowgroup">${rows.map((row) => line(session, row))}</tbody>
 </table></div>` : !error && none}
 <nav class="pages" aria-label="Pages">
   <span class="minor">${rows.length ? `Page ${back.length + 1} · ${rows.length} ${rows.length === 1 ? 'key' : 'keys'} · times in UTC` : ''}</span>
   ${earlier && html`<a class="button" rel="prev" href="${link('/keys', earlier)}">Previous</a>`}
   ${later && html`<a class="button" rel="next" href="${link('/keys', later)}">Next</a>`}
 </nav>
-${createDialog}${secretDialog}${rotateDialog}${deleteDialog}` });
+${createDialog}${secretDialog}${rotateDialog}${deleteDialog(session)}` });
 }
 
 // --- a key's page -------------------------------------------------------------------------------------------------------
@@ -334,6 +343,7 @@ function key({ session, id, key: row, days, events }) {
   const facts = row && html`
 <dl class="facts">
   ${fact('Environment', row.environment)}
+  ${row.owner && fact('Owner', session.member ? row.owner : html`<a href="${link('/keys', { owner: row.owner })}">${row.owner}</a>`)}
   ${fact('Expires', time(row.expires_at))}
   ${fact('Last used', html`${time(row.last_used_at)}${row.last_used_addr && html`<br><span class="minor">from ${row.last_used_addr}</span>`}`)}
   ${fact('Uses', row.use_count.toLocaleString('en'))}
@@ -344,15 +354,15 @@ function key({ session, id, key: row, days, events }) {
   ${row.replaces && fact('Successor of', html`<a href="/keys/${row.replaces}"><code>${row.replaces}</code></a>`)}
   ${row.parent && fact('Made by key', html`<a href="/keys/${row.parent}"><code>${row.parent}</code></a>`)}
   ${row.revoked_at && fact('Revoked', html`${time(row.revoked_at)}${row.revoked_reason && html`<br>${row.revoked_reason}`}`)}
-  ${fact('Created', html`${time(row.created_at)}<br><span class="minor">by ${row.created_by}</span>`)}
-  ${fact('Last updated', html`<span data-updated>${time(row.updated_at)}</span><br><span class="minor">by ${row.updated_by}</span>`)}
+  ${fact('Created', html`${time(row.created_at)}<br><span class="minor">by ${row.created_by_user ?? row.created_by}</span>`)}
+  ${fact('Last updated', html`<span data-updated>${time(row.updated_at)}</span><br><span class="minor">by ${row.updated_by_user ?? row.updated_by}</span>`)}
 </dl>`;
   return frame({ title: row ? row.name : `Deleted key ${id}`, session, main: html`
 <nav class="crumbs" aria-label="Breadcrumb"><a href="/keys">API Keys</a> <span aria-hidden="true">/</span> <span aria-current="page">${row ? row.name : id}</span></nav>
 ${row ? html`
 <div class="title" data-key="${row.key_id}" data-name="${row.name}" data-masked="${row.masked_key}">
   <div><h1>${row.name} ${badge(row.status)}</h1><p><code>${row.masked_key}</code></p></div>
-  <div class="actions"><div>${actions(row, true)}</div></div>
+  <div class="actions"><div>${actions(session, row, true)}</div></div>
 </div>
 ${row.description && html`<p class="description">${row.description}</p>`}
 ${facts}` : html`<div class="title"><h1>Deleted key <code>${id}</code></h1></div><p>The key is gone. Its history stays.</p>`}
@@ -360,9 +370,9 @@ ${facts}` : html`<div class="title"><h1>Deleted key <code>${id}</code></h1></div
 <section aria-labelledby="history"><h2 id="history">History</h2>
 <div class="sheet"><table role="table" class="events">
   <thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col">When</th><th role="columnheader" scope="col">Event</th><th role="columnheader" scope="col">By</th><th role="columnheader" scope="col">Changes</th></tr></thead>
-  <tbody role="rowgroup">${events.map((e) => html`<tr role="row"><td role="cell" data-label="When">${time(e.occurred_at)}</td><td role="cell" data-label="Event"><strong>${e.event}</strong></td><td role="cell" data-label="By">${e.actor}${e.principal && html` <span class="minor">with key ${e.principal}</span>`}</td><td role="cell" data-label="Changes"><ul class="changes">${changed(e.changes)}</ul></td></tr>`)}</tbody>
+  <tbody role="rowgroup">${events.map((e) => html`<tr role="row"><td role="cell" data-label="When">${time(e.occurred_at)}</td><td role="cell" data-label="Event"><strong>${e.event}</strong></td><td role="cell" data-label="By">by ${e.end_user ?? e.actor}${e.principal && html` <span class="minor">with key ${e.principal}</span>`}</td><td role="cell" data-label="Changes"><ul class="changes">${changed(e.changes)}</ul></td></tr>`)}</tbody>
 </table></div></section>
-${row && html`${secretDialog}${rotateDialog}${deleteDialog}`}` });
+${row && html`${secretDialog}${rotateDialog}${deleteDialog(session)}`}` });
 }
 
 module.exports = { badge, failure, key, link, list, signIn, time };

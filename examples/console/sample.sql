@@ -22,13 +22,15 @@ CREATE TEMP TABLE made AS
       (VALUES ('acme'), ('globex')) t(tenant)
     WHERE tenant = 'acme' OR p <= 4;
 
+SET rk_apikeys.end_user = 'ann@acme.example';
 SET rk_apikeys.tenant = 'acme';
-INSERT INTO rk_apikeys.keys (name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window, expires_at)
+INSERT INTO rk_apikeys.keys (name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window, expires_at, owner)
   SELECT name, description, CASE place WHEN 'Stage' THEN 'stage' WHEN 'Dev' THEN 'dev' ELSE 'prod' END,
       CASE n % 3 WHEN 0 THEN ARRAY[scope || ':read'] WHEN 1 THEN ARRAY[scope || ':read', scope || ':write'] ELSE ARRAY[scope || ':*'] END,
       CASE WHEN n % 4 = 1 THEN '{203.0.113.0/24,2001:db8:7::/48}'::cidr[] END,
       CASE WHEN n % 5 = 1 THEN 600 END, CASE WHEN n % 5 = 1 THEN interval '1 minute' END,
-      CASE WHEN n % 6 = 1 THEN now() + n * interval '2 days' END
+      CASE WHEN n % 6 = 1 THEN now() + n * interval '2 days' END,
+      CASE n % 8 WHEN 1 THEN 'ann@acme.example' WHEN 3 THEN 'bob@acme.example' END
     FROM made WHERE tenant = 'acme' ORDER BY n DESC;
 SET rk_apikeys.tenant = 'globex';
 INSERT INTO rk_apikeys.keys (name, description, scopes)
@@ -36,6 +38,7 @@ INSERT INTO rk_apikeys.keys (name, description, scopes)
 
 -- what has been done to them
 SET rk_apikeys.tenant = 'acme';
+SET rk_apikeys.end_user = 'bob@acme.example';
 UPDATE rk_apikeys.keys SET enabled = false FROM made WHERE made.tenant = 'acme' AND keys.name = made.name AND n % 13 IN (1, 4);
 UPDATE rk_apikeys.keys SET enabled = true WHERE name = 'HubSpot Sync – Prod';
 UPDATE rk_apikeys.keys SET description = 'Copies contacts every hour; ask the sales tools team before you touch it'

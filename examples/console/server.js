@@ -1,4 +1,4 @@
-// examples/console/server.js: an "API Keys" screen for rk_apikeys; setup.sql makes its role.
+// examples/console/server.js: an "API Keys" screen for rk_apikeys; setup.sql makes its roles.
 //
 //   npm ci
 //   PGUSER=console PGDATABASE=... PORT=8080 npm start
@@ -6,8 +6,8 @@
 //   TENANTS   the tenants to choose from at the sign-in, with commas   (default acme,globex)
 //   ORIGIN    the address that browsers see                            (default http://127.0.0.1:$PORT)
 //
-// The sign-in is made up: it asks for no password. Everything behind it is meant: a session knows its tenant, and a request that
-// changes something must come from our own page (Origin) and carry the session's token.
+// The sign-in is made up: it asks for no password. Everything behind it is meant: a session knows its tenant and its person, and whether
+// the person manages all keys or its own (a member). A request that changes something must come from our own page (Origin) and carry the session's token.
 'use strict';
 
 const { randomBytes, timingSafeEqual } = require('node:crypto');
@@ -62,10 +62,10 @@ function explain(error) {
 
 const sessions = new Map();
 
-function signIn(tenant) {
+function signIn(who) {
   for (const [id, { ends }] of sessions) if (ends < Date.now()) sessions.delete(id);
   const id = randomBytes(32).toString('base64url');
-  sessions.set(id, { tenant, csrf: randomBytes(32).toString('base64url'), ends: Date.now() + SESSION_MS });
+  sessions.set(id, { ...who, csrf: randomBytes(32).toString('base64url'), ends: Date.now() + SESSION_MS });
   return id;
 }
 
@@ -135,9 +135,11 @@ app.get('/', (request, reply) => reply.redirect('/keys'));
 app.get('/sign-in', (request, reply) => show(reply, pages.signIn({ tenants: TENANTS })));
 
 app.post('/sign-in', (request, reply) => {
-  const { tenant } = request.body ?? {};
+  const { tenant, access } = request.body ?? {};
+  const user = String(request.body?.user ?? '').trim();
   if (!TENANTS.includes(tenant)) throw new Refusal(400, 'There is no such tenant.');
-  return reply.header('Set-Cookie', cookie(signIn(tenant), SESSION_MS / 1000)).redirect('/keys', 303);
+  if (!user || [...user].length > 200 || user.includes('\0')) throw new Refusal(400, 'A person has a name of 1 to 200 characters.');
+  return reply.header('Set-Cookie', cookie(signIn({ tenant, user, member: access === 'member' }), SESSION_MS / 1000)).redirect('/keys', 303);
 });
 
 app.post('/sign-out', change, (request, reply) => {
@@ -145,14 +147,14 @@ app.post('/sign-out', change, (request, reply) => {
   return reply.header('Set-Cookie', cookie('', 0)).redirect('/sign-in', 303);
 });
 
-async function list(request, reply, { search, status, sort = 'created_at', direction, after, back = [] }) {
+async function list(request, reply, { search, status, owner, sort = 'created_at', direction, after, back = [] }) {
   const descending = (direction ?? (sort === 'created_at' ? 'descending' : 'ascending')) === 'descending';
-  const view = { search, status, sort, descending, after, back: [back].flat().slice(-TRAIL) };
+  const view = { search, status, owner, sort, descending, after, back: [back].flat().slice(-TRAIL) };
   let rows = [], error;
   try {
     // one more than is shown tells whether there is a next page
-    rows = await database.list(request.session.tenant,
-      { search: search || null, status: status || null, sort, descending, size: PAGE + 1, after: after || null });
+    rows = await database.list(request.session,
+      { search: search || null, status: status || null, owner: owner || null, sort, descending, size: PAGE + 1, after: after || null });
   } catch (failed) {
     error = explain(failed);
     reply.code(error.status);
@@ -165,15 +167,15 @@ app.get('/keys', signedIn, (request, reply) => list(request, reply, request.quer
 
 // A search may be a pasted token, so it comes in a body: addresses stay in histories and logs.
 app.post('/search', change, async (request, reply) => {
-  const { search, status, sort, direction } = request.body;
-  const safe = search ? await database.search(request.session.tenant, search) : '';
-  if (safe === undefined) return list(request, reply, { search, status, sort, direction });
-  return reply.redirect(pages.link('/keys', { search: safe, status, sort, direction }), 303);
+  const { search, status, owner, sort, direction } = request.body;
+  const safe = search ? await database.search(request.session, search) : '';
+  if (safe === undefined) return list(request, reply, { search, status, owner, sort, direction });
+  return reply.redirect(pages.link('/keys', { search: safe, status, owner, sort, direction }), 303);
 });
 app.get('/search', (request, reply) => reply.redirect('/keys'));
 
 app.get('/keys/:id', signedIn, async (request, reply) => {
-  const found = await database.key(request.session.tenant, request.params.id);
+  const found = await database.key(request.session, request.params.id);
   if (!found) throw noSuchKey();
   return show(reply, pages.key({ session: request.session, id: request.params.id, ...found }));
 });
@@ -185,7 +187,7 @@ const given = (text) => (text === undefined || text === '' ? null : text);
 
 app.post('/keys', change, async (request, reply) => {
   const { name, description, expires, environment, scopes, addresses, limit, window } = request.body;
-  const [made] = await database.create(request.session.tenant, {
+  const [made] = await database.create(request.session, {
     name,
     description: given(description),
     expires: given(expires),
@@ -199,18 +201,25 @@ app.post('/keys', change, async (request, reply) => {
 });
 
 app.post('/keys/:id/rotate', change, async (request, reply) => {
-  const [made] = await database.rotate(request.session.tenant, request.params.id, request.body.grace);
+  const [made] = await database.rotate(request.session, request.params.id, request.body.grace);
   return reply.code(201).send(made);
 });
 
 app.post('/keys/:id/enabled', change, async (request) => {
-  const [row] = await database.enable(request.session.tenant, request.params.id, request.body.enabled);
+  const [row] = await database.enable(request.session, request.params.id, request.body.enabled);
   if (!row) throw noSuchKey();
   return { status: row.status, enabled: row.enabled, badge: pages.badge(row.status).toString(), updated: pages.time(row.updated_at).toString() };
 });
 
+// A member cannot delete: the database refuses it.
+app.post('/keys/:id/revoke', change, async (request) => {
+  const [row] = await database.revoke(request.session, request.params.id);
+  if (!row) throw noSuchKey();
+  return row;
+});
+
 app.post('/keys/:id/delete', change, async (request) => {
-  const [row] = await database.remove(request.session.tenant, request.params.id);
+  const [row] = await database.remove(request.session, request.params.id);
   if (!row) throw noSuchKey();
   return row;
 });

@@ -12,154 +12,9 @@ LOCK TABLE rk_apikeys.key_usage, rk_apikeys.api_keys, rk_apikeys.key_usage_daily
 ALTER TABLE rk_apikeys.api_keys DROP CONSTRAINT api_keys_name_check,
   ADD CONSTRAINT api_keys_name_check CHECK (char_length(btrim(name, E' \t\n\r\f\x0b')) BETWEEN 1 AND 200);
 
-CREATE OR REPLACE FUNCTION rk_apikeys.list_keys(search text DEFAULT NULL, status text DEFAULT NULL,
-    environment text DEFAULT NULL, sort_by text DEFAULT 'created_at',
-    descending boolean DEFAULT false, page_size integer DEFAULT 25,
-    after text DEFAULT NULL) RETURNS SETOF rk_apikeys.listed_key
-  LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
-  SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-  -- The expression to sort by, its type, and whether it can be NULL.
-  expression text;
-  type text := 'timestamptz';
-  nullable boolean := false;
-  usage_join text := '';
-  direction text := CASE WHEN descending THEN 'DESC' ELSE 'ASC' END;
-  -- Whether an index gives the order, and the view has all columns of the conditions.
-  by_view boolean := sort_by IN ('key_id', 'created_at') AND coalesce(search, '') = '';
-  beyond text := CASE WHEN descending THEN '<' ELSE '>' END;
-  conditions text := '';
-  page text;
-  position text[];
-  start_value text;
-  start_key text;
-BEGIN
-  IF sort_by IN ('name', 'environment') THEN
-    expression := 'k.' || sort_by;
-    type := 'text';
-  ELSIF sort_by = 'key_id' THEN
-    expression := 'k.key_id';
-    type := 'text COLLATE "C"';
-  ELSIF sort_by IN ('created_at', 'updated_at') THEN
-    expression := 'k.' || sort_by;
-  ELSIF sort_by = 'expires_at' THEN
-    expression := 'k.expires_at';
-    nullable := true;
-  ELSIF sort_by = 'last_used_at' THEN
-    expression := 'greatest(u.last_used_at, l.last_used_at)';
-    nullable := true;
-  ELSIF sort_by = 'use_count' THEN
-    expression := 'greatest(u.use_count, l.use_count, 0)';
-    type := 'bigint';
-  ELSIF sort_by = 'status' THEN
-    expression := 'rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until)';
-    type := 'text';
-  ELSE
-    RAISE EXCEPTION 'cannot sort by "%"', coalesce(left(rk_apikeys.redact(sort_by), 80), 'null')
-      USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'Use name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status.';
-  END IF;
-  IF descending IS NULL THEN
-    RAISE EXCEPTION 'descending cannot be null'
-      USING ERRCODE = 'invalid_parameter_value', HINT = 'Use true or false.';
-  END IF;
-  IF page_size IS NULL OR page_size NOT BETWEEN 1 AND 1000 THEN
-    RAISE EXCEPTION 'page_size cannot be %', coalesce(page_size::text, 'null')
-      USING ERRCODE = 'invalid_parameter_value', HINT = 'Use 1 to 1000.';
-  END IF;
-  IF status NOT IN ('active', 'grace', 'rotated', 'disabled', 'expired', 'revoked') THEN
-    RAISE EXCEPTION 'there is no status "%"', left(rk_apikeys.redact(status), 80)
-      USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'Use active, grace, rotated, disabled, expired or revoked.';
-  END IF;
-
-  IF expression LIKE '%u.%' THEN
-    usage_join := 'LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
-            LEFT JOIN rk_apikeys._live_usage() l ON l.key_id = k.key_id';
-  END IF;
-  -- Key ids and environments are ASCII. A Turkish locale would fold "I" otherwise.
-  IF search <> '' THEN
-    conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0
-      OR strpos(lower(k.description), lower($1)) > 0
-      OR strpos(lower(k.key_id), lower($1 COLLATE "C")) > 0
-      OR strpos(k.environment, lower($1 COLLATE "C")) > 0
-      OR k.key_id = (SELECT rk_apikeys._searched_key_id($1))
-      OR k.hint = $1
-      OR k.start || '********' || coalesce(k.hint, '') = $1)$c$;
-  END IF;
-  IF status IS NOT NULL THEN
-    conditions := conditions ||
-      ' AND rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) = $2';
-  END IF;
-  IF environment IS NOT NULL THEN
-    conditions := conditions || ' AND k.environment = $3';
-  END IF;
-
-  IF after IS NOT NULL THEN
-    -- A cursor gives only a position. Policies decide anew which rows the caller
-    -- sees. SQL_ASCII takes the bytes as they are, in every database encoding.
-    BEGIN
-      position := regexp_match(convert_from(decode(after, 'hex'), 'SQL_ASCII'),
-        '^([a-z_]+)([+-])([0-9A-Za-z]{12})(?:=(.*))?$');
-      start_key := position[3];
-      start_value := position[4];
-      IF start_value IS NOT NULL AND type NOT LIKE 'text%' THEN
-        EXECUTE 'SELECT $1::' || type USING start_value;
-      END IF;
-    EXCEPTION WHEN data_exception OR character_not_in_repertoire OR syntax_error THEN
-      position := NULL;
-    END;
-    IF position[1] IS DISTINCT FROM sort_by
-       OR position[2] IS DISTINCT FROM (CASE WHEN descending THEN '-' ELSE '+' END)
-       OR (start_value IS NULL AND NOT nullable) THEN
-      RAISE EXCEPTION 'cursor is not one of this list'
-        USING ERRCODE = 'invalid_parameter_value',
-              DETAIL = 'A cursor goes on only with the sort_by and descending that it came from.',
-              HINT = 'Take the cursor of the last row of a page, or start without one.';
-    END IF;
-    IF start_value IS NULL THEN
-      conditions := conditions || format(' AND %s IS NULL AND k.key_id %s $5', expression, beyond);
-    ELSE
-      -- If every key is compared with the cursor's value, the sub-select parses it
-      -- once, not once per key.
-      conditions := conditions || format(' AND ((%s, k.key_id) %s (%s, $5)%s)', expression, beyond,
-        format(CASE WHEN sort_by IN ('key_id', 'created_at') THEN '$4::%s' ELSE '(SELECT $4::%s)' END, type),
-        CASE WHEN nullable THEN format(' OR %s IS NULL', expression) ELSE '' END);
-    END IF;
-  END IF;
-
-  -- If possible, read the page from the view. Otherwise sort narrow rows, then
-  -- join the page to the view.
-  page := format(CASE WHEN by_view THEN $q$
-      (SELECT k.*, %1$s AS sort_value FROM rk_apikeys.keys k
-        WHERE true %3$s
-        ORDER BY %1$s %4$s, k.key_id %4$s LIMIT %6$s)$q$
-    ELSE $q$
-      (SELECT v.*, p.sort_value
-        FROM (SELECT k.key_id, %1$s AS sort_value
-            FROM rk_apikeys.api_keys k %2$s
-            WHERE true %3$s
-            ORDER BY %1$s %4$s %5$s, k.key_id %4$s LIMIT %6$s) p
-          JOIN rk_apikeys.keys v ON v.key_id = p.key_id)$q$ END,
-    expression, usage_join, conditions, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END, page_size);
-  RETURN QUERY SELECT * FROM rk_apikeys._page(format($q$
-    SELECT v.key_id, v.tenant, v.name, v.description, v.environment, v.masked_key, v.status, v.enabled,
-        v.scopes, v.allowed_cidrs, v.rate_limit, v.rate_window, v.metadata, v.expires_at, v.expires_in,
-        greatest(u.last_used_at, rk_apikeys._live_last_used_at(v.key_id)),
-        greatest(u.use_count, rk_apikeys._live_use_count(v.key_id), 0),
-        v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
-        v.created_at, v.created_by, v.updated_at, v.updated_by,
-        encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || v.key_id
-          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex'),
-        v.parent,
-        coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(v.key_id) THEN u.last_used_addr END,
-          rk_apikeys._live_last_used_addr(v.key_id), u.last_used_addr)
-      FROM %s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
-      ORDER BY v.sort_value %s %s, v.key_id %2$s$q$,
-      page, direction, CASE WHEN nullable THEN 'NULLS LAST' ELSE '' END),
-    search, status, environment, start_value, start_key, sort_by, descending);
-END $$;
+-- The parts that make joins to this script make them again.
+DROP FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text),
+  rk_apikeys._page(text, text, text, text, text, text, text, boolean);
 
 -- A restore, or ALTER TABLE ... ENABLE TRIGGER, may have left other states.
 ALTER TABLE rk_apikeys.api_keys
@@ -290,11 +145,6 @@ COMMENT ON FUNCTION rk_apikeys._live_last_used_addr(text) IS
   'Private: the last address of a key that shared memory knows. NULL if there is none, or if the caller may not see it.';
 
 ALTER TYPE rk_apikeys.listed_key ADD ATTRIBUTE parent text, ADD ATTRIBUTE last_used_addr inet;
-CREATE FUNCTION rk_apikeys._searched_key_id(search text) RETURNS text
-  LANGUAGE C STABLE STRICT PARALLEL SAFE
-  AS 'MODULE_PATHNAME', 'rk_apikeys_searched_key_id';
-COMMENT ON FUNCTION rk_apikeys._searched_key_id(text) IS
-  'Private: the key id of a search that is a token or a mask. NULL if it is neither, or an imported token whose key the caller may not see.';
 
 -- The family and the owner of a key.
 ALTER TABLE rk_apikeys.api_keys ADD family text COLLATE "C", ADD owner text,
@@ -313,6 +163,80 @@ WITH RECURSIVE chain AS (
 )
 UPDATE rk_apikeys.api_keys k SET family = c.family FROM chain c
   WHERE c.key_id = k.key_id;
+
+-- The end users who made and changed a key.
+CREATE FUNCTION rk_apikeys.current_end_user() RETURNS text
+  LANGUAGE C STABLE PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_current_end_user';
+COMMENT ON FUNCTION rk_apikeys.current_end_user() IS
+  'The person of the product for whom this session acts: the setting rk_apikeys.end_user. NULL if it is empty. Policies on other tables must not rest on it.';
+ALTER TABLE rk_apikeys.api_keys ADD created_by_user text, ADD updated_by_user text;
+ALTER TABLE rk_apikeys.api_keys ALTER created_by_user SET STATISTICS 0, ALTER updated_by_user SET STATISTICS 0;
+COMMENT ON COLUMN rk_apikeys.api_keys.created_by_user IS 'The end user for whom the key was made: rk_apikeys.end_user then. NULL: none.';
+COMMENT ON COLUMN rk_apikeys.api_keys.updated_by_user IS 'The end user for whom a setting was last changed. NULL: none.';
+CREATE INDEX api_keys_owner ON rk_apikeys.api_keys (tenant, owner, created_at, key_id) WHERE owner IS NOT NULL;
+COMMENT ON INDEX rk_apikeys.api_keys_owner IS 'For pages of an owner''s keys, ordered by created_at.';
+ALTER TABLE rk_apikeys.key_events ADD end_user text, ADD owner text;
+ALTER TABLE rk_apikeys.key_events ALTER end_user SET STATISTICS 0, ALTER owner SET STATISTICS 0;
+COMMENT ON COLUMN rk_apikeys.key_events.end_user IS 'The end user for whom the change was made: rk_apikeys.end_user then. NULL: none.';
+COMMENT ON COLUMN rk_apikeys.key_events.owner IS 'The owner of the key after the change. NULL: the tenant, or the event is of an earlier release.';
+ALTER TYPE rk_apikeys.listed_key ADD ATTRIBUTE family text, ADD ATTRIBUTE owner text,
+  ADD ATTRIBUTE created_by_user text, ADD ATTRIBUTE updated_by_user text;
+
+-- Use by family.  The family of the keys was set above.
+ALTER TABLE rk_apikeys.key_usage_daily ADD family text COLLATE "C";
+ALTER TABLE rk_apikeys.key_usage_daily ALTER family SET STATISTICS 0;
+COMMENT ON COLUMN rk_apikeys.key_usage_daily.family IS 'The family of a key that was rotated from another one. NULL: the key''s own id.';
+UPDATE rk_apikeys.key_usage_daily d SET family = k.family FROM rk_apikeys.api_keys k
+  WHERE k.key_id = d.key_id AND k.family <> k.key_id;
+
+-- Members, and what they see.
+DO $$
+DECLARE
+  existing record;
+  members text;
+BEGIN
+  SELECT * INTO existing FROM pg_catalog.pg_roles WHERE rolname = 'rk_apikeys_member';
+  IF NOT FOUND THEN
+    CREATE ROLE rk_apikeys_member NOLOGIN;
+  ELSIF existing.rolcanlogin OR existing.rolsuper OR existing.rolcreaterole
+        OR existing.rolbypassrls OR existing.rolreplication THEN
+    RAISE EXCEPTION 'role "rk_apikeys_member" exists and is more than a group'
+      USING ERRCODE = 'invalid_role_specification',
+            DETAIL = 'It has LOGIN, SUPERUSER, CREATEROLE, BYPASSRLS or REPLICATION.',
+            HINT = 'Take that from the role, or rename it.';
+  ELSE
+    SELECT string_agg(quote_ident(m.rolname), ', ' ORDER BY m.rolname) INTO members
+      FROM pg_catalog.pg_auth_members a
+        JOIN pg_catalog.pg_roles m ON m.oid = a.member
+      WHERE a.roleid = existing.oid;
+    IF members IS NOT NULL THEN
+      RAISE WARNING 'role "rk_apikeys_member" exists and has members: %', members
+        USING HINT = 'They have its rights on the API keys of this database too.';
+    END IF;
+  END IF;
+END $$;
+COMMENT ON ROLE rk_apikeys_member IS 'rk_apikeys: the keys of its own tenant that its end user owns';
+CREATE POLICY own_keys ON rk_apikeys.api_keys TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant()) AND owner = (SELECT rk_apikeys.current_end_user()));
+COMMENT ON POLICY own_keys ON rk_apikeys.api_keys IS 'A member manages the keys of its own tenant that its end user owns.';
+CREATE POLICY own_keys_read ON rk_apikeys.key_usage FOR SELECT TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant())
+    AND EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_usage.key_id));
+COMMENT ON POLICY own_keys_read ON rk_apikeys.key_usage IS 'A member reads the usage of keys that it sees.';
+CREATE POLICY own_keys_read ON rk_apikeys.key_usage_daily FOR SELECT TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant())
+    AND EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_usage_daily.key_id));
+COMMENT ON POLICY own_keys_read ON rk_apikeys.key_usage_daily IS 'A member reads the usage of keys that it sees.';
+CREATE POLICY own_keys_read ON rk_apikeys.key_events FOR SELECT TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant()) AND owner = (SELECT rk_apikeys.current_end_user()));
+COMMENT ON POLICY own_keys_read ON rk_apikeys.key_events IS 'A member reads the events of keys that its end user owned then.';
+ALTER POLICY principal ON rk_apikeys.api_keys TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member;
+ALTER POLICY principal ON rk_apikeys.key_usage TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member;
+ALTER POLICY principal ON rk_apikeys.key_usage_daily TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member;
+ALTER POLICY principal ON rk_apikeys.key_events TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member;
+CREATE INDEX key_events_owner ON rk_apikeys.key_events (tenant, owner, event_id) WHERE owner IS NOT NULL;
+COMMENT ON INDEX rk_apikeys.key_events_owner IS 'For the history of an owner''s keys.';
 
 CREATE OR REPLACE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
   SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
@@ -336,10 +260,15 @@ CREATE OR REPLACE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
           ELSE coalesce(rk_apikeys._live_last_used_addr(k.key_id), u.last_used_addr) END
         FROM rk_apikeys.key_usage u WHERE u.key_id = k.key_id),
       rk_apikeys._live_last_used_addr(k.key_id)) AS last_used_addr,
-    coalesce(k.family, k.key_id) AS family, k.owner
+    coalesce(k.family, k.key_id) AS family, k.owner, k.created_by_user, k.updated_by_user
   FROM rk_apikeys.api_keys k;
 COMMENT ON COLUMN rk_apikeys.keys.parent IS 'The id of the key that made this key, as principal. NULL: a role without a principal made this key.';
 COMMENT ON COLUMN rk_apikeys.keys.last_used_addr IS 'The address of the last use that came with an address.';
+
+CREATE OR REPLACE VIEW rk_apikeys.key_activity WITH (security_invoker = true) AS
+  SELECT d.day, d.key_id, d.tenant, k.name, d.environment, d.uses, d.denials,
+    coalesce(d.family, d.key_id) AS family, k.owner, k.created_by_user
+  FROM rk_apikeys.key_usage_daily d LEFT JOIN rk_apikeys.api_keys k USING (key_id);
 
 -- The verdict of 0.3.
 DROP FUNCTION rk_apikeys.verify_key(text, text, inet, integer), rk_apikeys.authenticate(text, text, inet);
@@ -423,6 +352,15 @@ COMMENT ON FUNCTION rk_apikeys._server_stats() IS 'Private: returns the row of t
 -- The view keys tells every default.
 ALTER VIEW rk_apikeys.keys ALTER tenant SET DEFAULT rk_apikeys.current_tenant(),
   ALTER environment SET DEFAULT rk_apikeys._default_environment();
+
+-- The message that a key has changed names a type. A session that still has the
+-- library of 0.2 would not know it, so its verify must fail, as its verify_key does.
+CREATE TYPE rk_apikeys._change AS ();
+COMMENT ON TYPE rk_apikeys._change IS
+  'Private: stands for "a key has changed" in the invalidation messages between sessions. It has no values.';
+CREATE OR REPLACE FUNCTION rk_apikeys.verify(token text) RETURNS boolean
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_verify_0_3';
 
 -- The kinds of events of 0.3. The functions for events come with sql/77-events.sql.
 ALTER TABLE rk_apikeys.key_events DROP CONSTRAINT key_events_event_check, DROP CONSTRAINT key_events_key_check;
@@ -563,7 +501,7 @@ COMMENT ON VIEW rk_apikeys.expiring_keys IS
 COMMENT ON VIEW rk_apikeys.stale_keys IS
   'The active keys that nobody has used for the time of the setting rk_apikeys.stale_after. For a key that was never used, the time counts from its creation.';
 COMMENT ON VIEW rk_apikeys.key_activity IS
-  'Uses and denials per key and day (UTC). name is NULL for a deleted key.';
+  'Uses and denials per key and day (UTC). name, owner and created_by_user are NULL for a deleted key. Sum by family to have a key and its rotations as one.';
 COMMENT ON VIEW rk_apikeys.stats IS
   'One row: counters of this server since its start, over all databases. Without shared memory, all columns except preloaded are NULL.';
 COMMENT ON FUNCTION rk_apikeys.verify(text) IS
@@ -578,9 +516,5 @@ COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
   'Writes the usage of this database''s keys from shared memory to key_usage and key_usage_daily now. Returns the number of keys. Returns 0 without shared memory, or while another flush is running. Commit soon, because other flushes wait until then.';
 COMMENT ON FUNCTION rk_apikeys.seal(text, text) IS
   'Returns the secret as an OpenPGP message (RFC 4880, armoured). Only the owner of the armoured public key can read the message. Errors: 55000 without the extension pgcrypto, else those of pgcrypto for an invalid key.';
-COMMENT ON FUNCTION rk_apikeys._page(text, text, text, text, text, text, text, boolean) IS
-  'Private: runs the query that list_keys has built, with the caller''s rights, and keeps its plan.';
-COMMENT ON FUNCTION rk_apikeys.list_keys(text, text, text, text, boolean, integer, text) IS
-  'Returns a page of the keys that the caller can see, without secrets. search: a text in name, description, key id or environment, in any case, taken literally; or a whole token, a whole masked key, or the last 4 characters of a token. sort_by: name, environment, key_id, created_at, updated_at, expires_at, last_used_at, use_count or status; NULLs last, ties by key_id. page_size: 1 to 1000. after: the cursor of the last row of the previous page. Errors: 22023.';
 COMMENT ON FUNCTION rk_apikeys.has_scope(text) IS
   'Whether the key that this transaction has authenticated as has the scope, by its own name, by a:* or by *. scope may be a list as in verify_key. False for what is no list, without such a key, or if the key is no longer good.';

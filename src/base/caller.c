@@ -20,6 +20,7 @@
 #include "utils/relcache.h"
 
 #include "base/caller.h"
+#include "base/settings.h"
 #include "compat.h"
 #include "token/token.h"
 
@@ -44,6 +45,24 @@ caller_application_name(void)
 
 	token_redact_kept(name, strlen(name));
 	return name;
+}
+
+/*
+ * Return the setting rk_apikeys.end_user, with tokens masked; NULL if it is
+ * empty.  Raise 22023 if the value that the session began with is not valid.
+ */
+const char *
+caller_end_user(void)
+{
+	if (settings_end_user[0] == '\0')
+		return NULL;
+	if (!settings_end_user_ok(settings_end_user))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for parameter \"rk_apikeys.end_user\""),
+				 errhint("Use at most %d characters of the database's encoding.",
+						 SETTINGS_END_USER_MAX_CHARS)));
+	return settings_end_user;
 }
 
 /*

@@ -7,6 +7,7 @@
 
 extern Oid	caller_role(void);
 extern char *caller_application_name(void);
+extern const char *caller_end_user(void);
 extern bool caller_owns(Oid table);
 extern bool caller_borrows(void);
 

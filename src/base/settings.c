@@ -12,6 +12,7 @@
 
 #include <limits.h>
 
+#include "access/parallel.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -27,6 +28,7 @@
 #include "token/token.h"
 
 char	   *settings_default_environment = NULL;
+char	   *settings_end_user = NULL;
 char	   *settings_primary_conninfo = NULL;
 char	   *settings_required_environment = NULL;
 char	   *settings_tenant = NULL;
@@ -36,6 +38,7 @@ int			settings_cache_size = 1024;
 int			settings_max_tracked_keys = 65536;
 bool		settings_notify = false;
 bool		settings_redact_logs = true;
+bool		settings_require_end_user = false;
 bool		settings_track_usage = true;
 int			settings_usage_flush_interval = 10000;
 int			settings_usage_resolution = 60;
@@ -48,6 +51,7 @@ static bool interval_parse(const char *value, Interval *result);
 static bool check_interval(char **newval, void **extra, GucSource source);
 static bool check_token_name(char **newval, void **extra, GucSource source);
 static bool check_required_environment(char **newval, void **extra, GucSource source);
+static bool check_end_user(char **newval, void **extra, GucSource source);
 static bool check_tenant(char **newval, void **extra, GucSource source);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_setting_interval);
@@ -69,6 +73,12 @@ settings_init(void)
 							   &settings_default_environment, "prod",
 							   PGC_SUSET, 0,
 							   check_token_name, NULL, NULL);
+	DefineCustomStringVariable("rk_apikeys.end_user",
+							   "The person of the product for whom this session acts.",
+							   "Events and keys keep the name. A member manages the keys that this person owns.",
+							   &settings_end_user, "",
+							   PGC_SUSET, 0,
+							   check_end_user, NULL, NULL);
 	DefineCustomStringVariable("rk_apikeys.expiring_window",
 							   "How far ahead the view expiring_keys looks.",
 							   NULL,
@@ -126,6 +136,12 @@ settings_init(void)
 							 "Only sessions that have loaded the library mask tokens, so preload the library.",
 							 &settings_redact_logs, true,
 							 PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
+	DefineCustomBoolVariable("rk_apikeys.require_end_user",
+							 "Refuse a change of keys while rk_apikeys.end_user is empty.",
+							 NULL,
+							 &settings_require_end_user, false,
+							 PGC_SUSET, 0,
 							 NULL, NULL, NULL);
 	DefineCustomStringVariable("rk_apikeys.required_environment",
 							   "The environment of the keys that verify accepts; empty means any.",
@@ -270,6 +286,39 @@ static bool
 check_required_environment(char **newval, void **extra, GucSource source)
 {
 	return (*newval)[0] == '\0' || check_token_name(newval, extra, source);
+}
+
+/*
+ * Return whether an end user's name is valid in the database's encoding, and not
+ * too long.
+ */
+bool
+settings_end_user_ok(const char *value)
+{
+	int			chars = pg_verify_mbstr_len(GetDatabaseEncoding(), value,
+											strlen(value), true);
+
+	return chars >= 0 && chars <= SETTINGS_END_USER_MAX_CHARS;
+}
+
+/*
+ * Outside of a database the encoding is not known, so caller_end_user() checks
+ * the name again.  A parallel worker takes the name of its leader.  The message
+ * does not show the name, which may be a token.
+ */
+static bool
+check_end_user(char **newval, void **extra, GucSource source)
+{
+	if (OidIsValid(MyDatabaseId) && !InitializingParallelWorker &&
+		!settings_end_user_ok(*newval))
+	{
+		GUC_check_errmsg("invalid value for parameter \"rk_apikeys.end_user\"");
+		GUC_check_errhint("Use at most %d characters of the database's encoding.",
+						  SETTINGS_END_USER_MAX_CHARS);
+		return false;
+	}
+	token_redact_kept(*newval, strlen(*newval));
+	return true;
 }
 
 static bool

@@ -164,6 +164,19 @@ store_table(const char *name, bool missing_ok)
 }
 
 /*
+ * Return whether one of our tables has that column of a later release.  A column
+ * of another type was added by a DBA.
+ */
+bool
+store_has_text(const char *table, const char *column)
+{
+	Oid			oid = store_table(table, false);
+	AttrNumber	number = get_attnum(oid, column);
+
+	return number != InvalidAttrNumber && get_atttype(oid, number) == TEXTOID;
+}
+
+/*
  * Return the number that a column of api_keys has in a table of that shape.  A
  * table of an earlier release may lack a later column: then return 0.  A DBA may
  * have added columns before the release that brought the later column, even of

@@ -52,8 +52,10 @@ enum KeyColumn
 	KEY_START,
 	KEY_FAMILY,
 	KEY_OWNER,
+	KEY_CREATED_BY_USER,
+	KEY_UPDATED_BY_USER,
 	KEY_FIRST_COLUMNS = KEY_PEPPER_ID,
-	KEY_COLUMNS = KEY_OWNER
+	KEY_COLUMNS = KEY_UPDATED_BY_USER
 };
 
 typedef enum DigestKind
@@ -127,6 +129,7 @@ typedef struct StoredUsage
 
 extern int	store_column(TupleDesc desc, int column, const char *name);
 extern Oid	store_table(const char *name, bool missing_ok);
+extern bool store_has_text(const char *table, const char *column);
 extern bool store_changes_are_told(Oid table);
 extern void store_forget_file(void);
 extern void store_prefetch(const StoredPlace *place);

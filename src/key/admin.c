@@ -18,7 +18,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
-#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 #include "base/caller.h"
@@ -213,14 +212,11 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 		"  AND NOT EXISTS (SELECT FROM rk_apikeys.api_keys c WHERE c.parent = k.key_id)",
 		.nargs = 1, .types = &type, .values = &value
 	};
-	Oid			table = store_table("api_keys", false);
-	AttrNumber	parent;
 
 	principal_refuse();
 	check_older_than(fcinfo);
-	/* The SQL of 0.2 has no children.  A column of another type is a DBA's. */
-	parent = get_attnum(table, "parent");
-	if (parent == InvalidAttrNumber || get_atttype(table, parent) != TEXTOID)
+	/* The SQL of 0.2 has no children. */
+	if (!store_has_text("api_keys", "parent"))
 		query.query = "DELETE FROM rk_apikeys.api_keys"
 			" WHERE least(revoked_at, expires_at, grace_until) < now() - $1";
 	run_as_owner(&query);
@@ -271,18 +267,22 @@ rk_apikeys_purge_events_0_3(PG_FUNCTION_ARGS)
 Datum
 rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 {
-	Oid			types[3] = {INTERVALOID, TEXTOID, TEXTOID};
-	Datum		values[3];
+#define PURGE(column, argument) \
+	"WITH gone AS (DELETE FROM rk_apikeys.key_events" \
+	"   WHERE occurred_at < now() - $1 RETURNING event_id)," \
+	"  told AS (INSERT INTO rk_apikeys.key_events" \
+	"   (event, actor, role, client_addr, application_name, changes" column ")" \
+	"   SELECT 'purged', session_user, $2, inet_client_addr(), $3," \
+	"    jsonb_build_object('older_than', $1, 'events', count(*))" argument \
+	"    FROM gone HAVING count(*) > 0)" \
+	" SELECT count(*)::text FROM gone"
+	Oid			types[4] = {INTERVALOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[4] = {0};
+	char		nulls[4] = {' ', ' ', ' ', 'n'};
+	bool		for_whom = store_has_text("key_events", "end_user");
 	OwnerQuery	query = {
-		.query = "WITH gone AS (DELETE FROM rk_apikeys.key_events"
-		"   WHERE occurred_at < now() - $1 RETURNING event_id),"
-		"  told AS (INSERT INTO rk_apikeys.key_events"
-		"   (event, actor, role, client_addr, application_name, changes)"
-		"   SELECT 'purged', session_user, $2, inet_client_addr(), $3,"
-		"    jsonb_build_object('older_than', $1, 'events', count(*))"
-		"    FROM gone HAVING count(*) > 0)"
-		" SELECT count(*)::text FROM gone",
-		.nargs = 3, .types = types, .values = values
+		.query = for_whom ? PURGE(", end_user", ", $4") : PURGE("", ""),
+		.nargs = for_whom ? 4 : 3,.types = types,.values = values,.nulls = nulls
 	};
 
 	principal_refuse();
@@ -290,6 +290,11 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
 	values[2] = CStringGetTextDatum(caller_application_name());
+	if (caller_end_user() != NULL)
+	{
+		values[3] = CStringGetTextDatum(caller_end_user());
+		nulls[3] = ' ';
+	}
 	caller_run_as_owner(store_table("key_events", false), audit_mend_numbers, NULL);
 	run_as_owner(&query);
 	PG_RETURN_DATUM(DirectFunctionCall1(int8in,

@@ -32,6 +32,7 @@
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/tuplestore.h"
 
 #include "base/caller.h"
 #include "base/now.h"
@@ -49,13 +50,15 @@
 
 /*
  * The head of each insert.  $1 is the caller's role, $2 the principal, $3 the
- * application's name, $4 the columns that no event shows.  session_user does
- * not change under the owner's rights.
+ * application's name, $4 the columns that no event shows, $5 the end user.
+ * session_user does not change under the owner's rights.  FOR_WHOM marks the
+ * places of columns that the SQL of 0.1 and 0.2 lacks: see with_end_user().
  */
+#define FOR_WHOM "/* for whom */"
 #define INSERT_EVENTS \
 	"INSERT INTO rk_apikeys.key_events" \
 	"  (tenant, key_id, event, actor, role, principal, client_addr, application_name," \
-	"   changes)"
+	"   changes" FOR_WHOM ")"
 #define WHO \
 	"  session_user, $1, $2, inet_client_addr(), $3"
 
@@ -68,7 +71,7 @@
 	INSERT_EVENTS \
 	" SELECT n.tenant, n.key_id," \
 	"  CASE n.digest_kind WHEN 'native' THEN 'created' ELSE 'imported' END," WHO "," \
-	SETTINGS("n", "new") \
+	SETTINGS("n", "new") FOR_WHOM \
 	"  FROM new_keys n WHERE n.created_at = now()"
 
 #define ROTATED "c.changes ? 'grace_until' AND o.grace_until IS NULL"
@@ -82,7 +85,7 @@
 	"   WHEN c.changes ? 'enabled' THEN 'disabled'" \
 	"   ELSE 'updated' END," WHO "," \
 	"  CASE WHEN " ROTATED " AND NOT c.changes ? 'revoked_at'" \
-	"   THEN " SETTINGS("n", "new") " || c.changes ELSE c.changes END" \
+	"   THEN " SETTINGS("n", "new") " || c.changes ELSE c.changes END" FOR_WHOM \
 	"  FROM old_keys o JOIN new_keys n USING (key_id)" \
 	"   CROSS JOIN LATERAL" \
 	"   (SELECT jsonb_object_agg(a.key," \
@@ -94,15 +97,16 @@
 
 #define AUDIT_DELETE \
 	INSERT_EVENTS \
-	" SELECT o.tenant, o.key_id, 'deleted'," WHO "," \
-	SETTINGS("o", "old") \
-	"  FROM old_keys o"
+	" SELECT n.tenant, n.key_id, 'deleted'," WHO "," \
+	SETTINGS("n", "old") FOR_WHOM \
+	"  FROM old_keys n"
 
 /* Events of audit_add(), from JSON. */
 #define AUDIT_ADD \
 	INSERT_EVENTS \
-	" SELECT e.tenant, e.key_id, e.event," WHO ", e.changes" \
-	"  FROM jsonb_to_recordset(%s) AS e(tenant text, key_id text, event text, changes jsonb)" \
+	" SELECT n.tenant, n.key_id, n.event," WHO ", n.changes" FOR_WHOM \
+	"  FROM jsonb_to_recordset(%s)" \
+	"   AS n(tenant text, key_id text, event text, changes jsonb, owner text)" \
 	"  WHERE $4 IS NOT NULL"
 
 /* Whether a row of key_events has a number that the sequence has yet to give. */
@@ -117,18 +121,21 @@
  */
 #define FEW_ROWS 16
 
-/* The query of a statement's events, with its kept plans. */
+/*
+ * The query of a statement's events, with its kept plans: by whether they write
+ * the end user, and whether they return the events, for NOTIFY.
+ */
 typedef struct Audit
 {
 	const char *query;
-	SPIPlanPtr	plan;
-	SPIPlanPtr	telling;		/* returns the events, for NOTIFY */
+	SPIPlanPtr	plans[2][2];
 	bool		few;			/* of this call */
 } Audit;
 
 static Datum audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
 						 Audit *audit);
 static void insert_events(void *arg);
+static char *with_end_user(const char *query);
 static bool notify_has_room(void);
 static void notify_events(void);
 
@@ -183,7 +190,7 @@ audit_write(FunctionCallInfo fcinfo, const char *trigger_name, Audit *audit)
 
 /*
  * Insert events, as the owner of api_keys.  events is a JSON array of objects
- * with tenant, key_id, event and changes.
+ * with tenant, key_id, event, changes and owner.
  */
 void
 audit_add(const char *events)
@@ -202,10 +209,12 @@ static void
 insert_events(void *arg)
 {
 	Audit	   *audit = arg;
-	const char *query = audit->query;
-	Oid			types[4] = {TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID};
-	Datum		values[4] = {0};
-	char		nulls[4] = {' ', 'n', ' ', ' '};
+	Oid			types[5] = {TEXTOID, TEXTOID, TEXTOID, TEXTARRAYOID, TEXTOID};
+	Datum		values[5] = {0};
+	char		nulls[5] = {' ', 'n', ' ', ' ', 'n'};
+	bool		for_whom = store_has_text("key_events", "end_user") &&
+		store_has_text("key_events", "owner");
+	int			nargs = for_whom ? 5 : 4;
 	bool		notify = settings_notify && notify_has_room();
 
 	audit_mend_numbers(NULL);
@@ -216,26 +225,56 @@ insert_events(void *arg)
 		nulls[1] = ' ';
 	}
 	values[2] = CStringGetTextDatum(caller_application_name());
-	if (notify)
-		query = psprintf("%s RETURNING event, key_id", query);
 	values[3] = PointerGetDatum(columns_not_told());
-	if (audit->few)
+	if (for_whom && caller_end_user() != NULL)
 	{
-		SPIPlanPtr *plan = notify ? &audit->telling : &audit->plan;
-
-		if (*plan == NULL)
-		{
-			SPIPlanPtr	made = SPI_prepare(query, 4, types);
-
-			SPI_keepplan(made);
-			*plan = made;
-		}
-		SPI_execute_plan(*plan, values, nulls, false, 0);
+		values[4] = CStringGetTextDatum(caller_end_user());
+		nulls[4] = ' ';
 	}
+	if (audit->few && audit->plans[for_whom][notify] != NULL)
+		SPI_execute_plan(audit->plans[for_whom][notify], values, nulls, false, 0);
 	else
-		SPI_execute_with_args(query, 4, types, values, nulls, false, 0);
+	{
+		const char *query = for_whom ? with_end_user(audit->query) : audit->query;
+
+		if (notify)
+			query = psprintf("%s RETURNING event, key_id", query);
+		if (audit->few)
+		{
+			SPIPlanPtr	plan = SPI_prepare(query, nargs, types);
+
+			SPI_keepplan(plan);
+			audit->plans[for_whom][notify] = plan;
+			SPI_execute_plan(plan, values, nulls, false, 0);
+		}
+		else
+			SPI_execute_with_args(query, nargs, types, values, nulls, false, 0);
+	}
 	if (notify)
 		notify_events();
+}
+
+/*
+ * Return a query with the columns end_user and owner at its first mark, and their
+ * values at its second one, palloc'd.
+ */
+static char *
+with_end_user(const char *query)
+{
+	static const char *const parts[] = {", end_user, owner", ", $5, n.owner"};
+	StringInfoData result;
+
+	initStringInfo(&result);
+	for (int i = 0; i < (int) lengthof(parts); i++)
+	{
+		const char *mark = strstr(query, FOR_WHOM);
+
+		appendBinaryStringInfo(&result, query, (int) (mark - query));
+		appendStringInfoString(&result, parts[i]);
+		query = mark + strlen(FOR_WHOM);
+	}
+	appendStringInfoString(&result, query);
+	return result.data;
 }
 
 /*

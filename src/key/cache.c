@@ -7,6 +7,12 @@
  * message into the shared queue before it returns to its client, and every look
  * here first takes the messages from the queue.
  *
+ * The message names the type _change, which nobody uses.  A message that named
+ * api_keys would make every backend build the table's relcache entry and the
+ * plans of its queries anew.  A transaction sends one message, however many
+ * keys it changes, because its changes become visible at one moment.  From then
+ * on to its end its own backend keeps nothing.
+ *
  * The message is sent only while both triggers that settle a change are ENABLE
  * ALWAYS.  ALTER TABLE ... ENABLE TRIGGER, as pg_restore --disable-triggers
  * runs it, leaves them at ENABLE, and then a change that replication applies
@@ -82,17 +88,31 @@ static int	made_for = 0;
 static uint64 messages = 1;
 static uint64 messages_done = 0;
 
-/* The table that messages are about; looked up by a flush. */
+/* What messages are about; looked up by a flush. */
 static Oid	table = InvalidOid;
+static Oid	carrier = InvalidOid;	/* of the type that a change names */
+
+/* Whether the next flush is to look these up, for more than a key has changed. */
+static bool table_is_stale = true;
 
 /* Whether each change of the table sends a message; looked up by a flush. */
 static bool changes_are_told = false;
+
+/*
+ * The level of nesting whose end decides on the message that this transaction
+ * has sent; 0 if none was sent.
+ */
+static int	told_level = 0;
 
 /* Whether there are imported keys, as of a count of messages. */
 static uint64 has_imported_since = 0;
 static bool has_imported = false;
 
+static void end_transaction(XactEvent event, void *arg);
+static void end_subtransaction(SubXactEvent event, SubTransactionId mySubid,
+							   SubTransactionId parentSubid, void *arg);
 static void take_messages(void);
+static bool may_keep(uint64 messages_before);
 static CacheSet *find_set(uint32 hash);
 static void make_sets(void);
 static void drop_sets(void);
@@ -107,14 +127,70 @@ static const StoredKey *keep(uint32 hash, StoredKey *row,
 static void
 relcache_callback(Datum arg, Oid relid)
 {
-	if (relid == table || relid == InvalidOid || table == InvalidOid)
+	if (relid == carrier && relid != InvalidOid)
 		messages++;
+	else if (relid == table || relid == InvalidOid || table == InvalidOid ||
+			 carrier == InvalidOid)
+	{
+		messages++;
+		table_is_stale = true;
+	}
 }
 
 void
 cache_init(void)
 {
 	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+}
+
+/*
+ * Tell every session, at COMMIT, that a row of api_keys has changed.  Without the
+ * type, as in an earlier release, the message names the table.
+ */
+void
+cache_tell_change(Relation api_keys)
+{
+	static bool registered = false;
+	Oid			type;
+
+	if (told_level > 0)
+		return;
+	if (!registered)
+	{
+		RegisterXactCallback(end_transaction, NULL);
+		RegisterSubXactCallback(end_subtransaction, NULL);
+		registered = true;
+	}
+	type = store_table("_change", true);
+	if (OidIsValid(type))
+		CacheInvalidateRelcacheByRelid(type);
+	else
+		CacheInvalidateRelcache(api_keys);
+	told_level = GetCurrentTransactionNestLevel();
+}
+
+/* XactCallback */
+static void
+end_transaction(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
+		told_level = 0;
+}
+
+/* SubXactCallback: a rollback drops the messages that were sent inside. */
+static void
+end_subtransaction(SubXactEvent event, SubTransactionId mySubid,
+				   SubTransactionId parentSubid, void *arg)
+{
+	int			level = GetCurrentTransactionNestLevel();
+
+	if (told_level < level)
+		return;
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		told_level = 0;
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+		told_level = level - 1;
 }
 
 /* Return the key with that id (TOKEN_KEY_ID_LEN bytes), or NULL. */
@@ -220,7 +296,7 @@ cache_has_imported(void)
 	before = messages;
 	found = store_has_imported(table);
 	/* If a key of this transaction is rolled back, that costs a look only. */
-	if (before == messages && changes_are_told)
+	if (may_keep(before))
 	{
 		has_imported = found;
 		has_imported_since = before;
@@ -245,11 +321,24 @@ take_messages(void)
 	if (context != NULL)
 		MemoryContextReset(context);
 	flushes++;
-	store_forget_file();
-	table = store_table("api_keys", true);
-	changes_are_told = store_changes_are_told(table);
+	if (table_is_stale)
+	{
+		store_forget_file();
+		table = store_table("api_keys", true);
+		carrier = store_table("_change", true);
+		changes_are_told = store_changes_are_told(table);
+		table_is_stale = messages != taken;
+	}
 	/* Last, because these may raise, and the flush is then to be redone. */
 	messages_done = taken;
+}
+
+/* Whether what was read since a count of messages may be kept. */
+static bool
+may_keep(uint64 messages_before)
+{
+	return messages == messages_before && messages == messages_done &&
+		changes_are_told && told_level == 0;
 }
 
 /*
@@ -349,8 +438,7 @@ keep(uint32 hash, StoredKey *row, uint64 messages_before)
 	int			i = 0;
 
 	stats_count(STATS_CACHE_MISSES);
-	if (row == NULL || messages != messages_before ||
-		messages != messages_done || !changes_are_told || made_for == 0 ||
+	if (row == NULL || !may_keep(messages_before) || made_for == 0 ||
 		IsInParallelMode() ||
 		TransactionIdIsCurrentTransactionId(row->xmin) ||
 		row->size - row->metadata_size > ENTRY_MAX_SIZE ||

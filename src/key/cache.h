@@ -21,6 +21,7 @@ typedef struct CacheLook
 } CacheLook;
 
 extern void cache_init(void);
+extern void cache_tell_change(Relation api_keys);
 extern void cache_look(CacheLook *look, const char *key_id);
 extern void cache_recall(CacheLook *look);
 extern const StoredKey *cache_get(CacheLook *look, bool brief_will_do);

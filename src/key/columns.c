@@ -53,7 +53,10 @@ static const struct
 	[KEY_START - 1] = {"start", COLUMN_FIXED | COLUMN_MADE},
 	/* Follows from replaces. */
 	[KEY_FAMILY - 1] = {"family", COLUMN_FIXED | COLUMN_MADE},
-	[KEY_OWNER - 1] = {"owner", COLUMN_SETTING}
+	[KEY_OWNER - 1] = {"owner", COLUMN_SETTING},
+	/* As created_by and updated_by. */
+	[KEY_CREATED_BY_USER - 1] = {"created_by_user", COLUMN_FIXED | COLUMN_MADE},
+	[KEY_UPDATED_BY_USER - 1] = {"updated_by_user", COLUMN_MADE}
 };
 
 StaticAssertDecl(lengthof(columns) == KEY_COLUMNS,

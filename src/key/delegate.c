@@ -4,6 +4,7 @@
  *
  * A principal makes and changes keys within itself.  Its tenant, environment,
  * scopes, end, networks and rate limit bound those of every key that it touches.
+ * A member makes no such key.
  *
  * Trust: the triggers of guard.c call these functions, so no way around them is
  * open to a role that does not own the table.
@@ -152,6 +153,23 @@ delegate_check(const Datum *values, const bool *nulls, const bool *changed)
 				 errmsg("API key \"%s\" cannot give a key \"%s\" beyond its own",
 						principal->key_id, beyond),
 				 errhint("Give a value within that of the key that authenticated.")));
+}
+
+/*
+ * Check the scopes that a member gives a key.  Raise 42501 if they grant
+ * apikeys:manage, because as a principal such a key reaches keys of others.
+ */
+void
+delegate_check_member(const Datum *values)
+{
+	if (session_is_member() &&
+		grant_scope(DatumGetArrayTypeP(VALUE(KEY_SCOPES)),
+					cstring_to_text(SESSION_MANAGE_SCOPE)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("a member cannot give an API key the scope \"%s\"",
+						SESSION_MANAGE_SCOPE),
+				 errhint("Ask a manager to give it, or leave it out.")));
 }
 
 /*

@@ -10,6 +10,7 @@
 extern void delegate_check_old(const Datum *values);
 extern void delegate_check(const Datum *values, const bool *nulls,
 						   const bool *changed);
+extern void delegate_check_member(const Datum *values);
 extern void delegate_lock(void *arg);
 
 #endif

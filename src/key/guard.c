@@ -26,7 +26,6 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
-#include "utils/inval.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
@@ -36,6 +35,7 @@
 #include "base/settings.h"
 #include "base/store.h"
 #include "compat.h"
+#include "key/cache.h"
 #include "key/check.h"
 #include "key/columns.h"
 #include "key/delegate.h"
@@ -101,6 +101,29 @@ session_user_name(void)
 	return CStringGetTextDatum(GetUserNameFromId(GetSessionUserId(), false));
 }
 
+/* Set a column to the end user; NULL if there is none. */
+static void
+set_end_user(KeyTuple *key, int column)
+{
+	const char *end_user = caller_end_user();
+
+	ISNULL(key, column) = end_user == NULL;
+	if (end_user != NULL)
+		VALUE(key, column) = CStringGetTextDatum(end_user);
+}
+
+/* Raise 22023 if a change of keys needs an end user and there is none. */
+static void
+check_end_user(void)
+{
+	if (settings_require_end_user && caller_end_user() == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a change of API keys needs an end user"),
+				 errdetail("rk_apikeys.require_end_user is on."),
+				 errhint("Set rk_apikeys.end_user to the person who makes the change.")));
+}
+
 /*
  * Return the trigger data of a call.  Raise 39P01 unless the call comes from
  * the trigger of that name on api_keys.  A role that can execute a trigger
@@ -136,6 +159,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 	KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
 	bool		all[KEY_COLUMNS];
 	bool		imported = !ISNULL(key, KEY_DIGEST);
+	bool		copied = false;
 	Replaced	old = {.found = false};
 	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 
@@ -170,6 +194,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 						 errhint("Leave the column out, because the insert sets it.")));
 	}
 
+	check_end_user();
 	if (!ISNULL(key, KEY_REPLACES))
 	{
 		old.key_id = VALUE(key, KEY_REPLACES);
@@ -177,12 +202,17 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 							read_replaced, &old);
 		if (old.found && guard_rotation.key_id != NULL &&
 			same_text(old.key_id, cstring_to_text(guard_rotation.key_id)))
+		{
 			copy_settings(key, &old.key);
+			copied = true;
+		}
 	}
 	set_defaults(key);
 	memset(all, true, sizeof(all));
 	check_settings(key->values, key->nulls, all, DatumGetTimestampTz(now));
 	delegate_check(key->values, key->nulls, all);
+	if (!copied)
+		delegate_check_member(key->values);
 	if (!ISNULL(key, KEY_REPLACES))
 		check_replaces(key);
 	if (principal_is_set())
@@ -192,8 +222,10 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 		set_value(key, KEY_PARENT, VALUE(&old.key, KEY_PARENT));
 	set_value(key, KEY_CREATED_AT, now);
 	set_value(key, KEY_CREATED_BY, session_user_name());
+	set_end_user(key, KEY_CREATED_BY_USER);
 	set_value(key, KEY_UPDATED_AT, now);
 	set_value(key, KEY_UPDATED_BY, session_user_name());
+	set_end_user(key, KEY_UPDATED_BY_USER);
 	if (!imported)
 		make_token(key);
 	set_family(key, &old);
@@ -233,11 +265,16 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 
 	check_settings(new->values, new->nulls, changed,
 				   DatumGetTimestampTz(VALUE(new, KEY_CREATED_AT)));
+	/* Whoever holds a token may end its key, so revoke_token() needs no end user. */
+	if (dated && !caller_borrows())
+		check_end_user();
 	/* With borrowed rights, revoke_token() and a flush give a key no rights. */
 	if (!caller_borrows())
 	{
 		delegate_check_old(old->values);
 		delegate_check(new->values, new->nulls, changed);
+		if (changed[KEY_SCOPES - 1])
+			delegate_check_member(new->values);
 	}
 	if (!caller_owns(RelationGetRelid(trigger->tg_relation)))
 		check_transition(old, new, changed, trigger->tg_relation);
@@ -249,6 +286,7 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 		set_value(new, KEY_UPDATED_AT,
 				  TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()));
 		set_value(new, KEY_UPDATED_BY, session_user_name());
+		set_end_user(new, KEY_UPDATED_BY_USER);
 	}
 	return PointerGetDatum(repack(trigger, trigger->tg_newtuple, new));
 }
@@ -265,13 +303,18 @@ rk_apikeys_keys_settle(PG_FUNCTION_ARGS)
 	TriggerData *trigger = guard_trigger(fcinfo, "api_keys_settle");
 	Oid			usage;
 
-	CacheInvalidateRelcache(trigger->tg_relation);
+	cache_tell_change(trigger->tg_relation);
 	if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
 	{
 		KeyTuple   *key = unpack(trigger, trigger->tg_trigtuple);
 
 		if (!caller_borrows())
+		{
+			/* Not where replication applies the change of another server. */
+			if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA)
+				check_end_user();
 			delegate_check_old(key->values);
+		}
 		if (OidIsValid(usage = store_table("key_usage", true)))
 			caller_run_as_owner(usage, delete_usage,
 								DatumGetPointer(VALUE(key, KEY_KEY_ID)));
@@ -290,7 +333,7 @@ rk_apikeys_keys_settle_imported(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = guard_trigger(fcinfo, "api_keys_settle_imported");
 
-	CacheInvalidateRelcache(trigger->tg_relation);
+	cache_tell_change(trigger->tg_relation);
 	return PointerGetDatum(NULL);
 }
 
@@ -516,6 +559,8 @@ set_defaults(KeyTuple *key)
 				  DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
 	if (ISNULL(key, KEY_ENABLED))
 		set_value(key, KEY_ENABLED, BoolGetDatum(true));
+	if (ISNULL(key, KEY_OWNER) && session_is_member())
+		set_end_user(key, KEY_OWNER);
 }
 
 /*
@@ -617,10 +662,11 @@ check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("column \"%s\" of an API key cannot be changed",
 							columns_name(column))));
-	if (changed[KEY_UPDATED_AT - 1] || changed[KEY_UPDATED_BY - 1])
+	if (changed[KEY_UPDATED_AT - 1] || changed[KEY_UPDATED_BY - 1] ||
+		changed[KEY_UPDATED_BY_USER - 1])
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("updated_at and updated_by of an API key cannot be set")));
+				 errmsg("updated_at, updated_by and updated_by_user of an API key cannot be set")));
 
 	if (changed[KEY_REVOKED_AT - 1])
 	{

@@ -5,7 +5,8 @@
  * A token exists in the clear from the insert of its key to the end of the
  * transaction, and only in the memory of this backend.  So the RETURNING of the
  * insert, or a later statement of the same transaction, can show the token to
- * the role that made the key, while the principal is the same as then.
+ * the role that made the key, while the principal and the end user are the same
+ * as then.
  *
  * A second list holds the keys that got their grace_until in this transaction.
  * Only these keys may be named in the column "replaces" of a new key.
@@ -26,6 +27,7 @@
 #include "utils/memutils.h"
 
 #include "base/principal.h"
+#include "base/settings.h"
 #include "compat.h"
 #include "key/issued.h"
 #include "token/token.h"
@@ -40,6 +42,7 @@ typedef struct IssuedToken
 	uint16		len;
 	char		token[TOKEN_MAX_LEN + 1];
 	char		principal[TOKEN_KEY_ID_LEN + 1];	/* as role; empty: none */
+	const char *end_user;		/* as role; of the list's context */
 } IssuedToken;
 
 typedef struct IssuedBlock
@@ -66,6 +69,7 @@ static HTAB *issued_keys = NULL;
 static HTAB *issued_rotations = NULL;
 static IssuedBlock *issued_blocks = NULL;
 static int	issued_count = 0;
+static const char *issued_end_user = NULL;	/* of the last token */
 
 PG_FUNCTION_INFO_V1(rk_apikeys_reveal);
 
@@ -85,6 +89,7 @@ issued_wipe(void)
 	issued_rotations = NULL;
 	issued_blocks = NULL;
 	issued_count = 0;
+	issued_end_user = NULL;
 }
 
 /* Wipe the tokens at the end of the transaction. */
@@ -180,11 +185,14 @@ issued_keep(const char *key_id, const char *token, size_t len)
 		block->next = issued_blocks;
 		issued_blocks = block;
 	}
+	if (issued_end_user == NULL || strcmp(issued_end_user, settings_end_user) != 0)
+		issued_end_user = MemoryContextStrdup(issued_context, settings_end_user);
 	slot = &issued_blocks->tokens[issued_blocks->used];
 	key = hash_search(issued_keys, key_id, HASH_ENTER, &found);
 	key->token = slot;
 	slot->role = GetUserId();
 	strlcpy(slot->principal, principal_setting, sizeof(slot->principal));
+	slot->end_user = issued_end_user;
 	slot->len = len;
 	memcpy(slot->token, token, len);
 	issued_blocks->used++;
@@ -229,8 +237,8 @@ issued_was_rotated(const char *key_id)
  * rk_apikeys.reveal(key_id text) -> text
  *
  * Return the token of a key that the current role made in this transaction with
- * the current principal, or with none if there is none.  Return NULL for any
- * other key, role, principal or transaction.
+ * the current principal and end user, or with none if there is none.  Return
+ * NULL for any other key, role, principal, end user or transaction.
  */
 Datum
 rk_apikeys_reveal(PG_FUNCTION_ARGS)
@@ -245,7 +253,8 @@ rk_apikeys_reveal(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	key = hash_search(issued_keys, VARDATA_ANY(id), HASH_FIND, NULL);
 	if (key == NULL || key->token->role != GetUserId() ||
-		strcmp(key->token->principal, principal_setting) != 0)
+		strcmp(key->token->principal, principal_setting) != 0 ||
+		strcmp(key->token->end_user, settings_end_user) != 0)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text_with_len(key->token->token,
 											  key->token->len));

@@ -76,8 +76,8 @@ find_expiring(void *arg)
 {
 	static const char *const query =
 		"SELECT count(*), jsonb_agg(jsonb_build_object('tenant', k.tenant, 'key_id', k.key_id,"
-		"   'event', 'expiring', 'changes', jsonb_build_object(k.which, k.ends)))::text"
-		" FROM (SELECT tenant, key_id, least(expires_at, grace_until) AS ends,"
+		"   'owner', k.owner, 'event', 'expiring', 'changes', jsonb_build_object(k.which, k.ends)))::text"
+		" FROM (SELECT tenant, key_id, owner, least(expires_at, grace_until) AS ends,"
 		"    CASE WHEN grace_until < expires_at OR expires_at IS NULL"
 		"     THEN 'grace_until' ELSE 'expires_at' END AS which"
 		"   FROM rk_apikeys.api_keys WHERE enabled AND revoked_at IS NULL) k"

@@ -56,6 +56,7 @@ static const struct
 	{"use_count", COLUMN_COMPUTED},
 	{"updated_at", COLUMN_COMPUTED},
 	{"updated_by", COLUMN_COMPUTED},
+	{"updated_by_user", COLUMN_COMPUTED},
 	{"secret", COLUMN_COMPUTED}
 };
 

@@ -24,14 +24,15 @@
 #include "compat.h"
 
 /*
- * Saved plans per backend.  For one page size list_keys() can write at most
- * 9 sorts * 2 directions * 8 sets of filters * 3 places to begin = 432 queries.
- * A plan above the limit is made for one call.  No saved plan is freed, because
- * a query can call _page() again while its plan runs.
+ * Saved plans per backend.  For one page size and one set of filters list_keys()
+ * can write at most 9 sorts * 2 directions * 5 places to begin = 90 queries.  A
+ * plan above the limit is made for one call.  No saved plan is freed, because a
+ * query can call _page() again while its plan runs.
  */
 #define PLANS_MAX 512
 #define QUERY_MAX_LEN 4096
-#define PAGE_ARGS 7
+#define PAGE_ARGS 12
+#define PAGE_ARGS_0_2 7			/* without owner and what follows it */
 
 typedef struct PagePlan
 {
@@ -42,22 +43,38 @@ typedef struct PagePlan
 /* The saved plans of this backend, by PagePlan.query. */
 static HTAB *plans = NULL;
 
+static Datum run_page(FunctionCallInfo fcinfo, int nargs);
 static bool same_types(TupleDesc a, TupleDesc b);
 static SPIPlanPtr find_plan(const char *query);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_page);
+PG_FUNCTION_INFO_V1(rk_apikeys_page_0_3);
 
 /*
  * rk_apikeys._page(query text, search text, status text, environment text,
- *		start_value text, start_key text, sort_by text, descending boolean)
+ *		start_value text, start_key text, sort_by text, descending boolean,
+ *		owner text, tenant text, metadata jsonb, scopes text[], statuses text[])
  *		-> setof rk_apikeys.listed_key
  *
  * Return the rows of the query.  The other arguments are its parameters $1 to
- * $7.  Raise 22004 if the query is NULL, 54000 if the query is too long, 0A000
+ * $12.  Raise 22004 if the query is NULL, 54000 if the query is too long, 0A000
  * if it is not a SELECT, and 42804 if its columns are not those of listed_key.
  */
 Datum
+rk_apikeys_page_0_3(PG_FUNCTION_ARGS)
+{
+	return run_page(fcinfo, PAGE_ARGS);
+}
+
+/* The same for SQL of 0.1 and 0.2. */
+Datum
 rk_apikeys_page(PG_FUNCTION_ARGS)
+{
+	return run_page(fcinfo, PAGE_ARGS_0_2);
+}
+
+static Datum
+run_page(FunctionCallInfo fcinfo, int nargs)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	char	   *query;
@@ -71,8 +88,10 @@ rk_apikeys_page(PG_FUNCTION_ARGS)
 	query = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	for (int i = 0; i < PAGE_ARGS; i++)
 	{
-		values[i] = PG_ARGISNULL(i + 1) ? (Datum) 0 : PG_GETARG_DATUM(i + 1);
-		nulls[i] = PG_ARGISNULL(i + 1) ? 'n' : ' ';
+		bool		isnull = i >= nargs || PG_ARGISNULL(i + 1);
+
+		values[i] = isnull ? (Datum) 0 : PG_GETARG_DATUM(i + 1);
+		nulls[i] = isnull ? 'n' : ' ';
 	}
 	InitMaterializedSRF(fcinfo, 0);
 
@@ -111,7 +130,8 @@ static SPIPlanPtr
 find_plan(const char *query)
 {
 	Oid			types[PAGE_ARGS] = {
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID,
+		TEXTOID, TEXTOID, JSONBOID, TEXTARRAYOID, TEXTARRAYOID
 	};
 	PagePlan   *found;
 	SPIPlanPtr	plan;

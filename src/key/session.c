@@ -22,7 +22,10 @@
 #include "key/cache.h"
 #include "key/session.h"
 
+static bool has_role(const char *name);
+
 PG_FUNCTION_INFO_V1(rk_apikeys_current_tenant);
+PG_FUNCTION_INFO_V1(rk_apikeys_current_end_user);
 PG_FUNCTION_INFO_V1(rk_apikeys_current_key_id);
 PG_FUNCTION_INFO_V1(rk_apikeys_current_key_tenant);
 PG_FUNCTION_INFO_V1(rk_apikeys_current_key_environment);
@@ -106,18 +109,35 @@ session_environment(void)
 bool
 session_sees_all_tenants(void)
 {
-	static const char *const roles[] = {"rk_apikeys_admin", "rk_apikeys_auditor"};
+	return !principal_is_set() &&
+		(has_role("rk_apikeys_admin") || has_role("rk_apikeys_auditor"));
+}
 
-	if (principal_is_set())
-		return false;
-	for (int i = 0; i < (int) lengthof(roles); i++)
-	{
-		Oid			role = get_role_oid(roles[i], true);
+/*
+ * Return whether the caller changes only keys that its end user owns: it is a
+ * member, and has no role that manages others' keys.
+ */
+bool
+session_is_member(void)
+{
+	return has_role("rk_apikeys_member") && !has_role("rk_apikeys_manager") &&
+		!has_role("rk_apikeys_admin");
+}
 
-		if (OidIsValid(role) && has_privs_of_role(caller_role(), role))
-			return true;
-	}
-	return false;
+/* Return whether the caller also sees only those keys. */
+bool
+session_sees_own_keys(void)
+{
+	return session_is_member() && !has_role("rk_apikeys_auditor");
+}
+
+/* Return whether the caller has the rights of a group role. */
+static bool
+has_role(const char *name)
+{
+	Oid			role = get_role_oid(name, true);
+
+	return OidIsValid(role) && has_privs_of_role(caller_role(), role);
 }
 
 /*
@@ -134,6 +154,17 @@ rk_apikeys_current_tenant(PG_FUNCTION_ARGS)
 	if (tenant == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(tenant));
+}
+
+/* rk_apikeys.current_end_user() -> text: caller_end_user(). */
+Datum
+rk_apikeys_current_end_user(PG_FUNCTION_ARGS)
+{
+	const char *end_user = caller_end_user();
+
+	if (end_user == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(end_user));
 }
 
 /* rk_apikeys.current_key_id() -> text; NULL without a good principal. */

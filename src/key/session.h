@@ -15,5 +15,7 @@ extern bool session_may_manage(void);
 extern char *session_tenant(void);
 extern char *session_environment(void);
 extern bool session_sees_all_tenants(void);
+extern bool session_is_member(void);
+extern bool session_sees_own_keys(void);
 
 #endif

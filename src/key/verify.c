@@ -122,6 +122,7 @@ static const StoredKey *find_imported(const char *token, size_t len);
 static void sign_begin(DigestWork *work, const Pepper *pepper);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_verify);
+PG_FUNCTION_INFO_V1(rk_apikeys_verify_0_3);
 PG_FUNCTION_INFO_V1(rk_apikeys_verify_key);
 PG_FUNCTION_INFO_V1(rk_apikeys_verify_key_0_3);
 PG_FUNCTION_INFO_V1(rk_apikeys_authenticate);
@@ -130,10 +131,22 @@ PG_FUNCTION_INFO_V1(rk_apikeys_authenticate_0_3);
 /*
  * rk_apikeys.verify(token text) -> boolean
  *
- * Return whether the token is good now; false for NULL.
+ * The function of 0.1 and 0.2.
  */
 Datum
 rk_apikeys_verify(PG_FUNCTION_ARGS)
+{
+	return rk_apikeys_verify_0_3(fcinfo);
+}
+
+/*
+ * rk_apikeys.verify(token text) -> boolean
+ *
+ * Return whether the token is good now; false for NULL.  The library of an
+ * earlier release, which does not know the type _change, lacks this name.
+ */
+Datum
+rk_apikeys_verify_0_3(PG_FUNCTION_ARGS)
 {
 	Request		request = {
 		.cost = 1, .brief = settings_required_environment[0] == '\0'
@@ -322,12 +335,19 @@ static Datum
 verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 			const StoredKey *key, const Request *request)
 {
+	const ReturnSetInfo *caller = (const ReturnSetInfo *) fcinfo->resultinfo;
 	TupleDesc	desc;
 	Datum		values[COLUMN_COLUMNS] = {0};
 	bool		nulls[COLUMN_COLUMNS];
 	bool		limited = key != NULL && verdict == VERDICT_RATE_LIMITED;
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+	/* A call in FROM has the type at hand. */
+	if (caller != NULL && IsA(caller, ReturnSetInfo) &&
+		caller->expectedDesc != NULL && caller->expectedDesc->tdtypeid != RECORDOID)
+		desc = caller->expectedDesc;
+	else if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		desc = NULL;
+	if (desc == NULL ||
 		(desc->natts != COLUMN_COLUMNS && desc->natts != OLD_COLUMNS))
 		elog(ERROR, "the function does not return a verdict");
 	memset(nulls, true, sizeof(nulls));

@@ -12,6 +12,7 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -21,9 +22,11 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "base/caller.h"
 #include "base/principal.h"
 #include "base/stats.h"
 #include "compat.h"
+#include "key/cache.h"
 #include "key/session.h"
 #include "key/verify.h"
 #include "token/token.h"
@@ -35,11 +38,21 @@
 /* Of _live_usage(). */
 #define LIVE_COLUMNS 3
 
+/* Whose keys the caller may see; NULL: of all tenants, environments or owners. */
+typedef struct Viewer
+{
+	char	   *tenant;
+	char	   *environment;
+	const char *owner;
+} Viewer;
+
 /* Of _stats(): the counters are between the first and the last five. */
 #define STATS_COLUMNS (1 + STATS_ALL + 5)
 
 static Datum stats_row(FunctionCallInfo fcinfo, int without);
-static bool find_viewer(char **tenant, char **environment);
+static UsageLook *look_at_own(int *count);
+static bool find_viewer(Viewer *viewer);
+static bool may_see(const Viewer *viewer, const StoredKey *key);
 static text *find_searched(const char *s, size_t len);
 static bool same_text(text *a, const char *b);
 static bool look_for_caller(FunctionCallInfo fcinfo, UsageLook *look);
@@ -108,24 +121,25 @@ Datum
 rk_apikeys_live_usage(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	char	   *tenant;
-	char	   *environment;
+	Viewer		viewer;
 	UsageLook  *looks;
 	int			count;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (result->setDesc->natts != LIVE_COLUMNS)
 		elog(ERROR, "_live_usage returns another row than expected");
-	if (!find_viewer(&tenant, &environment))
+	if (!find_viewer(&viewer))
 		return (Datum) 0;
-	looks = usage_look_all(tenant, GetCurrentTransactionStartTimestamp(), &count);
+	looks = viewer.owner != NULL ? look_at_own(&count) :
+		usage_look_all(viewer.tenant, GetCurrentTransactionStartTimestamp(), &count);
 	for (int i = 0; i < count; i++)
 	{
 		Datum		values[LIVE_COLUMNS];
 		bool		nulls[LIVE_COLUMNS] = {false, false, false};
 
 		CHECK_FOR_INTERRUPTS();
-		if (environment != NULL && strcmp(looks[i].environment, environment) != 0)
+		if (viewer.environment != NULL &&
+			strcmp(looks[i].environment, viewer.environment) != 0)
 			continue;
 		values[0] = CStringGetTextDatum(looks[i].key_id);
 		values[1] = TimestampTzGetDatum(looks[i].last_used_at);
@@ -137,6 +151,33 @@ rk_apikeys_live_usage(PG_FUNCTION_ARGS)
 	if (looks != NULL)
 		pfree(looks);
 	return (Datum) 0;
+}
+
+/*
+ * Return the looks at the keys that the caller sees, palloc'd, as
+ * usage_look_all().  Shared memory does not know the owner of a key, so the
+ * policies of api_keys choose the keys.
+ */
+static UsageLook *
+look_at_own(int *count)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	UsageLook  *looks;
+
+	*count = 0;
+	SPI_connect();
+	SPI_execute("SELECT key_id FROM rk_apikeys.api_keys", true, 0);
+	looks = MemoryContextAllocHuge(caller, (SPI_processed + 1) * sizeof(UsageLook));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *key_id = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+
+		CHECK_FOR_INTERRUPTS();
+		if (usage_look(key_id, &looks[*count]))
+			(*count)++;
+	}
+	SPI_finish();
+	return looks;
 }
 
 /* rk_apikeys._stats() of 0.1 and 0.2, whose verdicts had no environment_mismatch. */
@@ -185,18 +226,15 @@ find_searched(const char *s, size_t len)
 {
 	const StoredKey *key;
 	const char *key_id;
-	char	   *tenant;
-	char	   *environment;
+	Viewer		viewer;
 
 	for (; len > 0 && scanner_isspace(s[0]); len--)
 		s++;
 	while (len > 0 && scanner_isspace(s[len - 1]))
 		len--;
 	/* The viewer first, because it may cost the cache the key. */
-	if (find_viewer(&tenant, &environment) &&
-		(key = verify_imported(s, len)) != NULL &&
-		(tenant == NULL || same_text(key->tenant, tenant)) &&
-		(environment == NULL || same_text(key->environment, environment)))
+	if (find_viewer(&viewer) && (key = verify_imported(s, len)) != NULL &&
+		may_see(&viewer, key))
 		return cstring_to_text(key->key_id);
 	key_id = token_key_id(s, len);
 	return key_id == NULL ? NULL : cstring_to_text_with_len(key_id, TOKEN_KEY_ID_LEN);
@@ -256,23 +294,32 @@ stats_row(FunctionCallInfo fcinfo, int without)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }
 
-/*
- * Set *tenant and *environment to those whose keys the caller may see; NULL: of
- * every tenant, and every environment.  Return false if the caller may see no
- * key.
- */
+/* Set *viewer.  Return false if the caller may see no key. */
 static bool
-find_viewer(char **tenant, char **environment)
+find_viewer(Viewer *viewer)
 {
-	if (!session_may_manage() || (*tenant = session_tenant()) == NULL)
+	if (!session_may_manage() || (viewer->tenant = session_tenant()) == NULL)
 		return false;
-	*environment = session_environment();
+	viewer->environment = session_environment();
 	/* The principal's key may have died since the tenant was read. */
-	if (principal_is_set() && *environment == NULL)
+	if (principal_is_set() && viewer->environment == NULL)
+		return false;
+	viewer->owner = NULL;
+	if (session_sees_own_keys() && (viewer->owner = caller_end_user()) == NULL)
 		return false;
 	if (session_sees_all_tenants())
-		*tenant = NULL;
+		viewer->tenant = NULL;
 	return true;
+}
+
+/* Return whether the viewer may see a key. */
+static bool
+may_see(const Viewer *viewer, const StoredKey *key)
+{
+	return (viewer->tenant == NULL || same_text(key->tenant, viewer->tenant)) &&
+		(viewer->environment == NULL || same_text(key->environment, viewer->environment)) &&
+		(viewer->owner == NULL ||
+		 (key->owner != NULL && same_text(key->owner, viewer->owner)));
 }
 
 /*
@@ -283,13 +330,17 @@ static bool
 look_for_caller(FunctionCallInfo fcinfo, UsageLook *look)
 {
 	text	   *key_id = PG_GETARG_TEXT_PP(0);
-	char	   *tenant;
-	char	   *environment;
+	Viewer		viewer;
+	const StoredKey *key;
 
 	/* First whether there is an entry: most keys of a list have none. */
-	return VARSIZE_ANY_EXHDR(key_id) == TOKEN_KEY_ID_LEN &&
-		usage_look(VARDATA_ANY(key_id), look) &&
-		find_viewer(&tenant, &environment) &&
-		(environment == NULL || strcmp(look->environment, environment) == 0) &&
-		(tenant == NULL || usage_look_is_of(look, tenant));
+	if (VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN ||
+		!usage_look(VARDATA_ANY(key_id), look) ||
+		!find_viewer(&viewer))
+		return false;
+	if (viewer.owner != NULL)
+		return (key = cache_find(text_to_cstring(key_id))) != NULL &&
+			may_see(&viewer, key);
+	return (viewer.environment == NULL || strcmp(look->environment, viewer.environment) == 0) &&
+		(viewer.tenant == NULL || usage_look_is_of(look, viewer.tenant));
 }

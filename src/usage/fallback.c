@@ -152,16 +152,17 @@ write_use(void *arg)
 		"  SET last_used_at = greatest(u.last_used_at, $2),"
 		"   last_used_addr = coalesce($3, u.last_used_addr), use_count = u.use_count + 1"
 		"  FROM mine WHERE u.key_id = mine.key_id";
-	static const char *const daily =
-		"INSERT INTO rk_apikeys.key_usage_daily AS d"
-		"  (key_id, day, environment, tenant, uses)"
-		" VALUES ($1, ($2 AT TIME ZONE 'UTC')::date, $4, $5, 1)"
-		" ON CONFLICT (key_id, day) DO UPDATE SET uses = d.uses + 1";
+#define DAILY(column, value) \
+	"INSERT INTO rk_apikeys.key_usage_daily AS d" \
+	"  (key_id, day, environment, tenant, uses" column ")" \
+	" VALUES ($1, ($2 AT TIME ZONE 'UTC')::date, $4, $5, 1" value ")" \
+	" ON CONFLICT (key_id, day) DO UPDATE SET uses = d.uses + 1"
 	Use		   *use = arg;
 	inet		addr = {0};
-	Oid			types[5] = {TEXTOID, TIMESTAMPTZOID, INETOID, TEXTOID, TEXTOID};
-	Datum		values[5];
-	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
+	bool		has_family = store_has_text("key_usage_daily", "family");
+	Oid			types[6] = {TEXTOID, TIMESTAMPTZOID, INETOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[6];
+	char		nulls[6] = {' ', ' ', ' ', ' ', ' ', ' '};
 
 	values[0] = CStringGetTextDatum(use->key->key_id);
 	values[1] = TimestampTzGetDatum(use->at);
@@ -174,6 +175,7 @@ write_use(void *arg)
 	}
 	values[3] = PointerGetDatum(use->key->environment);
 	values[4] = PointerGetDatum(use->key->tenant);
+	values[5] = CStringGetTextDatum(use->key->family);
 
 	SPI_connect();
 	SPI_execute_with_args(use->first ? first : again, 3, types, values, nulls,
@@ -181,6 +183,7 @@ write_use(void *arg)
 	use->recorded = SPI_processed == 1;
 	/* Whoever has locked the key's usage row may write the row of the day. */
 	if (use->recorded)
-		SPI_execute_with_args(daily, 5, types, values, nulls, false, 0);
+		SPI_execute_with_args(has_family ? DAILY(", family", ", NULLIF($6, $1)") : DAILY("", ""),
+							  has_family ? 6 : 5, types, values, nulls, false, 0);
 	SPI_finish();
 }

@@ -125,11 +125,12 @@ write_batch(void *arg)
 	"CASE WHEN u.last_used_at > " new_time " OR " new_time " IS NULL" \
 	" THEN coalesce(u.last_used_addr, " new_addr ")" \
 	" ELSE coalesce(" new_addr ", u.last_used_addr) END"
+/* "%s" stands for the family, which the SQL of 0.1 and 0.2 lacks */
 #define ADD_TO_DAY(rows) \
 	" daily AS" \
-	"  (INSERT INTO rk_apikeys.key_usage_daily AS d (key_id, day, environment, tenant, uses, denials)" \
-	"    SELECT key_id, (clock_timestamp() AT TIME ZONE 'UTC')::date, environment, tenant, new_uses, new_denials" \
-	"     FROM " rows " WHERE new_uses > 0 OR new_denials > 0" \
+	"  (INSERT INTO rk_apikeys.key_usage_daily AS d (key_id, day, environment, tenant, uses, denials%s)" \
+	"    SELECT key_id, (clock_timestamp() AT TIME ZONE 'UTC')::date, environment, tenant, new_uses, new_denials%s" \
+	"     FROM " rows " r WHERE new_uses > 0 OR new_denials > 0" \
 	"    ON CONFLICT (key_id, day) DO UPDATE" \
 	"     SET uses = d.uses + " ADDED("d.uses", "excluded.uses") "," \
 	"      denials = d.denials + " ADDED("d.denials", "excluded.denials") ")"
@@ -171,6 +172,10 @@ write_batch(void *arg)
 		" SELECT n, NULL, NULL FROM b"
 		"  WHERE NOT EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = b.key_id)";
 	Batch	   *batch = arg;
+	bool		has_family = store_has_text("key_usage_daily", "family");
+	const char *column = has_family ? ", family" : "";
+	const char *value = has_family ? ", (SELECT NULLIF(k.family, k.key_id)"
+		" FROM rk_apikeys.api_keys k WHERE k.key_id = r.key_id)" : "";
 	int		   *numbers = palloc(batch->count * sizeof(int));
 	int			left = 0;
 
@@ -181,12 +186,12 @@ write_batch(void *arg)
 	SPI_connect();
 	for (int i = 0; i < batch->count; i++)
 		numbers[i] = i;
-	write_rows(batch, numbers, batch->count, grow);
+	write_rows(batch, numbers, batch->count, psprintf(grow, column, value));
 	for (int i = 0; i < batch->count; i++)
 		if (!batch->flushed[i])
 			numbers[left++] = i;
 	if (left > 0)
-		write_rows(batch, numbers, left, add);
+		write_rows(batch, numbers, left, psprintf(add, column, value));
 	store_digests(batch);
 	tell_ended(batch);
 	SPI_finish();
@@ -320,6 +325,7 @@ tell_ended(Batch *batch)
 {
 	static const char *const query =
 		"SELECT jsonb_agg(jsonb_build_object('tenant', k.tenant, 'key_id', k.key_id,"
+		"   'owner', k.owner,"
 		"   'event', 'used_after_end', 'changes', jsonb_build_object('day', b.day)))::text"
 		" FROM unnest($1::text[], $2::date[]) AS b(key_id, day)"
 		"  JOIN rk_apikeys.api_keys k ON k.key_id = b.key_id"

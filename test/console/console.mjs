@@ -369,6 +369,57 @@ is(await page.getByRole('searchbox').inputValue(), nobodys, 'but in its field');
 await page.goto(`${origin}/search`);
 is(new URL(page.url()).pathname, '/keys', 'the address of a search leads to the list');
 
+// --- people -------------------------------------------------------------------------------------------------------------
+
+await page.goto(`${origin}/keys`);
+await page.getByLabel('Owner', { exact: true }).selectOption('My keys');
+await page.waitForURL(/owner=ann%40acme\.example/);
+const owners = await page.locator('table.keys .owner').allInnerTexts();
+ok(owners.length > 20 && owners.every((text) => /ann@acme\.example$/.test(text)), 'a manager sees the keys that it owns', owners);
+await page.getByRole('link', { name: 'Next' }).click();
+await page.getByText('Page 2 ·').waitFor();
+ok((await page.locator('table.keys .owner').allInnerTexts()).every((text) => /ann@acme\.example$/.test(text)), 'on the next page too');
+await page.goto(`${origin}/keys?owner=bob%40acme.example&sort=name`);
+is(await page.getByLabel('Owner', { exact: true }).locator('option').allInnerTexts(), ['All owners', 'My keys', 'bob@acme.example'], 'and those of another owner');
+const [bobs] = await rows(page).evaluateAll((all) => all.map((tr) => tr.dataset.key));
+await page.goto(`${origin}/keys/${bobs}`);
+await page.locator('.facts').getByRole('link', { name: 'bob@acme.example' }).click();
+await page.waitForURL(/owner=bob/);
+ok(true, 'the owner of a key leads to its other keys');
+await page.goto(search('HubSpot Sync – Prod'));
+await page.getByRole('link', { name: 'HubSpot Sync – Prod' }).click();
+is(await page.locator('table.events tbody td:nth-child(3)').allInnerTexts(), ['by bob@acme.example', 'by bob@acme.example', 'by bob@acme.example', 'by ann@acme.example'],
+  'the history tells who did it');
+like(await page.locator('.facts div', { hasText: 'Created' }).innerText(), /by ann@acme\.example/, 'and so do the facts');
+
+const member = await newPage();
+await signIn(member, 'acme', 'zoë@acme.example', 'Only my own keys');
+is([await rows(member).count(), await member.getByText('No API keys yet.').count(), await member.getByLabel('Owner', { exact: true }).count()], [0, 1, 0], 'a member without keys sees none');
+const own = await create(member, { 'API key name': "Zoë's script" });
+is(await names(member), ["Zoë's script"], 'and then the key that it made');
+await row(member, "Zoë's script").getByRole('link').click();
+like(await member.locator('.facts').innerText(), /Owner\s+zoë@acme\.example/, 'which is its own');
+is(await member.locator('table.events tbody td:nth-child(3)').allInnerTexts(), ['by zoë@acme.example'], 'made by it');
+is((await member.goto(`${origin}/keys/${bobs}`)).status(), 404, "another person's key is no key");
+await member.goto(`${origin}/keys?owner=bob%40acme.example`);
+is(await rows(member).count(), 0, 'nor is it found');
+const membersCookie = `session=${(await member.context().cookies())[0].value}`;
+const membersCsrf = await member.locator('meta[name=csrf]').getAttribute('content');
+const asMember = (path, body) => ask('POST', path, { Origin: origin, Cookie: membersCookie, 'X-CSRF-Token': membersCsrf, 'Content-Type': 'application/json' }, body)
+  .then(({ status }) => status);
+for (const [action, body] of [['enabled', '{"enabled":false}'], ['rotate', '{"grace":"0"}'], ['revoke', '{}']]) {
+  is(await asMember(`/keys/${bobs}/${action}`, body), 404, `nor changed: ${action}`);
+}
+is(await asMember(`/keys/${own.split('_')[2]}/delete`, '{}'), 403, 'a member deletes no key, not its own either');
+await member.goto(`${origin}/keys`);
+await button(member, "Revoke Zoë's script").click();
+await button(member.locator('#delete'), 'Revoke key').click();
+await member.locator('#say', { hasText: "Zoë's script was revoked." }).waitFor();
+is(await member.locator('.badge').innerText(), 'Revoked', 'but revokes it');
+await page.goto(search("Zoë's script"));
+like(await row(page, "Zoë's script").innerText(), /Owner:\s+zoë@acme\.example/, 'and a manager sees all that');
+await member.close();
+
 // --- requests that are not ours -----------------------------------------------------------------------------------------
 
 await page.goto(search('Left open', '&status=active'));

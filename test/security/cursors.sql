@@ -14,6 +14,7 @@ DECLARE
   bytes bytea;
   s text;
   d boolean;
+  forward boolean;
   one text;
   n int;
   foreign_rows int;
@@ -51,8 +52,9 @@ BEGIN
           FROM generate_series(1, floor(random() * 60)::int) i;
     END CASE;
     BEGIN
+      forward := random() < 0.5;
       SELECT count(*), count(*) FILTER (WHERE tenant <> current_user) INTO n, foreign_rows
-        FROM rk_apikeys.list_keys(sort_by => s, descending => d, after => c);
+        FROM rk_apikeys.list_keys(sort_by => s, descending => d, after => CASE WHEN forward THEN c END, before => CASE WHEN NOT forward THEN c END);
       accepted := accepted + 1;
       -- the control calls every row foreign
       IF foreign_rows > 0 OR current_setting('fuzz.control')::boolean AND n > 0 THEN

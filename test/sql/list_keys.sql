@@ -150,9 +150,50 @@ BEGIN
     IF whole <> paged OR cardinality(whole) <> 6 THEN
       RAISE EXCEPTION '% %: % but %', s, d, whole, paged;
     END IF;
+    -- Backwards, from each row: the two rows before it.
+    FOR i IN 1 .. 6 LOOP
+      page := ARRAY(SELECT p.key_id FROM rk_apikeys.list_keys(sort_by => s, descending => d) k,
+        rk_apikeys.list_keys(sort_by => s, descending => d, page_size => 2, before => k.cursor) p WHERE k.key_id = whole[i]);
+      IF page <> whole[greatest(i - 2, 1):i - 1] THEN
+        RAISE EXCEPTION '% % before %: % but %', s, d, i, whole, page;
+      END IF;
+    END LOOP;
   END LOOP;
 END $$;
 SELECT last_used_at::date, use_count, count(*) FROM rk_apikeys.list_keys(sort_by => 'last_used_at', descending => true) GROUP BY 1, 2 ORDER BY 1;
+
+-- Filters, each alone and all at once, and what they count.
+UPDATE rk_apikeys.keys SET owner = 'ann', scopes = '{a:read,b}', metadata = '{"team": "sales", "tags": ["x", "y"], "n": {"a": 1}}'
+  WHERE name IN ('zeta', '100% literal');
+UPDATE rk_apikeys.keys SET owner = 'bob', scopes = '{b}' WHERE name = 'alpha';
+CREATE FUNCTION pg_temp.names(args text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+  names text;
+  counted bigint;
+BEGIN
+  EXECUTE format('SELECT string_agg(name, '', '' ORDER BY name COLLATE "C") FROM rk_apikeys.list_keys(%s)', args) INTO names;
+  EXECUTE format('SELECT rk_apikeys.count_keys(%s)', args) INTO counted;
+  RETURN format('%s: %s', counted, names);
+END $$;
+\a
+SELECT filter, pg_temp.names(filter) FROM (VALUES ($$owner => 'ann'$$), ($$owner => 'nobody'$$), ($$owner => ''$$), ($$tenant => 'rk_test_manager'$$),
+  ($$tenant => 'rk_test_other'$$), ($$metadata => '{"team": "sales"}'$$), ($$metadata => '{"tags": ["y"], "n": {}}'$$), ($$metadata => '{"team": "x"}'$$),
+  ($$metadata => '[1]'$$), ($$metadata => '{}'$$), ($$scopes => '{b}'$$), ($$scopes => '{b,a:read}'$$), ($$scopes => '{a}'$$), ($$scopes => '{}'$$),
+  ($$scopes => '{NULL}'$$), ($$scopes => '{a:*}'$$), ($$statuses => '{disabled,revoked}'$$), ($$statuses => '{active}'$$), ($$statuses => '{}'$$),
+  ($$status => 'disabled', statuses => '{disabled,active}'$$), ($$status => 'active', statuses => '{disabled}'$$),
+  ($$search => 'z', status => 'disabled', environment => 'dev', owner => 'ann', tenant => 'rk_test_manager', metadata => '{"team": "sales"}', scopes => '{b}', statuses => '{disabled}'$$)) v(filter);
+\a
+-- By every sort, forwards and backwards, with all filters: the longest queries too.
+SELECT p.name, count(*) FROM unnest(ARRAY['name', 'environment', 'key_id', 'created_at', 'updated_at', 'expires_at', 'last_used_at', 'use_count', 'status']) s,
+  unnest(ARRAY[false, true]) d, unnest(ARRAY[false, true]) forward, rk_apikeys.list_keys(sort_by => s, descending => d, owner => 'ann') k,
+  LATERAL rk_apikeys.list_keys('l', sort_by => s, descending => d, status => 'active', environment => 'prod', owner => 'ann', tenant => 'rk_test_manager',
+    metadata => '{"team": "sales"}', scopes => '{b}', statuses => '{disabled,active}', after => CASE WHEN forward THEN k.cursor END, before => CASE WHEN NOT forward THEN k.cursor END) p
+  GROUP BY p.name ORDER BY p.name;
+SELECT count(*) FROM rk_apikeys.list_keys(statuses => '{active,on}'); -- fails: no such status
+SELECT rk_apikeys.count_keys(statuses => '{active,NULL}'); -- fails: null
+SELECT rk_apikeys.count_keys(status => 'on'); -- fails: no such status
+SELECT owner, family = key_id AS own_family, created_by_user, updated_by_user FROM rk_apikeys.list_keys(owner => 'bob');
+UPDATE rk_apikeys.keys SET owner = NULL, scopes = '{}', metadata = '{}';
 
 -- A cursor is of one list; it gives a position and nothing more.
 SELECT cursor FROM rk_apikeys.list_keys(sort_by => 'name', page_size => 1) \gset
@@ -160,6 +201,10 @@ SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => :'cursor')
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'created_at', after => :'cursor'); -- fails: another sort
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'environment', after => :'cursor'); -- fails: another sort, of the same type
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', descending => true, after => :'cursor'); -- fails: another direction
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => :'cursor', before => :'cursor'); -- fails: both
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', before => :'cursor');
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'created_at', before => :'cursor'); -- fails: another sort
+SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', before => ''); -- fails: none
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => ''); -- fails: none
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => 'nonsense'); -- fails: none
 SELECT count(*) FROM rk_apikeys.list_keys(sort_by => 'name', after => '####'); -- fails: none

@@ -88,7 +88,7 @@ SELECT t.column_name, t.column_default, k.column_default = t.column_default AS k
   FROM information_schema.columns t JOIN information_schema.columns k USING (table_schema, column_name) JOIN information_schema.columns o USING (table_schema, column_name)
   WHERE table_schema = 'rk_apikeys' AND t.table_name = 'api_keys' AND k.table_name = 'keys' AND o.table_name = 'orm_keys'
     AND (t.column_default IS NOT NULL OR k.column_default IS NOT NULL OR o.column_default IS NOT NULL) ORDER BY t.ordinal_position;
--- orm_keys has the columns of keys. The rule passes on each that keys takes, except two that a tool keeps.
+-- orm_keys has the columns of keys. The rule passes on each that keys takes, except three that a tool keeps.
 SELECT count(*) FILTER (WHERE k.attname IS DISTINCT FROM o.attname OR k.atttypid IS DISTINCT FROM o.atttypid) AS differ
   FROM (SELECT * FROM pg_attribute WHERE attrelid = 'rk_apikeys.keys'::regclass AND attnum > 0) k
   FULL JOIN (SELECT * FROM pg_attribute WHERE attrelid = 'rk_apikeys.orm_keys'::regclass AND attnum > 0) o USING (attnum);
@@ -138,7 +138,7 @@ orm copy 1	text	{a,b}	f	\N	\N	x	x
 orm copy 2	\N	\N	\N	\N	\N	\N	\N
 \.
 COPY rk_apikeys.orm_keys FROM STDIN;
-\N	\N	orm copy 3	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N
+\N	\N	orm copy 3	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N	\N
 \.
 SELECT name, description, scopes, enabled, status FROM rk_apikeys.orm_keys WHERE name LIKE 'orm copy%' ORDER BY name;
 COPY rk_apikeys.orm_keys (name, created_by) FROM STDIN; -- fails: a column that may not be given

@@ -32,8 +32,8 @@ foreach my $script ('setup.sql', 'sample.sql')
 	PostgreSQL::Test::Utils::system_or_bail('psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-h', $node->host, '-p', $node->port,
 		'-d', 'postgres', '-o', '/dev/null', '-f', "$root/examples/console/$script");
 }
-is($node->safe_psql('postgres', q{SELECT string_agg(roleid::regrole::text, ',') FROM pg_auth_members WHERE member = 'console'::regrole}),
-	'rk_apikeys_manager', 'the console is a manager and nothing else');
+is($node->safe_psql('postgres', q{SELECT string_agg(roleid::regrole::text, ',' ORDER BY member::regrole::text) FROM pg_auth_members
+		WHERE member IN ('console'::regrole, 'console_member'::regrole)}), 'rk_apikeys_manager,rk_apikeys_member', 'the console is a manager, a member, and nothing else');
 
 my %env = (
 	PORT => PostgreSQL::Test::Cluster::get_free_port(),

@@ -211,6 +211,17 @@ else
 }
 is(sql('SELECT name FROM rk_apikeys.keys', 'acme'), 'second', 'a new role of that name has the keys of the old one');
 
+# --- a person leaves
+my ($hand_over, $end_hers) = documented('A person leaves');
+sql("INSERT INTO rk_apikeys.keys (name, tenant, owner) VALUES ('hers', 'acme', 'ann\@acme.example')", 'keeper');
+my $hers = q{SELECT owner, status, revoked_reason FROM rk_apikeys.keys WHERE name = 'hers'};
+sql($end_hers =~ s/'ann\@acme.example'/'eve\@acme.example'/r, 'keeper');
+is(sql($hers, 'keeper'), 'ann@acme.example|active|', 'the keys of a person who leaves are its own alone');
+sql($hand_over, 'keeper');
+is(sql($hers, 'keeper'), 'bob@acme.example|active|', 'they get another owner');
+sql($end_hers =~ s/'ann\@acme.example'/'bob\@acme.example'/r, 'keeper');
+is(sql($hers, 'keeper'), 'bob@acme.example|revoked|the owner has left', 'or end');
+
 # --- a tenant leaves
 my ($end, $delete, $erase, $forget) = documented('A tenant leaves');
 my $session = $node->background_psql('mydb', extra_params => [ '-U', 'backend' ]);

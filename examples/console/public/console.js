@@ -83,9 +83,9 @@ const submits = {
     dialog('rotate').close();
     showSecret('API Key Rotated Successfully', subject.dataset.name, made, () => location.assign(`/keys/${made.key_id}`));
   }),
-  delete: (form) => submit(form, `/keys/${subject.dataset.key}/delete`, {}, ({ name }) => {
+  delete: (form) => submit(form, `/keys/${subject.dataset.key}/${form.dataset.action}`, {}, ({ name }) => {
     dialog('delete').close();
-    sessionStorage.setItem('say', `${name} was deleted.`);
+    sessionStorage.setItem('say', `${name} was ${form.dataset.action}d.`);
     if (subject.tagName === 'TR') location.reload();
     else location.assign('/keys');
   }),
@@ -197,7 +197,7 @@ document.addEventListener('click', (event) => {
   else if ('toggle' in button.dataset) toggle(button);
 });
 
-$('#status')?.addEventListener('change', (event) => event.target.form.requestSubmit());
+for (const id of ['#status', '#owner']) $(id)?.addEventListener('change', (event) => event.target.form.requestSubmit());
 
 const news = sessionStorage.getItem('say');
 if (news) {

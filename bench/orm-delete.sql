@@ -1,0 +1,2 @@
+-- All keys in one statement, through {view}.
+DELETE FROM rk_apikeys.{view};
