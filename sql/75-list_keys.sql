@@ -20,16 +20,16 @@ CREATE FUNCTION rk_apikeys._conditions(search text, status text, environment tex
   SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+  known CONSTANT text[] := '{active,grace,rotated,disabled,expired,revoked}';
   one text;
   conditions text := '';
 BEGIN
-  FOR one IN SELECT unnest(statuses) UNION ALL SELECT coalesce(status, 'active') LOOP
-    IF one IS NULL OR one NOT IN ('active', 'grace', 'rotated', 'disabled', 'expired', 'revoked') THEN
-      RAISE EXCEPTION 'there is no status "%"', coalesce(left(rk_apikeys.redact(one), 80), 'null')
-        USING ERRCODE = 'invalid_parameter_value',
-              HINT = 'Use active, grace, rotated, disabled, expired or revoked.';
-    END IF;
-  END LOOP;
+  IF status <> ALL (known) OR NOT statuses <@ known THEN
+    SELECT * INTO one FROM unnest(statuses || status) AS given WHERE (given = ANY (known)) IS NOT TRUE;
+    RAISE EXCEPTION 'there is no status "%"', coalesce(left(rk_apikeys.redact(one), 80), 'null')
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Use active, grace, rotated, disabled, expired or revoked.';
+  END IF;
   -- Key ids and environments are ASCII. A Turkish locale would fold "I" otherwise.
   IF search <> '' THEN
     conditions := conditions || $c$ AND (strpos(lower(k.name), lower($1)) > 0

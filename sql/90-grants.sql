@@ -95,7 +95,7 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._principal_environment(),
   rk_apikeys._live_last_used_at(text), rk_apikeys._live_last_used_addr(text),
   rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
-  rk_apikeys._searched_key_id(text),
+  rk_apikeys._searched_key_id(text), rk_apikeys.events_since(text, integer),
   rk_apikeys._page(text, text, text, text, text, text, text, boolean, text, text, jsonb, text[], text[])
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 
@@ -144,9 +144,10 @@ GRANT EXECUTE ON FUNCTION rk_apikeys.disable_idle_keys() TO rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer,
     interval, jsonb, text, text),
-  rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval), rk_apikeys.flush_usage(),
+  rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval, text), rk_apikeys.flush_usage(),
+  rk_apikeys.erase_tenant(text), rk_apikeys.notice_expiring(interval),
   rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[],
-    bigint[], bigint[])
+    bigint[], bigint[], date[])
   TO rk_apikeys_admin;
 
 -- Nobody: the functions of the triggers.
@@ -154,5 +155,6 @@ REVOKE ALL ON FUNCTION
   rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
   rk_apikeys._keys_settle_imported(), rk_apikeys._keys_parent(), rk_apikeys._keys_audit_insert(),
   rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete(), rk_apikeys._orm_keys(),
-  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit()
+  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit(),
+  rk_apikeys._events_place(), rk_apikeys._history()
   FROM PUBLIC;

@@ -5,50 +5,51 @@
 'use strict';
 
 const http = require('node:http');
-const { Pool } = require('pg');
+const { DatabaseError, Pool } = require('pg');
 
-const pool = new Pool(); // from PGHOST, PGUSER…
-const BODY_MAX = 65536; // whoever sends more has not authenticated yet
-const STATUS = { scope_missing: 403, address_denied: 403, rate_limited: 429, limiter_unavailable: 503 };
+const pool = new Pool({ connectionTimeoutMillis: 2000 }); // from PGHOST, PGUSER…
+pool.on('error', (error) => console.error(error.code)); // an idle connection is lost: the pool has dropped it
+const BODY_MAX = 65536;
+// The header in which a proxy of your own tells the client's address. Without such a proxy leave it unset: clients can send any header.
+const ADDR_HEADER = (process.env.CLIENT_ADDR_HEADER ?? '').toLowerCase();
+const AUTHENTICATE = `
+  SELECT v.valid, r.status, r.headers, r.body
+  FROM rk_apikeys.authenticate($1, $2, rk_apikeys.client_addr($3), raise => false) v,
+    rk_apikeys.http_response(CASE WHEN $1 IS NOT NULL THEN v END, $2) r`;
+const UNAVAILABLE = {
+  status: 503,
+  headers: { 'Content-Type': 'application/problem+json', 'Retry-After': '1' },
+  body: { type: 'about:blank', title: 'Service Unavailable', status: 503, detail: 'The database cannot be reached now.' },
+};
 
-// What to answer when the database refuses a key.
-function refusal(error) {
-  const code = error.message.split(': ').pop();
-  const status = STATUS[code] ?? 401;
-  const headers = {};
-  if (status === 401) headers['WWW-Authenticate'] = 'Bearer';
-  if (status === 429) headers['Retry-After'] = Math.ceil(/retry_after_ms=(\d+)/.exec(error.detail)[1] / 1000);
-  return { status, body: code, headers };
-}
-
-// Runs the action in a transaction that is the key's of the request; commits, or rolls back on an error.
+// Runs the action in a transaction that is the key's of the request, or refuses the request. The connection of an error is closed.
 async function authenticated(request, scope, action) {
-  const token = /^Bearer (.*)$/.exec(request.headers.authorization ?? '')?.[1] ?? null;
+  const token = /^bearer +([ -~]+)$/i.exec(request.headers.authorization ?? '')?.[1] ?? null;
+  const address = request.headers[ADDR_HEADER] ?? request.socket.remoteAddress;
   const client = await pool.connect();
+  let failed = true;
   try {
     await client.query('BEGIN');
-    await client.query('SELECT rk_apikeys.authenticate($1, $2, $3)', [token, scope, request.socket.remoteAddress]);
-    const answer = await action(client);
-    await client.query('COMMIT');
-    return answer;
-  } catch (error) {
-    await client.query('ROLLBACK');
-    if (error.code === '28000') return refusal(error);
-    throw error;
+    const { rows: [{ valid, ...response }] } = await client.query(AUTHENTICATE, [token, scope, address]);
+    const answer = valid ? await action(client) : {};
+    await client.query(valid ? 'COMMIT' : 'ROLLBACK');
+    failed = false;
+    return { ...response, ...answer };
   } finally {
-    client.release();
+    client.release(failed);
   }
 }
 
-// The body of a request; undefined if it is too long.
+// The body of a request, which may have announced no length.
 async function read(request) {
-  let body = '';
-  if (Number(request.headers['content-length']) > BODY_MAX) return undefined;
-  for await (const chunk of request.setEncoding('utf8')) {
-    body += chunk;
-    if (body.length > BODY_MAX) return undefined;
+  const chunks = [];
+  let size = 0;
+  for await (const chunk of request) {
+    size += chunk.length;
+    if (size > BODY_MAX) throw Object.assign(new Error('too long'), { status: 413 });
+    chunks.push(chunk);
   }
-  return body;
+  return Buffer.concat(chunks).toString();
 }
 
 const routes = {
@@ -56,24 +57,28 @@ const routes = {
     const { rows } = await client.query('SELECT body FROM records ORDER BY id');
     return { status: 200, body: rows.map((row) => row.body) };
   }),
-  POST: async (request) => {
-    const body = await read(request);
-    if (body === undefined) return { status: 413, body: 'too long', headers: { Connection: 'close' } };
-    return authenticated(request, 'records:write', async (client) => {
-      await client.query('INSERT INTO records (body) VALUES ($1)', [body]);
-      return { status: 201, body: 'added' };
-    });
-  },
+  POST: (request) => authenticated(request, 'records:write', async (client) => {
+    await client.query('INSERT INTO records (body) VALUES ($1)', [await read(request)]);
+    return { status: 201, body: 'added' };
+  }),
 };
 
-http.createServer(async (request, response) => {
-  let answer;
+async function respond(request) {
+  if (Number(request.headers['content-length']) > BODY_MAX) return { status: 413, body: 'too long' };
+  if (!routes[request.method]) return { status: 405, body: 'method' };
   try {
-    answer = await (routes[request.method] ?? (() => ({ status: 405, body: 'method' })))(request);
+    return await routes[request.method](request);
   } catch (error) {
+    if (error.status) return { status: error.status, body: error.message };
+    // What PostgreSQL has not reported is an error of the connection.
+    if (!(error instanceof DatabaseError) || /^(08|57P)/.test(error.code)) return UNAVAILABLE;
     console.error(error.code);
-    answer = { status: 500, body: 'error' };
+    return { status: 500, body: 'error' };
   }
-  response.writeHead(answer.status, { 'Content-Type': 'application/json', ...answer.headers });
-  response.end(JSON.stringify(answer.body));
+}
+
+http.createServer(async (request, response) => {
+  const { status, headers, body } = await respond(request);
+  response.writeHead(status, { 'Content-Type': 'application/json', ...(request.complete ? {} : { Connection: 'close' }), ...headers });
+  response.end(JSON.stringify(body));
 }).listen(process.env.PORT ?? 8080, '127.0.0.1');

@@ -38,6 +38,7 @@
 #include "base/now.h"
 #include "base/principal.h"
 #include "base/settings.h"
+#include "base/store.h"
 #include "compat.h"
 #include "key/audit.h"
 #include "key/columns.h"
@@ -61,27 +62,30 @@
 #define WHO \
 	"  session_user, $1, $2, inet_client_addr(), $3"
 
+/* The settings of a row that are not NULL, each as {"new": value} or "old". */
+#define SETTINGS(row, word) \
+	"(SELECT jsonb_object_agg(a.key, jsonb_build_object('" word "', a.value))" \
+	"  FROM jsonb_each(to_jsonb(" row ") - $4) a WHERE a.value <> 'null')"
+
 #define AUDIT_INSERT \
 	INSERT_EVENTS \
-	" SELECT tenant, key_id," \
-	"  CASE digest_kind WHEN 'native' THEN 'created' ELSE 'imported' END," WHO "," \
-	"  jsonb_strip_nulls(jsonb_build_object(" \
-	"   'name', jsonb_build_object('new', name)," \
-	"   'environment', jsonb_build_object('new', environment)," \
-	"   'expires_at', CASE WHEN expires_at IS NOT NULL" \
-	"     THEN jsonb_build_object('new', expires_at) END," \
-	"   'replaces', CASE WHEN replaces IS NOT NULL" \
-	"     THEN jsonb_build_object('new', replaces) END))" FOR_WHOM \
-	"  FROM new_keys n WHERE created_at = now()"
+	" SELECT n.tenant, n.key_id," \
+	"  CASE n.digest_kind WHEN 'native' THEN 'created' ELSE 'imported' END," WHO "," \
+	SETTINGS("n", "new") FOR_WHOM \
+	"  FROM new_keys n WHERE n.created_at = now()"
+
+#define ROTATED "c.changes ? 'grace_until' AND o.grace_until IS NULL"
 
 #define AUDIT_UPDATE \
 	INSERT_EVENTS \
 	" SELECT n.tenant, n.key_id," \
 	"  CASE WHEN c.changes ? 'revoked_at' THEN 'revoked'" \
-	"   WHEN c.changes ? 'grace_until' AND o.grace_until IS NULL THEN 'rotated'" \
+	"   WHEN " ROTATED " THEN 'rotated'" \
 	"   WHEN c.changes ? 'enabled' AND n.enabled THEN 'enabled'" \
 	"   WHEN c.changes ? 'enabled' THEN 'disabled'" \
-	"   ELSE 'updated' END," WHO ", c.changes" FOR_WHOM \
+	"   ELSE 'updated' END," WHO "," \
+	"  CASE WHEN " ROTATED " AND NOT c.changes ? 'revoked_at'" \
+	"   THEN " SETTINGS("n", "new") " || c.changes ELSE c.changes END" FOR_WHOM \
 	"  FROM old_keys o JOIN new_keys n USING (key_id)" \
 	"   CROSS JOIN LATERAL" \
 	"   (SELECT jsonb_object_agg(a.key," \
@@ -94,8 +98,7 @@
 #define AUDIT_DELETE \
 	INSERT_EVENTS \
 	" SELECT n.tenant, n.key_id, 'deleted'," WHO "," \
-	"  (SELECT jsonb_object_agg(a.key, jsonb_build_object('old', a.value))" \
-	"    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(n) - $4)) a)" FOR_WHOM \
+	SETTINGS("n", "old") FOR_WHOM \
 	"  FROM old_keys n"
 
 /*
@@ -113,8 +116,8 @@
 	"     CASE WHEN p.new IS NULL THEN '{}' ELSE jsonb_build_object('new', p.new -> key) END)" \
 	"    FROM jsonb_object_keys(coalesce(p.new, p.old) - '{tenant,created_at}'::text[]) key" \
 	"    WHERE key = 'environment'" \
-	"     OR nullif(p.old -> key, 'null') IS DISTINCT FROM nullif(p.new -> key, 'null'))" \
-	"  FROM (" rows ") p WHERE p.old IS DISTINCT FROM p.new"
+	"     OR nullif(p.old -> key, 'null') IS DISTINCT FROM nullif(p.new -> key, 'null'))" FOR_WHOM \
+	"  FROM (" rows ") p, (SELECT NULL::text AS owner) n WHERE p.old IS DISTINCT FROM p.new"
 #define POLICIES_MADE " SELECT NULL::jsonb AS old, to_jsonb(n) AS new FROM new_policies n"
 #define POLICIES_CHANGED \
 	" SELECT to_jsonb(o) AS old, to_jsonb(n) AS new" \
@@ -122,6 +125,14 @@
 	"   ON coalesce(o.tenant, '') = coalesce(n.tenant, '')" \
 	"    AND coalesce(o.environment, '') = coalesce(n.environment, '')"
 #define POLICIES_DELETED " SELECT to_jsonb(o) AS old, NULL::jsonb AS new FROM old_policies o"
+
+/* Events of audit_add(), from JSON. */
+#define AUDIT_ADD \
+	INSERT_EVENTS \
+	" SELECT n.tenant, n.key_id, n.event," WHO ", n.changes" FOR_WHOM \
+	"  FROM jsonb_to_recordset(%s)" \
+	"   AS n(tenant text, key_id text, event text, changes jsonb, owner text)" \
+	"  WHERE $4 IS NOT NULL"
 
 /* Whether a row of key_events has a number that the sequence has yet to give. */
 #define NUMBER_IS_TAKEN \
@@ -223,6 +234,22 @@ audit_write(TriggerData *trigger, Audit *audit)
 						insert_events, audit);
 	SPI_finish();
 	return PointerGetDatum(NULL);
+}
+
+/*
+ * Insert events, as the owner of api_keys.  events is a JSON array of objects
+ * with tenant, key_id, event, changes and owner.
+ */
+void
+audit_add(const char *events)
+{
+	Audit		audit = {
+		.query = psprintf(AUDIT_ADD, quote_literal_cstr(events))
+	};
+
+	SPI_connect();
+	caller_run_as_owner(store_table("api_keys", false), insert_events, &audit);
+	SPI_finish();
 }
 
 /* OwnerWork: insert the events, and notify of them if the setting says so. */
@@ -364,11 +391,11 @@ notify_events(void)
 		char	   *key_id = SPI_getvalue(row, desc, 2);
 		char	   *payload;
 
-		/* A policy has no key, and nobody is notified. */
+		/* A purge, or another event that is of no key. */
 		if (key_id == NULL)
 			continue;
 		payload = psprintf("{\"event\": \"%s\", \"key_id\": \"%s\"}",
-									   event, key_id);
+						   event, key_id);
 
 		Async_Notify(NOTIFY_CHANNEL, payload);
 		pfree(payload);

@@ -128,6 +128,7 @@ sub excerpt
 	die "$file has no part $name" unless defined $code;
 	my ($indent) = sort { length $a <=> length $b } $code =~ /^([ \t]*)\S/mg;
 	$code =~ s/^$indent//mg;
+	$code =~ s/^(\t+)/'    ' x length $1/mge;
 	return $code;
 }
 
