@@ -81,17 +81,19 @@ CREATE TABLE rk_apikeys.key_events (
   owner text,
   CONSTRAINT key_events_pkey PRIMARY KEY (event_id),
   CONSTRAINT key_events_event_check CHECK (event IN ('created', 'imported', 'updated',
-    'enabled', 'disabled', 'rotated', 'revoked', 'deleted', 'purged')),
-  CONSTRAINT key_events_key_check CHECK (event = 'purged' OR (key_id IS NOT NULL AND tenant IS NOT NULL))
+    'enabled', 'disabled', 'rotated', 'revoked', 'deleted', 'expiring', 'used_after_end', 'purged', 'erased',
+    'policy_created', 'policy_changed', 'policy_deleted', 'limit_created', 'limit_changed', 'limit_deleted')),
+  CONSTRAINT key_events_key_check CHECK (event ~ '^(purged|erased|policy_|limit_)'
+    OR (key_id IS NOT NULL AND tenant IS NOT NULL))
 );
 CREATE INDEX key_events_key ON rk_apikeys.key_events (tenant, key_id, event_id);
 CREATE INDEX key_events_owner ON rk_apikeys.key_events (tenant, owner, event_id) WHERE owner IS NOT NULL;
 COMMENT ON TABLE rk_apikeys.key_events IS 'The audit of the keys. Append-only. Each event is written in the transaction of its change, and outlives the key.';
 COMMENT ON COLUMN rk_apikeys.key_events.event_id IS 'A number that grows with each event.';
 COMMENT ON COLUMN rk_apikeys.key_events.occurred_at IS 'The clock time when the event was written.';
-COMMENT ON COLUMN rk_apikeys.key_events.tenant IS 'The key''s tenant. NULL for a purge.';
-COMMENT ON COLUMN rk_apikeys.key_events.key_id IS 'The key id. NULL for a purge.';
-COMMENT ON COLUMN rk_apikeys.key_events.event IS 'created, imported, updated, enabled, disabled, rotated, revoked, deleted or purged.';
+COMMENT ON COLUMN rk_apikeys.key_events.tenant IS 'The tenant. NULL: of all tenants, such as a purge.';
+COMMENT ON COLUMN rk_apikeys.key_events.key_id IS 'The key id. NULL: the event is not of one key.';
+COMMENT ON COLUMN rk_apikeys.key_events.event IS 'created, imported, updated, enabled, disabled, rotated, revoked, deleted, expiring, used_after_end, purged, erased, or policy_ or limit_ with created, changed or deleted.';
 COMMENT ON COLUMN rk_apikeys.key_events.actor IS 'The session user.';
 COMMENT ON COLUMN rk_apikeys.key_events.role IS 'The current role.';
 COMMENT ON COLUMN rk_apikeys.key_events.principal IS 'The id of the key that the transaction had authenticated as.';

@@ -43,26 +43,11 @@ CREATE FUNCTION rk_apikeys.purge_keys(older_than interval) RETURNS bigint
 COMMENT ON FUNCTION rk_apikeys.purge_keys(interval) IS
   'Deletes the keys that have been revoked, expired or rotated for longer than older_than. A key stays while a key that it made is in the table. Returns the number of deleted keys. Errors: 22023 if negative.';
 
-CREATE FUNCTION rk_apikeys.purge_events(older_than interval) RETURNS bigint
-  LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
-  AS 'MODULE_PATHNAME', 'rk_apikeys_purge_events';
-COMMENT ON FUNCTION rk_apikeys.purge_events(interval) IS
-  'Deletes the events that are older than older_than, and leaves one event purged. Returns the number of deleted events. Errors: 22023 if negative.';
-
 CREATE FUNCTION rk_apikeys.flush_usage() RETURNS bigint
   LANGUAGE C VOLATILE PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_flush_usage';
 COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
   'Writes the usage of this database''s keys from shared memory to key_usage and key_usage_daily now. Returns the number of keys. Returns 0 without shared memory, or while another flush is running. Commit soon, because other flushes wait until then.';
-
-CREATE FUNCTION rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text[], environments text[],
-    last_used_at timestamptz[], addrs inet[], uses bigint[], denials bigint[],
-    known_uses bigint[], known_denials bigint[],
-    OUT n integer, OUT use_count bigint, OUT denied_count bigint) RETURNS SETOF record
-  LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE ROWS 1000
-  AS 'MODULE_PATHNAME', 'rk_apikeys_receive_usage';
-COMMENT ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[], bigint[], bigint[]) IS
-  'Writes a batch of usage that a standby or subscriber has counted. The sending server calls it, as the role of its rk_apikeys.primary_conninfo. Returns for each written key its position in the batch and its counts now, or NULLs if the key does not exist. A batch that is sent again counts once. Errors: 22023 for an invalid batch, 55P03 while another flush is running.';
 
 CREATE FUNCTION rk_apikeys.seal(secret text, pgp_public_key text) RETURNS text
   LANGUAGE C VOLATILE STRICT PARALLEL SAFE

@@ -44,7 +44,7 @@ BEGIN
     || CASE WHEN status IS NULL THEN ''
       ELSE ' AND rk_apikeys._status(k.revoked_at, k.enabled, k.expires_at, k.grace_until) = $2' END
     || CASE WHEN environment IS NULL THEN '' ELSE ' AND k.environment = $3' END
-    || CASE WHEN owner IS NULL THEN '' ELSE ' AND k.owner = $8' END
+    || CASE WHEN owner IS NULL THEN '' WHEN owner = '' THEN ' AND k.owner IS NULL' ELSE ' AND k.owner = $8' END
     || CASE WHEN tenant IS NULL THEN '' ELSE ' AND k.tenant = $9' END
     || CASE WHEN metadata IS NULL THEN '' ELSE ' AND k.metadata @> $10' END
     || CASE WHEN scopes IS NULL THEN '' ELSE ' AND k.scopes @> $11' END

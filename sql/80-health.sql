@@ -105,20 +105,25 @@ CREATE VIEW rk_apikeys.health WITH (security_invoker = true) AS
   FROM rk_apikeys._missing_peppers()
   UNION ALL
   SELECT 'triggers',
-    CASE WHEN e.state = 'A' OR t.tgenabled = 'A' THEN 'warning' ELSE 'error' END, e.trigger,
+    CASE WHEN e.state <> 'O' OR t.tgenabled = 'A' THEN 'warning' ELSE 'error' END, e.trigger,
     CASE t.tgenabled WHEN 'O' THEN 'the trigger does not fire for changes that replication applies'
       WHEN 'A' THEN 'the trigger fires for changes that replication applies'
       WHEN 'R' THEN 'the trigger does not fire in ordinary sessions'
       WHEN 'D' THEN 'the trigger is disabled'
       ELSE 'the trigger is missing' END,
-    CASE WHEN t.tgenabled IS NULL THEN 'Create the trigger as sql/40-triggers.sql does.'
-      ELSE format('ALTER TABLE rk_apikeys.api_keys ENABLE %sTRIGGER %I;',
-        CASE e.state WHEN 'A' THEN 'ALWAYS ' ELSE '' END, e.trigger) END
+    CASE WHEN t.tgenabled IS NULL THEN 'Create the trigger as the install script does.'
+      ELSE format('ALTER TABLE %s ENABLE %sTRIGGER %I;', r.name,
+        CASE e.state WHEN 'A' THEN 'ALWAYS ' WHEN 'R' THEN 'REPLICA ' ELSE '' END, e.trigger) END
   FROM (VALUES (text 'api_keys_make', "char" 'O'), ('api_keys_guard', 'O'),
       ('api_keys_settle', 'A'), ('api_keys_settle_imported', 'A'),
       ('api_keys_parent', 'O'), ('api_keys_audit_insert', 'O'), ('api_keys_audit_update', 'O'),
-      ('api_keys_audit_delete', 'O')) e(trigger, state)
-    LEFT JOIN pg_trigger t ON t.tgrelid = 'rk_apikeys.api_keys'::regclass AND t.tgname = e.trigger
+      ('api_keys_audit_delete', 'O'),
+      ('api_keys_max_keys_insert', 'O'), ('api_keys_max_keys_update', 'O'),
+      ('policies_audit_insert', 'O'), ('policies_audit_update', 'O'), ('policies_audit_delete', 'O'),
+      ('key_events_place', 'R')) e(trigger, state)
+    CROSS JOIN LATERAL (SELECT 'rk_apikeys.' || CASE WHEN starts_with(e.trigger, 'policies')
+      THEN 'policies' WHEN e.state = 'R' THEN 'key_events' ELSE 'api_keys' END AS name) r
+    LEFT JOIN pg_trigger t ON t.tgrelid = r.name::regclass AND t.tgname = e.trigger
   WHERE t.tgenabled IS DISTINCT FROM e.state
   UNION ALL
   -- While a subscription brings the events, the sequence always stays behind.
@@ -173,6 +178,11 @@ CREATE VIEW rk_apikeys.health WITH (security_invoker = true) AS
     FROM granted
     WHERE NOT allowed AND (ours IS NULL OR (is_grantable AND ours = 'plain'))
     GROUP BY objid, kind, name, attname, grantee, ours IS NOT NULL
-  ) g;
+  ) g
+  UNION ALL
+  SELECT 'policy', 'warning', rule, format('%s keys are beyond their policy', count(*)),
+    CASE rule WHEN 'max_idle' THEN 'SELECT rk_apikeys.disable_idle_keys();'
+      ELSE 'Look at rk_apikeys.noncompliant_keys. Change these keys, or end them.' END
+  FROM rk_apikeys.noncompliant_keys GROUP BY rule;
 COMMENT ON VIEW rk_apikeys.health IS
   'One row for each thing to do. Empty: all is well. severity is error, warning or info. object is what it is about, where that has a name. mend is SQL for a superuser, or a sentence that says what to do.';

@@ -78,7 +78,8 @@ GRANT EXECUTE ON FUNCTION
 -- Roles that read: masked keys, usage, events.
 GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_keys,
   rk_apikeys.stale_keys, rk_apikeys.key_activity, rk_apikeys.orm_keys,
-  rk_apikeys.key_usage, rk_apikeys.key_usage_daily, rk_apikeys.key_events
+  rk_apikeys.key_usage, rk_apikeys.key_usage_daily, rk_apikeys.key_events,
+  rk_apikeys.policies, rk_apikeys.noncompliant_keys
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, allowed_cidrs,
     rate_limit, rate_window, metadata, enabled, expires_at, replaces, grace_until, revoked_at,
@@ -94,7 +95,7 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._principal_environment(),
   rk_apikeys._live_last_used_at(text), rk_apikeys._live_last_used_addr(text),
   rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
-  rk_apikeys._searched_key_id(text),
+  rk_apikeys._searched_key_id(text), rk_apikeys.events_since(text, integer),
   rk_apikeys._page(text, text, text, text, text, text, text, boolean, text, text, jsonb, text[], text[])
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 
@@ -132,18 +133,28 @@ GRANT SELECT ON rk_apikeys.stats, rk_apikeys.usage_senders, rk_apikeys.health,
 GRANT EXECUTE ON FUNCTION rk_apikeys._server_stats(), rk_apikeys._health(), rk_apikeys._missing_peppers()
   TO rk_apikeys_auditor, rk_apikeys_admin;
 
+-- Administrators only: policies. They bind the keys of every tenant.
+GRANT INSERT (tenant, environment, max_lifetime, max_idle, max_keys, allowed_scopes, require_cidrs, require_owner),
+  UPDATE (tenant, environment, max_lifetime, max_idle, max_keys, allowed_scopes, require_cidrs, require_owner),
+  DELETE
+  ON rk_apikeys.policies TO rk_apikeys_admin;
+GRANT EXECUTE ON FUNCTION rk_apikeys.disable_idle_keys() TO rk_apikeys_admin;
+
 -- Administrators only, because these functions write with the owner's rights.
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer,
     interval, jsonb, text, text),
-  rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval), rk_apikeys.flush_usage(),
+  rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval, text), rk_apikeys.flush_usage(),
+  rk_apikeys.erase_tenant(text), rk_apikeys.notice_expiring(interval),
   rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[],
-    bigint[], bigint[])
+    bigint[], bigint[], date[])
   TO rk_apikeys_admin;
 
 -- Nobody: the functions of the triggers.
 REVOKE ALL ON FUNCTION
   rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
   rk_apikeys._keys_settle_imported(), rk_apikeys._keys_parent(), rk_apikeys._keys_audit_insert(),
-  rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete(), rk_apikeys._orm_keys()
+  rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete(), rk_apikeys._orm_keys(),
+  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit(),
+  rk_apikeys._events_place(), rk_apikeys._history()
   FROM PUBLIC;

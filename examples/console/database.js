@@ -10,18 +10,17 @@ types.setTypeParser(types.builtins.INT8, Number);
 types.setTypeParser(651, types.getTypeParser(1009)); // cidr[], as text[]
 
 // From PGHOST, PGUSER…; dates that people type are days in UTC.
-const CONNECTION = { max: 5, application_name: 'console', options: '-c TimeZone=UTC -c IntervalStyle=postgres_verbose' };
-const managers = new Pool(CONNECTION);
-const members = new Pool({ ...CONNECTION, user: 'console_member' });
-for (const pool of [managers, members]) pool.on('error', (error) => console.error(`idle connection: ${error.code}`));
+const pool = new Pool({ max: 5, application_name: 'console', options: '-c TimeZone=UTC -c IntervalStyle=postgres_verbose' });
+pool.on('error', (error) => console.error(`idle connection: ${error.code}`));
 
-// `who` is a session: its tenant, its user, and whether it is a member.
+// `who` is a session: its tenant, its user, and whether it is a member, whose transaction has only a member's rights. COMMIT and ROLLBACK
+// take the settings and the role back.
 async function transaction(begin, who, action) {
-  const client = await (who.member ? members : managers).connect();
+  const client = await pool.connect();
   let broken;
   try {
     await client.query(`${begin}; SET LOCAL rk_apikeys.tenant = ${client.escapeLiteral(who.tenant)};
-      SET LOCAL rk_apikeys.end_user = ${client.escapeLiteral(who.user)}`);
+      SET LOCAL rk_apikeys.end_user = ${client.escapeLiteral(who.user)}${who.member ? '; SET LOCAL ROLE console_member' : ''}`);
     const answer = await action(client);
     await client.query('COMMIT');
     return answer;
@@ -40,13 +39,26 @@ const change = (who, text, values) =>
   transaction('BEGIN', who, async (client) => (await client.query(text, values)).rows);
 
 const LISTED = 'key_id, name, environment, masked_key, status, enabled, expires_at, grace_until, revoked_at, last_used_at, created_at, updated_at, owner';
+const EXPIRING = "status = 'active' AND expires_at <= now() + interval '30 days'";
+
+// The owners of the tenant's keys, for a manager to choose from.
+const owners = async (client, who) => (who.member ? [] : (await client.query(
+  'SELECT DISTINCT owner FROM rk_apikeys.keys WHERE owner IS NOT NULL ORDER BY owner LIMIT 200')).rows.map(({ owner }) => owner));
 
 module.exports = {
-  close: () => Promise.all([managers.end(), members.end()]),
+  close: () => pool.end(),
 
-  list: (who, { search, status, owner, sort, descending, size, after }) => reading(who, async (client) => (await client.query(
-    `SELECT ${LISTED}, cursor FROM rk_apikeys.list_keys(search => $1, status => $2, sort_by => $3, descending => $4,
-       page_size => $5, after => $6, owner => $7)`, [search, status, sort, descending, size, after, owner])).rows),
+  // A page of keys, how many match on all pages, and the owners. The keys that expire soon are the first ones by expires_at.
+  list: (who, { search, status, owner, sort, descending, size, after, before }) => reading(who, async (client) => {
+    const expiring = status === 'expiring';
+    const filter = [search, expiring ? 'active' : status, owner];
+    const page = (columns) => `SELECT ${columns} FROM rk_apikeys.list_keys(search => $1, status => $2, owner => $3, sort_by => $4,
+      descending => $5, page_size => $6, after => $7, before => $8) ${expiring ? `WHERE ${EXPIRING}` : ''}`;
+    const { rows } = await client.query(page(`${LISTED}, ${EXPIRING} AS expiring, cursor`), [...filter, sort, descending, size, after, before]);
+    const { rows: [{ count }] } = expiring ? await client.query(page('count(*)'), [...filter, sort, descending, 1000, null, null])
+      : await client.query('SELECT rk_apikeys.count_keys(search => $1, status => $2, owner => $3) AS count', filter);
+    return { rows, count, owners: await owners(client, who) };
+  }),
 
   // What an address may hold of a search: a token of ours is masked, which finds its key too. A word of 16 characters or more may be an
   // imported token: it becomes the id of the one key that it finds, or undefined if it finds none.
@@ -60,7 +72,7 @@ module.exports = {
   // A key with its use per day and its history; undefined if there is none. A deleted key has its history left.
   key: (who, id) => reading(who, async (client) => {
     const key = await client.query(
-      `SELECT ${LISTED}, description, scopes, allowed_cidrs, rate_limit, rate_window, expires_in, use_count, last_used_addr, replaces, parent,
+      `SELECT ${LISTED}, ${EXPIRING} AS expiring, description, scopes, allowed_cidrs, rate_limit, rate_window, expires_in, use_count, last_used_addr, replaces, parent,
          revoked_reason, created_by, created_by_user, updated_by, updated_by_user FROM rk_apikeys.keys WHERE key_id = $1`, [id]);
     const days = await client.query(
       `SELECT day, coalesce(uses, 0) AS uses, coalesce(denials, 0) AS denials
@@ -71,18 +83,20 @@ module.exports = {
     const events = await client.query(
       `SELECT occurred_at, event, actor, end_user, principal, changes FROM rk_apikeys.key_events WHERE key_id = $1
          ORDER BY event_id DESC LIMIT 100`, [id]);
-    return events.rows.length || key.rows.length ? { key: key.rows[0], days: days.rows, events: events.rows } : undefined;
+    return events.rows.length || key.rows.length ? { key: key.rows[0], days: days.rows, events: events.rows, owners: await owners(client, who) } : undefined;
   }),
 
   create: (who, k) => change(who,
-    `SELECT key_id, secret FROM rk_apikeys.create_key($1, $2, expires_at => $3, environment => $4, scopes => $5,
-       allowed_cidrs => $6::text[]::cidr[], rate_limit => $7, rate_window => $8)`,
-    [k.name, k.description, k.expires, k.environment, k.scopes, k.addresses, k.limit, k.window]),
+    `INSERT INTO rk_apikeys.keys (name, description, expires_at, environment, scopes, allowed_cidrs, rate_limit, rate_window, owner)
+       VALUES ($1, $2, $3, $4, $5, $6::text[]::cidr[], $7, $8, $9) RETURNING key_id, secret`,
+    [k.name, k.description, k.expires, k.environment, k.scopes, k.addresses, k.limit, k.window, k.owner]),
 
   rotate: (who, id, grace) => change(who, 'SELECT key_id, secret FROM rk_apikeys.rotate_key($1, $2)', [id, grace]),
 
   enable: (who, id, enabled) => change(who,
     `UPDATE rk_apikeys.keys SET enabled = $2 WHERE key_id = $1 RETURNING ${LISTED}`, [id, enabled]),
+
+  transfer: (who, id, owner) => change(who, 'UPDATE rk_apikeys.keys SET owner = $2 WHERE key_id = $1 RETURNING name', [id, owner]),
 
   revoke: (who, id) => change(who,
     'UPDATE rk_apikeys.keys SET revoked_at = now() WHERE key_id = $1 AND revoked_at IS NULL RETURNING name', [id]),

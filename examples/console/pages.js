@@ -27,6 +27,7 @@ const ICONS = {
   plus: icon('M10 4v12M4 10h12'),
   search: icon('M9 3.5a5.5 5.5 0 1 0 0 11 5.5 5.5 0 0 0 0-11zM13 13l4 4'),
   rotate: icon('M16 6.5A7 7 0 0 0 3.6 7.5M3.5 3.5v4h4M4 13.5a7 7 0 0 0 12.4-1M16.5 16.5v-4h-4'),
+  person: icon('M10 3.5a3 3 0 1 0 0 6 3 3 0 0 0 0-6zM4 16.5a6 6 0 0 1 12 0'),
   trash: icon('M3.5 5.5h13M8 5.5V3.5h4v2M5.5 5.5l.7 11h7.6l.7-11M8.5 8.5v5M11.5 8.5v5'),
   copy: icon('M7 7h9.5v9.5H7zM4.5 13H3.5V3.5H13v1'),
   download: icon('M10 3v10M6 9.5l4 4 4-4M3.5 16.5h13'),
@@ -80,7 +81,7 @@ const frame = ({ title, session, main }) => document({ title: `${title} · Conso
   <a class="brand" href="/keys">${ICONS.key}<span>Console</span></a>
   <form class="who" method="post" action="/sign-out">
     <input type="hidden" name="csrf" value="${session.csrf}">
-    <span class="tenant"><span class="visually-hidden">Signed in as </span>${session.user}<span class="visually-hidden"> for </span><span aria-hidden="true"> · </span>${session.tenant}</span>
+    <span class="tenant"><span class="visually-hidden">Signed in as </span>${session.user}</span>
     <button class="quiet">Sign out</button>
   </form>
 </header>
@@ -93,25 +94,22 @@ const frame = ({ title, session, main }) => document({ title: `${title} · Conso
 </div>
 <p id="say" class="toast" role="status" aria-live="polite"></p>` });
 
+const keysOf = ({ member }) => (member ? 'My API keys' : 'API Keys');
+
 const heading = (session) => html`
 <h1>API &amp; Webhook Integration</h1>
-<nav class="tabs" aria-label="API &amp; Webhook Integration"><a href="/keys" aria-current="page">API Keys</a></nav>`;
+<nav class="tabs" aria-label="API &amp; Webhook Integration"><a href="/keys" aria-current="page">${keysOf(session)}</a></nav>`;
 
-const signIn = ({ tenants }) => document({ title: 'Sign in · Console', body: html`
+const signIn = ({ people }) => document({ title: 'Sign in · Console', body: html`
 <main class="door">
   <div class="card">
     <p class="brand">${ICONS.key}<span>Console</span></p>
     <h1>Sign in</h1>
-    <p class="minor">This sign-in is made up: choose whose API keys to manage. A product brings its own.</p>
+    <p class="minor">This sign-in is made up: choose who you are. A product brings its own.</p>
     <form method="post" action="/sign-in">
-      <fieldset><legend>Tenant</legend>
-        ${tenants.map((tenant, i) => html`<label class="choice"><input type="radio" name="tenant" value="${tenant}" ${i === 0 && html`checked`} required> ${tenant}</label>`)}
-      </fieldset>
-      <p class="field"><label for="user">Person</label>
-        <input id="user" name="user" required maxlength="200" value="ann@acme.example" autocapitalize="none" spellcheck="false"></p>
-      <fieldset><legend>Access</legend>
-        <label class="choice"><input type="radio" name="access" value="manager" checked> All keys of the tenant</label>
-        <label class="choice"><input type="radio" name="access" value="member"> Only my own keys</label>
+      <fieldset><legend>Person</legend>
+        ${people.map(({ user, tenant, member }, i) => html`<label class="choice"><input type="radio" name="user" value="${user}" ${i === 0 && html`checked`} required>
+          <span>${user} <span class="minor">${member ? 'only its own keys' : `all keys of ${tenant}`}</span></span></label>`)}
       </fieldset>
       <button class="primary wide">Sign in</button>
     </form>
@@ -131,7 +129,9 @@ const top = (id, title) => html`
     <button type="button" class="square" data-close aria-label="Close">${ICONS.close}</button></header>`;
 const refusal = html`<div class="alert" role="alert" data-error hidden>${ICONS.warning}<div><p><strong></strong></p><p></p></div></div>`;
 
-const createDialog = html`
+const ownersList = (owners) => html`<datalist id="owners">${owners.map((owner) => html`<option value="${owner}">`)}</datalist>`;
+
+const createDialog = ({ member }) => html`
 <dialog id="create" aria-labelledby="create-title">
   <form method="dialog" data-action="/keys" autocomplete="off">
     ${top('create', 'Create API Key')}
@@ -153,6 +153,9 @@ const createDialog = html`
               <label class="visually-hidden" for="window">Rate limit is per</label>
               <select id="window" name="window"><option value="1 second">a second<option value="1 minute" selected>a minute<option value="1 hour">an hour<option value="1 day">a day</select></span></p>
         </div>
+        ${!member && html`<p class="field"><label for="new-owner">Owner</label>
+          <input id="new-owner" name="owner" list="owners" maxlength="200" placeholder="The tenant" spellcheck="false" autocapitalize="none" aria-describedby="new-owner-help">
+          <span class="help" id="new-owner-help">The person who may manage the key too. Empty: only managers.</span></p>`}
         <p class="field"><label for="scopes">Scopes</label>
           <input id="scopes" name="scopes" placeholder="contacts:read contacts:write" spellcheck="false" autocapitalize="none" aria-describedby="scopes-help">
           <span class="help" id="scopes-help">What the key may do; blanks or commas between them.</span></p>
@@ -198,6 +201,20 @@ const rotateDialog = html`
   </form>
 </dialog>`;
 
+const transferDialog = html`
+<dialog id="transfer" aria-labelledby="transfer-title">
+  <form method="dialog">
+    ${top('transfer', 'Change owner')}
+    <div class="body">
+      <p class="field"><label for="transfer-owner">Owner of <span data-name></span></label>
+        <input id="transfer-owner" name="owner" list="owners" maxlength="200" placeholder="The tenant" spellcheck="false" autocapitalize="none" aria-describedby="transfer-help">
+        <span class="help" id="transfer-help">The person who may manage the key too. Empty: only managers.</span></p>
+      ${refusal}
+    </div>
+    <footer><button type="button" data-close>Cancel</button><button class="primary" data-submit>Change owner</button></footer>
+  </form>
+</dialog>`;
+
 // A member ends its key by a revocation.
 const deleteDialog = ({ member }) => html`
 <dialog id="delete" role="alertdialog" aria-labelledby="delete-title" aria-describedby="delete-note">
@@ -216,10 +233,10 @@ const deleteDialog = ({ member }) => html`
 const COLUMNS = [['name', 'Name'], ['key_id', 'API key'], ['last_used_at', 'Last used'], ['created_at', 'Created on'], ['updated_at', 'Last updated on']];
 
 // When a key ends or has ended, by its status; nothing for one that lives for ever.
-function end({ status, expires_at: expires, grace_until: grace, revoked_at: revoked }) {
+function end({ status, expires_at: expires, grace_until: grace, revoked_at: revoked, expiring }) {
   const at = { revoked, rotated: grace, grace }[status] ?? expires;
   const word = { revoked: 'since', rotated: 'since', expired: 'since', grace: 'ends' }[status] ?? 'expires';
-  return at && html` <span class="minor">${word} ${day(at)}</span>`;
+  return at && html` <span class="${expiring ? 'badge soon' : 'minor'}">${expiring ? 'expires soon:' : word} ${day(at)}</span>`;
 }
 
 const over = (status) => ['revoked', 'rotated', 'expired'].includes(status);
@@ -228,6 +245,7 @@ const actions = ({ member }, row, words) => html`
   <button type="button" class="switch" role="switch" aria-checked="${String(row.enabled)}" data-toggle aria-label="Enabled: ${row.name}" ${over(row.status) && html`disabled`}
     title="Enable or disable"><span></span>${words && 'Enabled'}</button>
   <button type="button" class="${!words && 'square'}" data-open="rotate" aria-label="Rotate ${row.name}" title="Rotate" ${over(row.status) && html`disabled`}>${ICONS.rotate}${words && 'Rotate'}</button>
+  ${words && !member && html`<button type="button" data-open="transfer" aria-label="Change owner of ${row.name}">${ICONS.person}Owner</button>`}
   <button type="button" class="${!words && 'square'}" data-open="delete" aria-label="${member ? 'Revoke' : 'Delete'} ${row.name}" title="${member ? 'Revoke' : 'Delete'}" ${member && row.revoked_at && html`disabled`}>${ICONS.trash}${words && (member ? 'Revoke' : 'Delete')}</button>`;
 
 const line = (session, row) => html`
@@ -241,32 +259,33 @@ const line = (session, row) => html`
   <td role="cell" class="actions" data-label="Actions"><div>${actions(session, row)}</div></td>
 </tr>`;
 
-function list({ session, view, rows, next, error }) {
-  const { search, status, owner, sort, descending, after, back } = view;
+// A list to choose from in the form over the keys.
+const choice = (id, label, chosen, options) => html`<label class="visually-hidden" for="${id}">${label}</label>
+    <select id="${id}" name="${id}">${options.map(([value, word]) => html`<option value="${value}" ${value === (chosen ?? '') && html`selected`}>${word}</option>`)}</select>`;
+
+function list({ session, view, rows, count, owners, previous, next, error }) {
+  const { search, status, owner, sort, descending } = view;
   const here = { search, status, owner, sort, direction: descending ? 'descending' : 'ascending' };
   const columns = COLUMNS.map(([by, title]) => {
     const current = by === sort;
     // dates are first wanted from the newest
     const direction = current ? !descending : by.endsWith('_at');
+    if (status === 'expiring') return html`<th role="columnheader" scope="col" class="${by}">${title}</th>`; // sorted by when they do
     return html`<th role="columnheader" scope="col" class="${by}" ${current && html`aria-sort="${here.direction}"`}>
       <a href="${link('/keys', { search, status, owner, sort: by, direction: direction ? 'descending' : 'ascending' })}">${title}<span class="arrow" aria-hidden="true">${current ? (descending ? '↓' : '↑') : '↕'}</span></a></th>`;
   });
   const none = search || status || owner
     ? html`<p class="empty"><strong>No API key matches.</strong> <a href="/keys">Show all</a></p>`
     : html`<p class="empty"><strong>No API keys yet.</strong> Create one for the first integration.</p>`;
-  const earlier = back.length ? { ...here, after: back.at(-1) || undefined, back: back.slice(0, -1) } : undefined;
-  const later = next && { ...here, after: next, back: [...back, after ?? ''] };
-  return frame({ title: 'API Keys', session, main: html`
+  return frame({ title: keysOf(session), session, main: html`
 ${heading(session)}
 <div class="tools">
   <form role="search" method="post" action="/search" class="find" autocomplete="off">
     <input type="hidden" name="csrf" value="${session.csrf}">
     <label class="visually-hidden" for="search">Search API keys</label>
     <span class="search">${ICONS.search}<input id="search" type="search" name="search" value="${search}" placeholder="Search name, description, key id or key"></span>
-    <label class="visually-hidden" for="status">Status</label>
-    <select id="status" name="status"><option value="">All statuses</option>${Object.entries(STATUS).map(([value, word]) => html`<option value="${value}" ${value === status && html`selected`}>${word}</option>`)}</select>
-    ${!session.member && html`<label class="visually-hidden" for="owner">Owner</label>
-    <select id="owner" name="owner"><option value="">All owners</option>${[...new Set([session.user, owner || session.user])].map((value) => html`<option value="${value}" ${value === owner && html`selected`}>${value === session.user ? 'My keys' : value}</option>`)}</select>`}
+    ${choice('status', 'Status', status, [['', 'All statuses'], ...Object.entries(STATUS), ['expiring', 'Expiring soon']])}
+    ${!session.member && choice('owner', 'Owner', owner, [['', 'All owners'], ...owners.map((name) => [`=${name}`, name]), ['none', 'No owner']])}
     <input type="hidden" name="sort" value="${sort}"><input type="hidden" name="direction" value="${here.direction}">
     <button>Search</button>
   </form>
@@ -280,11 +299,11 @@ ${rows.length ? html`
   <tbody role="rowgroup">${rows.map((row) => line(session, row))}</tbody>
 </table></div>` : !error && none}
 <nav class="pages" aria-label="Pages">
-  <span class="minor">${rows.length ? `Page ${back.length + 1} · ${rows.length} ${rows.length === 1 ? 'key' : 'keys'} · times in UTC` : ''}</span>
-  ${earlier && html`<a class="button" rel="prev" href="${link('/keys', earlier)}">Previous</a>`}
-  ${later && html`<a class="button" rel="next" href="${link('/keys', later)}">Next</a>`}
+  <span class="minor">${rows.length > 0 && `${count.toLocaleString('en')} ${count === 1 ? 'key' : 'keys'} · times in UTC`}</span>
+  ${previous && html`<a class="button" rel="prev" href="${link('/keys', { ...here, before: previous })}">Previous</a>`}
+  ${next && html`<a class="button" rel="next" href="${link('/keys', { ...here, after: next })}">Next</a>`}
 </nav>
-${createDialog}${secretDialog}${rotateDialog}${deleteDialog(session)}` });
+${createDialog(session)}${ownersList(owners)}${secretDialog}${rotateDialog}${deleteDialog(session)}` });
 }
 
 // --- a key's page -------------------------------------------------------------------------------------------------------
@@ -339,12 +358,12 @@ const changed = (changes) => Object.entries(changes ?? {}).map(([what, change]) 
 
 const fact = (term, value) => html`<div><dt>${term}</dt><dd>${value}</dd></div>`;
 
-function key({ session, id, key: row, days, events }) {
+function key({ session, id, key: row, days, events, owners }) {
   const facts = row && html`
 <dl class="facts">
   ${fact('Environment', row.environment)}
-  ${row.owner && fact('Owner', session.member ? row.owner : html`<a href="${link('/keys', { owner: row.owner })}">${row.owner}</a>`)}
-  ${fact('Expires', time(row.expires_at))}
+  ${!session.member && fact('Owner', html`<a href="${link('/keys', { owner: row.owner === null ? 'none' : `=${row.owner}` })}">${row.owner ?? 'No owner'}</a>`)}
+  ${fact('Expires', html`${time(row.expires_at)}${row.expiring && html`<br><span class="badge soon">soon</span>`}`)}
   ${fact('Last used', html`${time(row.last_used_at)}${row.last_used_addr && html`<br><span class="minor">from ${row.last_used_addr}</span>`}`)}
   ${fact('Uses', row.use_count.toLocaleString('en'))}
   ${fact('Scopes', row.scopes.length ? row.scopes.map((scope) => html`<code class="chip">${scope}</code> `) : 'None')}
@@ -358,9 +377,9 @@ function key({ session, id, key: row, days, events }) {
   ${fact('Last updated', html`<span data-updated>${time(row.updated_at)}</span><br><span class="minor">by ${row.updated_by_user ?? row.updated_by}</span>`)}
 </dl>`;
   return frame({ title: row ? row.name : `Deleted key ${id}`, session, main: html`
-<nav class="crumbs" aria-label="Breadcrumb"><a href="/keys">API Keys</a> <span aria-hidden="true">/</span> <span aria-current="page">${row ? row.name : id}</span></nav>
+<nav class="crumbs" aria-label="Breadcrumb"><a href="/keys">${keysOf(session)}</a> <span aria-hidden="true">/</span> <span aria-current="page">${row ? row.name : id}</span></nav>
 ${row ? html`
-<div class="title" data-key="${row.key_id}" data-name="${row.name}" data-masked="${row.masked_key}">
+<div class="title" data-key="${row.key_id}" data-name="${row.name}" data-masked="${row.masked_key}" data-owner="${row.owner}">
   <div><h1>${row.name} ${badge(row.status)}</h1><p><code>${row.masked_key}</code></p></div>
   <div class="actions"><div>${actions(session, row, true)}</div></div>
 </div>
@@ -370,9 +389,9 @@ ${facts}` : html`<div class="title"><h1>Deleted key <code>${id}</code></h1></div
 <section aria-labelledby="history"><h2 id="history">History</h2>
 <div class="sheet"><table role="table" class="events">
   <thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col">When</th><th role="columnheader" scope="col">Event</th><th role="columnheader" scope="col">By</th><th role="columnheader" scope="col">Changes</th></tr></thead>
-  <tbody role="rowgroup">${events.map((e) => html`<tr role="row"><td role="cell" data-label="When">${time(e.occurred_at)}</td><td role="cell" data-label="Event"><strong>${e.event}</strong></td><td role="cell" data-label="By">by ${e.end_user ?? e.actor}${e.principal && html` <span class="minor">with key ${e.principal}</span>`}</td><td role="cell" data-label="Changes"><ul class="changes">${changed(e.changes)}</ul></td></tr>`)}</tbody>
+  <tbody role="rowgroup">${events.map((e) => html`<tr role="row"><td role="cell" data-label="When">${time(e.occurred_at)}</td><td role="cell" data-label="Event"><strong>${e.event}</strong></td><td role="cell" data-label="By">${e.end_user ?? e.actor}${e.principal && html` <span class="minor">with key ${e.principal}</span>`}</td><td role="cell" data-label="Changes"><ul class="changes">${changed(e.changes)}</ul></td></tr>`)}</tbody>
 </table></div></section>
-${row && html`${secretDialog}${rotateDialog}${deleteDialog(session)}`}` });
+${row && html`${secretDialog}${rotateDialog}${!session.member && html`${transferDialog}${ownersList(owners)}`}${deleteDialog(session)}`}` });
 }
 
 module.exports = { badge, failure, key, link, list, signIn, time };

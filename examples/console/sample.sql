@@ -22,7 +22,7 @@ CREATE TEMP TABLE made AS
       (VALUES ('acme'), ('globex')) t(tenant)
     WHERE tenant = 'acme' OR p <= 4;
 
-SET rk_apikeys.end_user = 'ann@acme.example';
+SET rk_apikeys.end_user = 'ann@acme';
 SET rk_apikeys.tenant = 'acme';
 INSERT INTO rk_apikeys.keys (name, description, environment, scopes, allowed_cidrs, rate_limit, rate_window, expires_at, owner)
   SELECT name, description, CASE place WHEN 'Stage' THEN 'stage' WHEN 'Dev' THEN 'dev' ELSE 'prod' END,
@@ -30,15 +30,16 @@ INSERT INTO rk_apikeys.keys (name, description, environment, scopes, allowed_cid
       CASE WHEN n % 4 = 1 THEN '{203.0.113.0/24,2001:db8:7::/48}'::cidr[] END,
       CASE WHEN n % 5 = 1 THEN 600 END, CASE WHEN n % 5 = 1 THEN interval '1 minute' END,
       CASE WHEN n % 6 = 1 THEN now() + n * interval '2 days' END,
-      CASE n % 8 WHEN 1 THEN 'ann@acme.example' WHEN 3 THEN 'bob@acme.example' END
+      CASE n % 8 WHEN 1 THEN 'ann@acme' WHEN 3 THEN 'bob@acme' WHEN 4 THEN 'ci@acme' END
     FROM made WHERE tenant = 'acme' ORDER BY n DESC;
 SET rk_apikeys.tenant = 'globex';
+SET rk_apikeys.end_user = 'eve@globex';
 INSERT INTO rk_apikeys.keys (name, description, scopes)
   SELECT name, description, ARRAY[scope || ':read'] FROM made WHERE tenant = 'globex' ORDER BY n DESC;
 
 -- what has been done to them
 SET rk_apikeys.tenant = 'acme';
-SET rk_apikeys.end_user = 'bob@acme.example';
+SET rk_apikeys.end_user = 'bob@acme';
 UPDATE rk_apikeys.keys SET enabled = false FROM made WHERE made.tenant = 'acme' AND keys.name = made.name AND n % 13 IN (1, 4);
 UPDATE rk_apikeys.keys SET enabled = true WHERE name = 'HubSpot Sync – Prod';
 UPDATE rk_apikeys.keys SET description = 'Copies contacts every hour; ask the sales tools team before you touch it'

@@ -3,11 +3,12 @@
 //   npm ci
 //   PGUSER=console PGDATABASE=... PORT=8080 npm start
 //
-//   TENANTS   the tenants to choose from at the sign-in, with commas   (default acme,globex)
-//   ORIGIN    the address that browsers see                            (default http://127.0.0.1:$PORT)
+//   PEOPLE   who can sign in: person@tenant and manager or member, with commas   (default ann@acme manager,bob@acme member,eve@globex manager)
+//   ORIGIN   the address that browsers see                                       (default http://127.0.0.1:$PORT)
 //
-// The sign-in is made up: it asks for no password. Everything behind it is meant: a session knows its tenant and its person, and whether
-// the person manages all keys or its own (a member). A request that changes something must come from our own page (Origin) and carry the session's token.
+// The sign-in is made up: it asks for no password. Everything behind it is meant. A session knows its tenant and its person, and whether the
+// person manages all keys of the tenant or only its own (a member). A request that changes something must come from our own page (Origin)
+// and carry the session's token.
 'use strict';
 
 const { randomBytes, timingSafeEqual } = require('node:crypto');
@@ -19,10 +20,12 @@ const pages = require('./pages.js');
 
 const PORT = Number(process.env.PORT ?? 8080);
 const ORIGIN = process.env.ORIGIN ?? `http://127.0.0.1:${PORT}`;
-const TENANTS = (process.env.TENANTS ?? 'acme,globex').split(',');
+const PEOPLE = (process.env.PEOPLE ?? 'ann@acme manager,bob@acme member,eve@globex manager').split(',').map((text) => {
+  const [, user, tenant, role] = /^(.*@(.*)) (manager|member)$/.exec(text);
+  return { user, tenant, member: role === 'member' };
+});
 const SECURE = ORIGIN.startsWith('https:') ? '; Secure' : '';
 const PAGE = 25;
-const TRAIL = 40; // cursors of earlier pages in an address; more would not fit into a request's head
 const SESSION_MS = 8 * 3600e3;
 
 const HEADERS = {
@@ -132,14 +135,12 @@ for (const [name, type] of [['console.css', 'text/css'], ['console.js', 'text/ja
 
 app.get('/', (request, reply) => reply.redirect('/keys'));
 
-app.get('/sign-in', (request, reply) => show(reply, pages.signIn({ tenants: TENANTS })));
+app.get('/sign-in', (request, reply) => show(reply, pages.signIn({ people: PEOPLE })));
 
 app.post('/sign-in', (request, reply) => {
-  const { tenant, access } = request.body ?? {};
-  const user = String(request.body?.user ?? '').trim();
-  if (!TENANTS.includes(tenant)) throw new Refusal(400, 'There is no such tenant.');
-  if (!user || [...user].length > 200 || user.includes('\0')) throw new Refusal(400, 'A person has a name of 1 to 200 characters.');
-  return reply.header('Set-Cookie', cookie(signIn({ tenant, user, member: access === 'member' }), SESSION_MS / 1000)).redirect('/keys', 303);
+  const who = PEOPLE.find(({ user }) => user === request.body?.user);
+  if (!who) throw new Refusal(400, 'There is no such person.');
+  return reply.header('Set-Cookie', cookie(signIn(who), SESSION_MS / 1000)).redirect('/keys', 303);
 });
 
 app.post('/sign-out', change, (request, reply) => {
@@ -147,20 +148,24 @@ app.post('/sign-out', change, (request, reply) => {
   return reply.header('Set-Cookie', cookie('', 0)).redirect('/sign-in', 303);
 });
 
-async function list(request, reply, { search, status, owner, sort = 'created_at', direction, after, back = [] }) {
+async function list(request, reply, { search, status, owner, sort, direction, after, before }) {
+  if (status === 'expiring') [sort, direction] = ['expires_at', 'ascending'];
+  sort ??= 'created_at';
   const descending = (direction ?? (sort === 'created_at' ? 'descending' : 'ascending')) === 'descending';
-  const view = { search, status, owner, sort, descending, after, back: [back].flat().slice(-TRAIL) };
-  let rows = [], error;
+  const view = { search, status, owner, sort, descending };
+  let found = { rows: [], owners: [] }, error;
   try {
-    // one more than is shown tells whether there is a next page
-    rows = await database.list(request.session,
-      { search: search || null, status: status || null, owner: owner || null, sort, descending, size: PAGE + 1, after: after || null });
+    found = await database.list(request.session, { search: search || null, status: status || null,
+      owner: owner === 'none' ? '' : owner?.slice(1) || null, sort, descending, size: PAGE + 1, after: after || null, before: before || null });
   } catch (failed) {
     error = explain(failed);
     reply.code(error.status);
   }
-  const next = rows.length > PAGE ? rows[PAGE - 1].cursor : undefined;
-  return show(reply, pages.list({ session: request.session, view, rows: rows.slice(0, PAGE), next, error }));
+  // one more than is shown tells whether there is another page: behind, or backwards in front
+  const { rows } = found, more = rows.length > PAGE;
+  if (more) rows.splice(before ? 0 : PAGE, 1);
+  const previous = (before ? more : after) && rows[0]?.cursor, next = (before || more) && rows.at(-1)?.cursor;
+  return show(reply, pages.list({ session: request.session, view, ...found, previous, next, error }));
 }
 
 app.get('/keys', signedIn, (request, reply) => list(request, reply, request.query));
@@ -186,7 +191,7 @@ const words = (text) => String(text ?? '').split(/[\s,]+/).filter(Boolean);
 const given = (text) => (text === undefined || text === '' ? null : text);
 
 app.post('/keys', change, async (request, reply) => {
-  const { name, description, expires, environment, scopes, addresses, limit, window } = request.body;
+  const { name, description, expires, environment, scopes, addresses, limit, window, owner } = request.body;
   const [made] = await database.create(request.session, {
     name,
     description: given(description),
@@ -196,6 +201,7 @@ app.post('/keys', change, async (request, reply) => {
     addresses: words(addresses).length ? words(addresses) : null,
     limit: given(limit),
     window: given(limit) && window,
+    owner: given(owner),
   });
   return reply.code(201).send(made);
 });
@@ -209,6 +215,12 @@ app.post('/keys/:id/enabled', change, async (request) => {
   const [row] = await database.enable(request.session, request.params.id, request.body.enabled);
   if (!row) throw noSuchKey();
   return { status: row.status, enabled: row.enabled, badge: pages.badge(row.status).toString(), updated: pages.time(row.updated_at).toString() };
+});
+
+app.post('/keys/:id/owner', change, async (request) => {
+  const [row] = await database.transfer(request.session, request.params.id, given(request.body.owner));
+  if (!row) throw noSuchKey();
+  return row;
 });
 
 // A member cannot delete: the database refuses it.

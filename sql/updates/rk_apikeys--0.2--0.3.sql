@@ -362,6 +362,21 @@ CREATE OR REPLACE FUNCTION rk_apikeys.verify(token text) RETURNS boolean
   LANGUAGE C VOLATILE PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_verify_0_3';
 
+-- The kinds of events of 0.3. The functions for events come with sql/77-events.sql.
+ALTER TABLE rk_apikeys.key_events DROP CONSTRAINT key_events_event_check, DROP CONSTRAINT key_events_key_check;
+ALTER TABLE rk_apikeys.key_events
+  ADD CONSTRAINT key_events_event_check CHECK (event IN ('created', 'imported', 'updated',
+    'enabled', 'disabled', 'rotated', 'revoked', 'deleted', 'expiring', 'used_after_end', 'purged', 'erased',
+    'policy_created', 'policy_changed', 'policy_deleted', 'limit_created', 'limit_changed', 'limit_deleted')),
+  ADD CONSTRAINT key_events_key_check CHECK (event ~ '^(purged|erased|policy_|limit_)'
+    OR (key_id IS NOT NULL AND tenant IS NOT NULL));
+COMMENT ON COLUMN rk_apikeys.key_events.tenant IS 'The tenant. NULL: of all tenants, such as a purge.';
+COMMENT ON COLUMN rk_apikeys.key_events.key_id IS 'The key id. NULL: the event is not of one key.';
+COMMENT ON COLUMN rk_apikeys.key_events.event IS 'created, imported, updated, enabled, disabled, rotated, revoked, deleted, expiring, used_after_end, purged, erased, or policy_ or limit_ with created, changed or deleted.';
+DROP FUNCTION rk_apikeys.purge_events(interval);
+DROP FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[],
+  bigint[], bigint[], bigint[]);
+
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS
   'The result of create_key and rotate_key. secret is the whole token, shown only this once.';
@@ -427,8 +442,6 @@ COMMENT ON COLUMN rk_apikeys.usage_senders.left_out IS 'The keys of the last bat
 COMMENT ON TABLE rk_apikeys.key_events IS 'The audit of the keys. Append-only. Each event is written in the transaction of its change, and outlives the key.';
 COMMENT ON COLUMN rk_apikeys.key_events.event_id IS 'A number that grows with each event.';
 COMMENT ON COLUMN rk_apikeys.key_events.occurred_at IS 'The clock time when the event was written.';
-COMMENT ON COLUMN rk_apikeys.key_events.tenant IS 'The key''s tenant. NULL for a purge.';
-COMMENT ON COLUMN rk_apikeys.key_events.key_id IS 'The key id. NULL for a purge.';
 COMMENT ON COLUMN rk_apikeys.key_events.role IS 'The current role.';
 COMMENT ON COLUMN rk_apikeys.key_events.principal IS 'The id of the key that the transaction had authenticated as.';
 COMMENT ON COLUMN rk_apikeys.key_events.client_addr IS 'The database client''s address. NULL over a Unix-domain socket.';
@@ -499,12 +512,8 @@ COMMENT ON FUNCTION rk_apikeys.create_key(text, text, timestamptz, text, text[],
   'Makes a key. Returns its id and, only this once, its whole token. The same as INSERT INTO rk_apikeys.keys. Errors: 23514 for a value of wrong shape, 22023 for an expires_at in the past or beyond max_lifetime, 42501 for another tenant.';
 COMMENT ON FUNCTION rk_apikeys.rotate_key(text, interval, timestamptz) IS
   'Makes a successor with the same settings. Returns the successor''s id and token. The old key stays good for the time of grace (0: it ends at once), but never beyond its own expires_at. expires_at: the successor''s expiry; NULL: the old key''s, within max_lifetime. Errors: 42704 no such key, 55000 the key is revoked, expired or already rotated, 22023 negative grace.';
-COMMENT ON FUNCTION rk_apikeys.purge_events(interval) IS
-  'Deletes the events that are older than older_than, and leaves one event purged. Returns the number of deleted events. Errors: 22023 if negative.';
 COMMENT ON FUNCTION rk_apikeys.flush_usage() IS
   'Writes the usage of this database''s keys from shared memory to key_usage and key_usage_daily now. Returns the number of keys. Returns 0 without shared memory, or while another flush is running. Commit soon, because other flushes wait until then.';
-COMMENT ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[], bigint[], bigint[]) IS
-  'Writes a batch of usage that a standby or subscriber has counted. The sending server calls it, as the role of its rk_apikeys.primary_conninfo. Returns for each written key its position in the batch and its counts now, or NULLs if the key does not exist. A batch that is sent again counts once. Errors: 22023 for an invalid batch, 55P03 while another flush is running.';
 COMMENT ON FUNCTION rk_apikeys.seal(text, text) IS
   'Returns the secret as an OpenPGP message (RFC 4880, armoured). Only the owner of the armoured public key can read the message. Errors: 55000 without the extension pgcrypto, else those of pgcrypto for an invalid key.';
 COMMENT ON FUNCTION rk_apikeys.has_scope(text) IS

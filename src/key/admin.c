@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "catalog/pg_type_d.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -16,9 +17,11 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/json.h"
 #include "utils/timestamp.h"
 
 #include "base/caller.h"
+#include "base/now.h"
 #include "base/principal.h"
 #include "base/store.h"
 #include "compat.h"
@@ -43,7 +46,20 @@ typedef struct OwnerQuery
 #define IMPORT_ARGS 14
 #define IMPORT_ARGS_0_1 13		/* without start */
 
+/* The tables with rows of tenants, by column of erase_tenant(); last one first. */
+static const char *const erased[] = {
+	"api_keys", "key_usage", "key_usage_daily", "key_events"
+};
+
+/* A tenant that is erased. */
+typedef struct Erasure
+{
+	Datum		tenant;
+	int64		counts[lengthof(erased)];	/* results: rows, by table */
+} Erasure;
+
 static Datum import_key(FunctionCallInfo fcinfo, int nargs);
+static void erase(void *arg);
 static void run_query(void *arg);
 static void run_as_owner(OwnerQuery *query);
 static void check_older_than(FunctionCallInfo fcinfo);
@@ -53,6 +69,8 @@ PG_FUNCTION_INFO_V1(rk_apikeys_import_key);
 PG_FUNCTION_INFO_V1(rk_apikeys_import_key_0_3);
 PG_FUNCTION_INFO_V1(rk_apikeys_purge_keys);
 PG_FUNCTION_INFO_V1(rk_apikeys_purge_events);
+PG_FUNCTION_INFO_V1(rk_apikeys_purge_events_0_3);
+PG_FUNCTION_INFO_V1(rk_apikeys_erase_tenant);
 PG_FUNCTION_INFO_V1(rk_apikeys_flush_usage);
 
 /*
@@ -206,12 +224,46 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 }
 
 /*
- * rk_apikeys.purge_events(older_than interval) -> bigint
+ * rk_apikeys.purge_events(older_than interval, tenant text) -> bigint
  *
- * Delete the events that are older than older_than, and return their number.
- * If the number is not 0, add an event "purged" with it.  Raise 22023 if
- * older_than is negative.
+ * Delete the events that are older than older_than, of a tenant or (NULL) of
+ * all, and return their number.  If the number is not 0, add an event "purged"
+ * with it.  Raise 22023 if older_than is negative.
  */
+Datum
+rk_apikeys_purge_events_0_3(PG_FUNCTION_ARGS)
+{
+	Oid			types[3] = {INTERVALOID, TEXTOID, INT8OID};
+	Datum		values[3];
+	char		nulls[3] = {' ', PG_ARGISNULL(1) ? 'n' : ' ', ' '};
+	uint64		count;
+	OwnerQuery	query = {
+		.query = "DELETE FROM rk_apikeys.key_events WHERE occurred_at < now() - $1"
+		"  AND ($2 IS NULL OR tenant = $2)",
+		.nargs = 2, .types = types, .values = values, .nulls = nulls
+	};
+
+	principal_refuse();
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	check_older_than(fcinfo);
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1);
+	run_as_owner(&query);
+	count = query.processed;
+	if (count > 0)
+	{
+		values[2] = Int64GetDatum((int64) count);
+		query.nargs = 3;
+		query.query = "SELECT jsonb_build_array(jsonb_build_object('tenant', $2, 'event', 'purged',"
+			"  'changes', jsonb_build_object('older_than', $1, 'events', $3)))::text";
+		run_as_owner(&query);
+		audit_add(text_to_cstring(query.first));
+	}
+	PG_RETURN_INT64((int64) count);
+}
+
+/* The same for SQL of 0.1 and 0.2, for all tenants. */
 Datum
 rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 {
@@ -247,6 +299,67 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 	run_as_owner(&query);
 	PG_RETURN_DATUM(DirectFunctionCall1(int8in,
 										CStringGetDatum(text_to_cstring(query.first))));
+}
+
+/*
+ * rk_apikeys.erase_tenant(tenant text) -> (keys, usage, daily, events)
+ *
+ * Delete all rows of a tenant.  Return how many rows each table had.  If there
+ * were any, add an event "erased" with the numbers.
+ */
+Datum
+rk_apikeys_erase_tenant(PG_FUNCTION_ARGS)
+{
+	Erasure		erasure = {.tenant = PG_GETARG_DATUM(0)};
+	TupleDesc	desc;
+	Datum		values[lengthof(erased)];
+	bool		nulls[lengthof(erased)] = {0};
+	StringInfoData event;
+	int64		total = 0;
+
+	principal_refuse();
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != lengthof(erased))
+		elog(ERROR, "return type must be a row of %d columns", (int) lengthof(erased));
+	caller_run_as_owner(store_table("api_keys", false), erase, &erasure);
+
+	initStringInfo(&event);
+	appendStringInfoString(&event, "[{\"event\": \"erased\", \"tenant\": ");
+	escape_json(&event, text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	appendStringInfoString(&event, ", \"changes\": {");
+	for (int i = 0; i < (int) lengthof(erased); i++)
+	{
+		appendStringInfo(&event, "%s\"%s\": " INT64_FORMAT, i == 0 ? "" : ", ",
+						 NameStr(TupleDescAttr(desc, i)->attname), erasure.counts[i]);
+		values[i] = Int64GetDatum(erasure.counts[i]);
+		total += erasure.counts[i];
+	}
+	appendStringInfoString(&event, "}}]");
+	if (total > 0)
+		audit_add(event.data);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
+ * OwnerWork.  The keys are locked first, so that no flush writes use of theirs
+ * afterwards.  Their deletion writes events, which are deleted too.
+ */
+static void
+erase(void *arg)
+{
+	Erasure    *erasure = arg;
+	Oid			type = TEXTOID;
+
+	SPI_connect();
+	(void) now_execute(NULL, "SELECT FROM rk_apikeys.api_keys WHERE tenant = $1"
+					   " ORDER BY key_id FOR UPDATE", 1, &type, &erasure->tenant);
+	for (int i = (int) lengthof(erased) - 1; i >= 0; i--)
+		erasure->counts[i] = (int64)
+			now_execute(NULL, psprintf("DELETE FROM rk_apikeys.%s WHERE tenant = $1", erased[i]),
+						1, &type, &erasure->tenant);
+	(void) now_execute(NULL, "DELETE FROM rk_apikeys.key_events WHERE tenant = $1",
+					   1, &type, &erasure->tenant);
+	SPI_finish();
 }
 
 /*

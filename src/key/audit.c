@@ -38,6 +38,7 @@
 #include "base/now.h"
 #include "base/principal.h"
 #include "base/settings.h"
+#include "base/store.h"
 #include "compat.h"
 #include "key/audit.h"
 #include "key/columns.h"
@@ -65,27 +66,30 @@
 #define WHO \
 	"  session_user, $1, $2, inet_client_addr(), $3" END_USER
 
+/* The settings of a row that are not NULL, each as {"new": value} or "old". */
+#define SETTINGS(row, word) \
+	"(SELECT jsonb_object_agg(a.key, jsonb_build_object('" word "', a.value))" \
+	"  FROM jsonb_each(to_jsonb(" row ") - $4) a WHERE a.value <> 'null')"
+
 #define AUDIT_INSERT \
 	INSERT_EVENTS \
-	" SELECT tenant, key_id," \
-	"  CASE digest_kind WHEN 'native' THEN 'created' ELSE 'imported' END," WHO "," \
-	"  jsonb_strip_nulls(jsonb_build_object(" \
-	"   'name', jsonb_build_object('new', name)," \
-	"   'environment', jsonb_build_object('new', environment)," \
-	"   'expires_at', CASE WHEN expires_at IS NOT NULL" \
-	"     THEN jsonb_build_object('new', expires_at) END," \
-	"   'replaces', CASE WHEN replaces IS NOT NULL" \
-	"     THEN jsonb_build_object('new', replaces) END))" FOR_WHOM \
-	"  FROM new_keys n WHERE created_at = now()"
+	" SELECT n.tenant, n.key_id," \
+	"  CASE n.digest_kind WHEN 'native' THEN 'created' ELSE 'imported' END," WHO "," \
+	SETTINGS("n", "new") FOR_WHOM \
+	"  FROM new_keys n WHERE n.created_at = now()"
+
+#define ROTATED "c.changes ? 'grace_until' AND o.grace_until IS NULL"
 
 #define AUDIT_UPDATE \
 	INSERT_EVENTS \
 	" SELECT n.tenant, n.key_id," \
 	"  CASE WHEN c.changes ? 'revoked_at' THEN 'revoked'" \
-	"   WHEN c.changes ? 'grace_until' AND o.grace_until IS NULL THEN 'rotated'" \
+	"   WHEN " ROTATED " THEN 'rotated'" \
 	"   WHEN c.changes ? 'enabled' AND n.enabled THEN 'enabled'" \
 	"   WHEN c.changes ? 'enabled' THEN 'disabled'" \
-	"   ELSE 'updated' END," WHO ", c.changes" FOR_WHOM \
+	"   ELSE 'updated' END," WHO "," \
+	"  CASE WHEN " ROTATED " AND NOT c.changes ? 'revoked_at'" \
+	"   THEN " SETTINGS("n", "new") " || c.changes ELSE c.changes END" FOR_WHOM \
 	"  FROM old_keys o JOIN new_keys n USING (key_id)" \
 	"   CROSS JOIN LATERAL" \
 	"   (SELECT jsonb_object_agg(a.key," \
@@ -98,9 +102,41 @@
 #define AUDIT_DELETE \
 	INSERT_EVENTS \
 	" SELECT n.tenant, n.key_id, 'deleted'," WHO "," \
-	"  (SELECT jsonb_object_agg(a.key, jsonb_build_object('old', a.value))" \
-	"    FROM jsonb_each(jsonb_strip_nulls(to_jsonb(n) - $4)) a)" FOR_WHOM \
+	SETTINGS("n", "old") FOR_WHOM \
 	"  FROM old_keys n"
+
+/*
+ * The events of policies.  A row is known by its tenant and environment: if one
+ * of them changes, a policy is deleted and another one is made.  Each event tells
+ * the environment.
+ */
+#define AUDIT_POLICIES(rows) \
+	INSERT_EVENTS \
+	" SELECT coalesce(p.new, p.old) ->> 'tenant', NULL," \
+	"  CASE WHEN p.old IS NULL THEN 'policy_created' WHEN p.new IS NULL THEN 'policy_deleted'" \
+	"   ELSE 'policy_changed' END," WHO "," \
+	"  (SELECT jsonb_object_agg(key," \
+	"     CASE WHEN p.old IS NULL THEN '{}' ELSE jsonb_build_object('old', p.old -> key) END ||" \
+	"     CASE WHEN p.new IS NULL THEN '{}' ELSE jsonb_build_object('new', p.new -> key) END)" \
+	"    FROM jsonb_object_keys(coalesce(p.new, p.old) - '{tenant,created_at}'::text[]) key" \
+	"    WHERE key = 'environment'" \
+	"     OR nullif(p.old -> key, 'null') IS DISTINCT FROM nullif(p.new -> key, 'null'))" FOR_WHOM \
+	"  FROM (" rows ") p, (SELECT NULL::text AS owner) n WHERE p.old IS DISTINCT FROM p.new"
+#define POLICIES_MADE " SELECT NULL::jsonb AS old, to_jsonb(n) AS new FROM new_policies n"
+#define POLICIES_CHANGED \
+	" SELECT to_jsonb(o) AS old, to_jsonb(n) AS new" \
+	"  FROM old_policies o FULL JOIN new_policies n" \
+	"   ON coalesce(o.tenant, '') = coalesce(n.tenant, '')" \
+	"    AND coalesce(o.environment, '') = coalesce(n.environment, '')"
+#define POLICIES_DELETED " SELECT to_jsonb(o) AS old, NULL::jsonb AS new FROM old_policies o"
+
+/* Events of audit_add(), from JSON. */
+#define AUDIT_ADD \
+	INSERT_EVENTS \
+	" SELECT n.tenant, n.key_id, n.event," WHO ", n.changes" FOR_WHOM \
+	"  FROM jsonb_to_recordset(%s)" \
+	"   AS n(tenant text, key_id text, event text, changes jsonb, owner text)" \
+	"  WHERE $4 IS NOT NULL"
 
 /* Whether a row of key_events has a number that the sequence has yet to give. */
 #define NUMBER_IS_TAKEN \
@@ -125,8 +161,7 @@ typedef struct Audit
 	bool		few;			/* of this call */
 } Audit;
 
-static Datum audit_write(FunctionCallInfo fcinfo, const char *trigger_name,
-						 Audit *audit);
+static Datum audit_write(TriggerData *trigger, Audit *audit);
 static void insert_events(void *arg);
 static const char *with_column(const char *query, const char *mark,
 							   const char *name, const char *value);
@@ -136,6 +171,7 @@ static void notify_events(void);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_insert);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_update);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_delete);
+PG_FUNCTION_INFO_V1(rk_apikeys_policies_audit);
 
 /* api_keys_audit_insert, AFTER INSERT, FOR EACH STATEMENT. */
 Datum
@@ -143,7 +179,7 @@ rk_apikeys_keys_audit_insert(PG_FUNCTION_ARGS)
 {
 	static Audit audit = {.query = AUDIT_INSERT};
 
-	return audit_write(fcinfo, "api_keys_audit_insert", &audit);
+	return audit_write(guard_trigger(fcinfo, "api_keys_audit_insert"), &audit);
 }
 
 /* api_keys_audit_update, AFTER UPDATE, FOR EACH STATEMENT. */
@@ -152,7 +188,7 @@ rk_apikeys_keys_audit_update(PG_FUNCTION_ARGS)
 {
 	static Audit audit = {.query = AUDIT_UPDATE};
 
-	return audit_write(fcinfo, "api_keys_audit_update", &audit);
+	return audit_write(guard_trigger(fcinfo, "api_keys_audit_update"), &audit);
 }
 
 /* api_keys_audit_delete, AFTER DELETE, FOR EACH STATEMENT. */
@@ -161,14 +197,37 @@ rk_apikeys_keys_audit_delete(PG_FUNCTION_ARGS)
 {
 	static Audit audit = {.query = AUDIT_DELETE};
 
-	return audit_write(fcinfo, "api_keys_audit_delete", &audit);
+	return audit_write(guard_trigger(fcinfo, "api_keys_audit_delete"), &audit);
 }
 
-/* Insert the events of a statement, as the owner of api_keys. */
-static Datum
-audit_write(FunctionCallInfo fcinfo, const char *trigger_name, Audit *audit)
+/*
+ * policies_audit_insert, _update and _delete, FOR EACH STATEMENT.
+ *
+ * A policy that was restored or copied has a created_at of its own.  Only the
+ * owner can give one without an event.
+ */
+Datum
+rk_apikeys_policies_audit(PG_FUNCTION_ARGS)
 {
-	TriggerData *trigger = guard_trigger(fcinfo, trigger_name);
+	static Audit made = {.query = AUDIT_POLICIES(POLICIES_MADE)};
+	static Audit restored = {.query = AUDIT_POLICIES(POLICIES_MADE " WHERE n.created_at = now()")};
+	static Audit changed = {.query = AUDIT_POLICIES(POLICIES_CHANGED)};
+	static Audit deleted = {.query = AUDIT_POLICIES(POLICIES_DELETED)};
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	if (CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+		return audit_write(guard_trigger_of(fcinfo, "policies", "policies_audit_update"), &changed);
+	if (CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+		return audit_write(guard_trigger_of(fcinfo, "policies", "policies_audit_delete"), &deleted);
+	trigger = guard_trigger_of(fcinfo, "policies", "policies_audit_insert");
+	return audit_write(trigger, caller_owns(RelationGetRelid(trigger->tg_relation)) ?
+					   &restored : &made);
+}
+
+/* Insert the events of a statement, as the owner of its table. */
+static Datum
+audit_write(TriggerData *trigger, Audit *audit)
+{
 	Tuplestorestate *rows = trigger->tg_newtable != NULL ?
 		trigger->tg_newtable : trigger->tg_oldtable;
 
@@ -180,6 +239,22 @@ audit_write(FunctionCallInfo fcinfo, const char *trigger_name, Audit *audit)
 						insert_events, audit);
 	SPI_finish();
 	return PointerGetDatum(NULL);
+}
+
+/*
+ * Insert events, as the owner of api_keys.  events is a JSON array of objects
+ * with tenant, key_id, event, changes and owner.
+ */
+void
+audit_add(const char *events)
+{
+	Audit		audit = {
+		.query = psprintf(AUDIT_ADD, quote_literal_cstr(events))
+	};
+
+	SPI_connect();
+	caller_run_as_owner(store_table("api_keys", false), insert_events, &audit);
+	SPI_finish();
 }
 
 /* OwnerWork: insert the events, and notify of them if the setting says so. */
@@ -319,8 +394,13 @@ notify_events(void)
 		HeapTuple	row = SPI_tuptable->vals[i];
 		char	   *event = SPI_getvalue(row, desc, 1);
 		char	   *key_id = SPI_getvalue(row, desc, 2);
-		char	   *payload = psprintf("{\"event\": \"%s\", \"key_id\": \"%s\"}",
-									   event, key_id);
+		char	   *payload;
+
+		/* A purge, or another event that is of no key. */
+		if (key_id == NULL)
+			continue;
+		payload = psprintf("{\"event\": \"%s\", \"key_id\": \"%s\"}",
+						   event, key_id);
 
 		Async_Notify(NOTIFY_CHANNEL, payload);
 		pfree(payload);

@@ -5,6 +5,7 @@
 #ifndef AUDIT_H
 #define AUDIT_H
 
+extern void audit_add(const char *events);
 extern void audit_mend_numbers(void *arg);
 
 #endif

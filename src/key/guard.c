@@ -41,6 +41,7 @@
 #include "key/delegate.h"
 #include "key/guard.h"
 #include "key/issued.h"
+#include "key/policy.h"
 #include "key/session.h"
 #include "token/pepper.h"
 
@@ -76,7 +77,7 @@ static void check_transition(KeyTuple *old, KeyTuple *new,
 static void delete_usage(void *arg);
 
 /* The rotation whose successor rotate_key() inserts. */
-GuardRotation guard_rotation = {NULL, false};
+GuardRotation guard_rotation = {NULL};
 
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_make);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_guard);
@@ -124,23 +125,30 @@ check_end_user(void)
 				 errhint("Set rk_apikeys.end_user to the person who makes the change.")));
 }
 
+/* Return the trigger data of a call by a trigger of api_keys. */
+TriggerData *
+guard_trigger(FunctionCallInfo fcinfo, const char *name)
+{
+	return guard_trigger_of(fcinfo, "api_keys", name);
+}
+
 /*
  * Return the trigger data of a call.  Raise 39P01 unless the call comes from
- * the trigger of that name on api_keys.  A role that can execute a trigger
+ * the trigger of that name on that table.  A role that can execute a trigger
  * function could attach the function to a table of its own.
  */
 TriggerData *
-guard_trigger(FunctionCallInfo fcinfo, const char *name)
+guard_trigger_of(FunctionCallInfo fcinfo, const char *table, const char *name)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
-		RelationGetRelid(trigger->tg_relation) != store_table("api_keys", true) ||
+		RelationGetRelid(trigger->tg_relation) != store_table(table, true) ||
 		strcmp(trigger->tg_trigger->tgname, name) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function can only be called by trigger \"%s\" of table rk_apikeys.api_keys",
-						name)));
+				 errmsg("function can only be called by trigger \"%s\" of table rk_apikeys.%s",
+						name, table)));
 	return trigger;
 }
 
@@ -215,6 +223,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 		delegate_check_member(key->values);
 	if (!ISNULL(key, KEY_REPLACES))
 		check_replaces(key);
+	policy_check(key->values, key->nulls, all, DatumGetTimestampTz(now));
 	if (principal_is_set())
 		set_value(key, KEY_PARENT, CStringGetTextDatum(principal_key_id()));
 	/* A cascade of the old key's parent must reach the new key too. */
@@ -229,6 +238,13 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 	if (!imported)
 		make_token(key);
 	set_family(key, &old);
+	if (copied)
+	{
+		text_to_cstring_buffer(DatumGetTextPP(VALUE(key, KEY_KEY_ID)),
+							   guard_rotation.successor, sizeof(guard_rotation.successor));
+		guard_rotation.old_end = ISNULL(&old.key, KEY_EXPIRES_AT) ? DT_NOEND :
+			DatumGetTimestampTz(VALUE(&old.key, KEY_EXPIRES_AT));
+	}
 	return PointerGetDatum(repack(trigger, trigger->tg_trigtuple, key));
 }
 
@@ -276,6 +292,8 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 		if (changed[KEY_SCOPES - 1])
 			delegate_check_member(new->values);
 	}
+	policy_check(new->values, new->nulls, changed,
+				 DatumGetTimestampTz(VALUE(new, KEY_CREATED_AT)));
 	if (!caller_owns(RelationGetRelid(trigger->tg_relation)))
 		check_transition(old, new, changed, trigger->tg_relation);
 	if (ISNULL(old, KEY_GRACE_UNTIL) && !ISNULL(new, KEY_GRACE_UNTIL))
@@ -420,7 +438,7 @@ read_replaced(void *arg)
 /*
  * Give the successor that rotate_key() makes the settings of the old key.  Without
  * an expiry of its own the successor ends with the old key, and within
- * max_lifetime.
+ * max_lifetime of the setting and of the policies.
  */
 static void
 copy_settings(KeyTuple *key, KeyTuple *old)
@@ -436,9 +454,12 @@ copy_settings(KeyTuple *key, KeyTuple *old)
 		TimestampTz end = ISNULL(old, KEY_EXPIRES_AT) ? DT_NOEND :
 			DatumGetTimestampTz(VALUE(old, KEY_EXPIRES_AT));
 
+		end = Min(end, check_latest_end(GetCurrentTransactionStartTimestamp()));
+		end = Min(end, policy_latest_end(DatumGetTextPP(VALUE(old, KEY_TENANT)),
+										 DatumGetTextPP(VALUE(old, KEY_ENVIRONMENT)),
+										 GetCurrentTransactionStartTimestamp()));
 		/* check_settings() stores infinity as NULL. */
-		set_value(key, KEY_EXPIRES_AT,
-				  TimestampTzGetDatum(Min(end, check_latest_end(GetCurrentTransactionStartTimestamp()))));
+		set_value(key, KEY_EXPIRES_AT, TimestampTzGetDatum(end));
 	}
 	guard_rotation.key_id = NULL;	/* one key only */
 }

@@ -151,6 +151,7 @@ rk_apikeys_rotate_key(PG_FUNCTION_ARGS)
 	{
 		guard_rotation.key_id = text_to_cstring(DatumGetTextPP(values[0]));
 		guard_rotation.has_expires_at = !PG_ARGISNULL(2);
+		guard_rotation.successor[0] = '\0';
 		result = insert_key(fcinfo, given, PG_ARGISNULL(2) ? 1 : 2);
 	}
 	PG_FINALLY();

@@ -429,7 +429,9 @@ judge(text *token, Request *request, const StoredKey **key)
 		TimestampTz now = GetCurrentTimestamp();
 
 		verdict = judge_key(*key, request, now);
-		usage_record(*key, verdict == VERDICT_VALID ? USAGE_USE : USAGE_DENIAL,
+		usage_record(*key, verdict == VERDICT_VALID ? USAGE_USE :
+					 verdict == VERDICT_REVOKED || verdict == VERDICT_EXPIRED ||
+					 verdict == VERDICT_ROTATED ? USAGE_AFTER_END : USAGE_DENIAL,
 					 request->client_addr, now);
 	}
 	stats_count_verdict(verdict);

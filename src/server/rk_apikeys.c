@@ -15,6 +15,7 @@
 #include "base/settings.h"
 #include "base/stats.h"
 #include "compat.h"
+#include "key/audit.h"
 #include "key/cache.h"
 #include "key/issued.h"
 #include "server/redact.h"
@@ -58,6 +59,7 @@ _PG_init(void)
 	settings_init();
 	issued_init();
 	cache_init();
+	usage_set_teller(audit_add);
 	redact_init();
 	if (process_shared_preload_libraries_in_progress)
 	{

@@ -265,7 +265,9 @@ flush_batch(BatchWork work, const UsageCopy *copies, int count)
 static TablesState
 lock_tables(void)
 {
-	static const char *const names[] = {"api_keys", "key_usage", "key_usage_daily"};
+	static const char *const names[] = {
+		"api_keys", "key_usage", "key_usage_daily", "key_events"
+	};
 	Oid			extension = get_extension_oid("rk_apikeys", true);
 
 	if (!OidIsValid(extension))

@@ -33,6 +33,7 @@ usage_copy_entry(UsageEntry *entry, UsageCopy *copy, bool take)
 	copy->key_id[TOKEN_KEY_ID_LEN] = '\0';
 	memcpy(copy->environment, entry->environment, sizeof(copy->environment));
 	copy->last_used_at = (TimestampTz) pg_atomic_read_u64(&entry->last_used_at);
+	copy->ended_day = pg_atomic_read_u32(&entry->ended_day);
 	SpinLockAcquire(&entry->mutex);
 	copy->use_count = (int64) pg_atomic_read_u64(&entry->use_count);
 	copy->denied_count = (int64) pg_atomic_read_u64(&entry->denied_count);

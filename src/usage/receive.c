@@ -23,6 +23,7 @@
 #include "funcapi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/date.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
@@ -56,32 +57,51 @@ enum Column
 	COLUMN_DENIALS,
 	COLUMN_KNOWN_USES,
 	COLUMN_KNOWN_DENIALS,
+	COLUMN_ENDED,				/* since 0.3 */
 	COLUMNS
 };
 
-static UsageCopy *parse_copies(FunctionCallInfo fcinfo, int *count);
+static Datum receive_usage(FunctionCallInfo fcinfo, int columns);
+static UsageCopy *parse_copies(FunctionCallInfo fcinfo, int columns, int *count);
 static void parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i);
 static bool take_count(int64 *count, Datum *values[], bool *nulls[],
 					   int column, int i);
+static uint32 take_day(DateADT day);
 static void receive(void *arg);
 static bool recall_batch(Receipt *receipt);
 static void note_batch(Receipt *receipt);
 static Datum key_ids(const Receipt *receipt, bool left_out);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_receive_usage);
+PG_FUNCTION_INFO_V1(rk_apikeys_receive_usage_0_3);
 
 /*
  * rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text[],
  *		environments text[], last_used_at timestamptz[], addrs inet[],
  *		uses bigint[], denials bigint[], known_uses bigint[],
- *		known_denials bigint[]) -> setof (n, use_count, denied_count)
+ *		known_denials bigint[], ended date[]) -> setof (n, use_count, denied_count)
  *
  * Write a batch of use.  Return a row for each key that was written: its number
  * in the arrays, from 1, and the counts that key_usage has now.  The counts of a
  * key that does not exist are NULL.  A key that was left out has no row.
+ * ended has the day on which the token of an ended key was last refused, or
+ * NULL; an empty array is for senders before 0.3.
  */
 Datum
+rk_apikeys_receive_usage_0_3(PG_FUNCTION_ARGS)
+{
+	return receive_usage(fcinfo, COLUMNS);
+}
+
+/* The same for SQL of 0.1 and 0.2, without ended. */
+Datum
 rk_apikeys_receive_usage(PG_FUNCTION_ARGS)
+{
+	return receive_usage(fcinfo, COLUMN_ENDED);
+}
+
+static Datum
+receive_usage(FunctionCallInfo fcinfo, int columns)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	UsageCopy  *copies;
@@ -90,7 +110,7 @@ rk_apikeys_receive_usage(PG_FUNCTION_ARGS)
 	int			count = 0;
 
 	principal_refuse();
-	copies = parse_copies(fcinfo, &count);
+	copies = parse_copies(fcinfo, columns, &count);
 	flushed = palloc(Max(count, 1) * sizeof(bool));
 	gone = palloc(Max(count, 1) * sizeof(bool));
 	usage_receive(PG_GETARG_UUID_P(0)->data, PG_GETARG_INT64(1), copies, count,
@@ -130,7 +150,7 @@ usage_receive(const uint8 *sender, int64 batch, UsageCopy *copies, int count,
 
 /* Return the arrays as copies.  Raise 22023 if the arrays do not fit. */
 static UsageCopy *
-parse_copies(FunctionCallInfo fcinfo, int *count)
+parse_copies(FunctionCallInfo fcinfo, int columns, int *count)
 {
 	static const struct
 	{
@@ -146,13 +166,15 @@ parse_copies(FunctionCallInfo fcinfo, int *count)
 		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
 		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
 		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
-		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE}
+		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
+		{DATEOID, 4, true, TYPALIGN_INT}
 	};
 	Datum	   *values[COLUMNS];
 	bool	   *nulls[COLUMNS];
 	UsageCopy  *copies;
+	bool		has_ended = false;
 
-	for (int c = 0; c < COLUMNS; c++)
+	for (int c = 0; c < columns; c++)
 	{
 		ArrayType  *array = PG_GETARG_ARRAYTYPE_P(c + 2);
 		int			elements;
@@ -161,6 +183,12 @@ parse_copies(FunctionCallInfo fcinfo, int *count)
 						  types[c].align, &values[c], &nulls[c], &elements);
 		if (c == 0)
 			*count = elements;
+		if (c == COLUMN_ENDED)
+		{
+			has_ended = elements > 0;
+			if (!has_ended)
+				break;
+		}
 		if (elements != *count || elements > USAGE_BATCH || ARR_NDIM(array) > 1)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -169,7 +197,11 @@ parse_copies(FunctionCallInfo fcinfo, int *count)
 	}
 	copies = palloc0(Max(*count, 1) * sizeof(UsageCopy));
 	for (int i = 0; i < *count; i++)
+	{
 		parse_copy(&copies[i], values, nulls, i);
+		if (has_ended && !nulls[COLUMN_ENDED][i])
+			copies[i].ended_day = take_day(DatumGetDateADT(values[COLUMN_ENDED][i]));
+	}
 	return copies;
 }
 
@@ -212,6 +244,18 @@ take_count(int64 *count, Datum *values[], bool *nulls[], int column, int i)
 		return false;
 	*count = Min(DatumGetInt64(values[column][i]), USAGE_COUNT_MAX);
 	return true;
+}
+
+/*
+ * Return a day as an entry has it: 0 unless it is one of the last two days, or
+ * tomorrow.  A sender may claim any day.
+ */
+static uint32
+take_day(DateADT day)
+{
+	DateADT		today = (DateADT) (GetCurrentTimestamp() / USECS_PER_DAY);
+
+	return day < today - 2 || day > today + 1 ? 0 : (uint32) day + 1;
 }
 
 /* OwnerWork */

@@ -43,6 +43,7 @@ static void seed_entry(UsageEntry *entry, const StoredKey *key,
 					   const StoredUsage *seed);
 static void note_row(UsageEntry *entry, const StoredKey *key);
 static void note_addr(UsageEntry *entry, inet *addr);
+static void note_day(UsageEntry *entry, TimestampTz now);
 
 /*
  * Announce the key that will be recalled and recorded, so that the processor
@@ -109,8 +110,12 @@ usage_record(const StoredKey *key, UsageKind kind, inet *client_addr,
 	}
 	if (key->place.buffer != InvalidBuffer)
 		note_row(entry, key);
-	if (kind == USAGE_DENIAL)
+	if (kind != USAGE_USE)
+	{
 		pg_atomic_fetch_add_u64(&entry->denied_count, 1);
+		if (kind == USAGE_AFTER_END)
+			note_day(entry, now);
+	}
 	else
 	{
 		pg_atomic_fetch_add_u64(&entry->use_count, 1);
@@ -267,4 +272,14 @@ note_addr(UsageEntry *entry, inet *addr)
 	entry->has_addr = true;
 	entry->addr = host;
 	SpinLockRelease(&entry->mutex);
+}
+
+/* Note the day of a denial of an ended key.  Most denials of a day write nothing. */
+static void
+note_day(UsageEntry *entry, TimestampTz now)
+{
+	uint32		day = (uint32) (now / USECS_PER_DAY) + 1;
+
+	if (pg_atomic_read_u32(&entry->ended_day) != day)
+		pg_atomic_write_u32(&entry->ended_day, day);
 }

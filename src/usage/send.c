@@ -38,6 +38,7 @@
 #include "storage/fd.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
+#include "utils/datetime.h"
 #include "utils/inet.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -55,7 +56,8 @@
 #define SEND_TIMEOUT_MS 4000
 #define SEND_BUDGET_MS 1000
 
-#define SEND_COLUMNS 10
+#define SEND_COLUMNS 11
+#define SEND_COLUMNS_0_2 10		/* without ended */
 
 /*
  * A batch's transaction.  It forces the settings that it depends on, because the
@@ -69,8 +71,10 @@ static const char *const before_batch[] = {
 	"SET LOCAL row_security = on"
 };
 
-#define SEND_QUERY \
+#define SEND_QUERY_0_2 \
 	"SELECT * FROM rk_apikeys.receive_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+#define SEND_QUERY \
+	"SELECT * FROM rk_apikeys.receive_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 #define AFTER_BATCH "COMMIT"
 
 /* The outcome of a batch. */
@@ -88,6 +92,9 @@ static bool gone[USAGE_BATCH];
 /* The primary's words of refusal; NULL: none. */
 static char *refusal = NULL;
 
+/* The primary's SQL is of a release before 0.3. */
+static bool is_old = false;
+
 static PGconn *connect_to_primary(TimestampTz deadline);
 static PGconn *start_connection(const char *database);
 static bool wait_for(PGconn *conn, int events, TimestampTz deadline);
@@ -95,7 +102,7 @@ static void fill_outbox(const UsageCopy *copies, int count);
 static bool send_outbox(PGconn *conn, TimestampTz deadline);
 static void empty_outbox(void);
 static bool send_command(PGconn *conn, const char *command);
-static Answer ask(PGconn *conn, TimestampTz deadline);
+static Answer ask(PGconn *conn, TimestampTz deadline, bool again);
 static Answer read_answer(PGconn *conn, TimestampTz deadline);
 static void read_rows(PGresult *result);
 static int64 count_of(PGresult *result, int row, int column);
@@ -287,10 +294,13 @@ static bool
 send_outbox(PGconn *conn, TimestampTz deadline)
 {
 	bool		was_in_doubt = usage_outbox_is_in_doubt();
+	bool		was_old = is_old;
 	Answer		answer;
 
 	usage_outbox_set_in_doubt();
-	answer = ask(conn, deadline);
+	answer = ask(conn, deadline, false);
+	if (answer == ANSWER_REFUSED && is_old && !was_old)
+		answer = ask(conn, deadline, true);
 	if (answer != ANSWER_WRITTEN)
 		log_failure(refusal != NULL ? refusal :
 					 PQerrorMessage(conn)[0] != '\0' ? PQerrorMessage(conn) :
@@ -334,13 +344,16 @@ send_command(PGconn *conn, const char *command)
 	return PQsendQueryParams(conn, command, 0, NULL, NULL, NULL, NULL, 0) == 1;
 }
 
-/* Send the batch in the outbox, and wait for the answer. */
+/*
+ * Send the batch in the outbox, and wait for the answer.  again: after a refusal
+ * on this connection.
+ */
 static Answer
-ask(PGconn *conn, TimestampTz deadline)
+ask(PGconn *conn, TimestampTz deadline, bool again)
 {
 	StringInfoData columns[SEND_COLUMNS];
 	const char *values[SEND_COLUMNS];
-	bool		sent = true;
+	bool		sent = !again || send_command(conn, "ROLLBACK");
 
 	refusal = NULL;
 	memset(flushed, 0, sizeof(flushed));
@@ -360,8 +373,9 @@ ask(PGconn *conn, TimestampTz deadline)
 	for (int i = 0; i < (int) lengthof(before_batch); i++)
 		sent = sent && send_command(conn, before_batch[i]);
 	sent = sent &&
-		PQsendQueryParams(conn, SEND_QUERY, SEND_COLUMNS, NULL, values, NULL,
-						  NULL, 0) == 1 &&
+		PQsendQueryParams(conn, is_old ? SEND_QUERY_0_2 : SEND_QUERY,
+						  is_old ? SEND_COLUMNS_0_2 : SEND_COLUMNS, NULL, values,
+						  NULL, NULL, 0) == 1 &&
 		send_command(conn, AFTER_BATCH) && PQpipelineSync(conn) == 1;
 	for (int c = 0; c < SEND_COLUMNS; c++)
 		pfree(columns[c].data);
@@ -416,7 +430,13 @@ read_answer(PGconn *conn, TimestampTz deadline)
 				 strcmp(PQcmdStatus(result), AFTER_BATCH) == 0)
 			answer = ANSWER_WRITTEN;
 		else if (status == PGRES_FATAL_ERROR)
+		{
+			const char *state = PQresultErrorField(result, PG_DIAG_SQLSTATE);
+
 			refusal = pstrdup(PQresultErrorMessage(result));
+			if (state != NULL && strcmp(state, "42883") == 0)
+				is_old = true;
+		}
 		PQclear(result);
 	}
 	if (answer == ANSWER_REFUSED)
@@ -482,6 +502,18 @@ append_copy(StringInfo columns, const UsageCopy *copy)
 		appendStringInfoString(&columns[3], "NULL");
 	for (int c = 0; c < (int) lengthof(counts); c++)
 		appendStringInfo(&columns[4 + c], INT64_FORMAT, counts[c]);
+	if (copy->ended_day == 0)
+		appendStringInfoString(&columns[8], "NULL");
+	else
+	{
+		char		day[MAXDATELEN + 1];
+		struct pg_tm tm;
+
+		j2date(copy->ended_day - 1 + POSTGRES_EPOCH_JDATE, &tm.tm_year, &tm.tm_mon,
+			   &tm.tm_mday);
+		EncodeDateOnly(&tm, USE_ISO_DATES, day);
+		appendStringInfoString(&columns[8], day);
+	}
 }
 
 /* Log a failure, unless one was logged since use last reached the primary. */

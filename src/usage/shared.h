@@ -69,6 +69,9 @@ typedef struct pg_attribute_aligned(256) UsageEntry
 	pg_atomic_uint64 arrival;	/* the limiter's; not guarded by the mutex */
 	pg_atomic_uint32 round;		/* the last one that wrote the entry; not
 								 * guarded by the mutex */
+	pg_atomic_uint32 ended_day; /* of the last denial of the ended key: days
+								 * since 1999-12-31, UTC; 0: none; not guarded
+								 * by the mutex */
 	uint64		tenant;			/* hash of the key's tenant; fixed */
 	char		environment[TOKEN_NAME_MAX + 1];	/* of the key; fixed */
 	bool		has_addr;
@@ -125,6 +128,7 @@ typedef struct UsageCopy
 	bool		has_addr;
 	inet_struct addr;
 	char		environment[TOKEN_NAME_MAX + 1];
+	uint32		ended_day;		/* as in the entry */
 	uint32		stamp;			/* of the flush that copied it */
 	int			pepper_id;		/* of the new digest; 0: there is none */
 	uint8		digest[DIGEST_SHA256_LEN];

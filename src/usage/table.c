@@ -18,12 +18,14 @@
 #include "storage/off.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/date.h"
 #include "utils/guc.h"
 #include "utils/inet.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
 #include "base/caller.h"
+#include "base/now.h"
 #include "compat.h"
 #include "usage/shared.h"
 
@@ -50,11 +52,21 @@ static const struct
 	{"plan_cache_mode", "force_generic_plan"}
 };
 
+static UsageTeller tell = NULL;
+
 static void write_batch(void *arg);
 static void write_rows(Batch *batch, const int *numbers, int count,
 					   const char *query);
 static void store_digests(Batch *batch);
+static void tell_ended(Batch *batch);
 static Datum array_of(Datum *elements, bool *nulls, int count, Oid type);
+
+/* Set the function that writes events, which is above this folder. */
+void
+usage_set_teller(UsageTeller teller)
+{
+	tell = teller;
+}
 
 /*
  * Take the lock of this database's flushes until the transaction ends.  Without
@@ -181,6 +193,7 @@ write_batch(void *arg)
 	if (left > 0)
 		write_rows(batch, numbers, left, psprintf(add, column, value));
 	store_digests(batch);
+	tell_ended(batch);
 	SPI_finish();
 }
 
@@ -300,6 +313,51 @@ store_digests(Batch *batch)
 	values[1] = array_of(columns[1], NULL, count, INT8OID);
 	values[2] = array_of(columns[2], NULL, count, BYTEAOID);
 	SPI_execute_with_args(query, 3, types, values, NULL, false, 0);
+}
+
+/*
+ * Write an event used_after_end for each key and day on which its token was
+ * presented after its end, unless there is one.  The lock of flushes keeps two
+ * flushes from writing the same.  SQL of 0.2 refuses the event.
+ */
+static void
+tell_ended(Batch *batch)
+{
+	static const char *const query =
+		"SELECT jsonb_agg(jsonb_build_object('tenant', k.tenant, 'key_id', k.key_id,"
+		"   'owner', k.owner,"
+		"   'event', 'used_after_end', 'changes', jsonb_build_object('day', b.day)))::text"
+		" FROM unnest($1::text[], $2::date[]) AS b(key_id, day)"
+		"  JOIN rk_apikeys.api_keys k ON k.key_id = b.key_id"
+		" WHERE NOT EXISTS (SELECT FROM rk_apikeys.key_events e"
+		"   WHERE e.tenant = k.tenant AND e.key_id = k.key_id"
+		"    AND e.event = 'used_after_end' AND e.changes -> 'day' = to_jsonb(b.day))";
+	Oid			types[2] = {TEXTARRAYOID, DATEARRAYOID};
+	Datum		values[2];
+	Datum	   *columns[2];
+	int			count = 0;
+
+	for (int c = 0; c < 2; c++)
+		columns[c] = palloc(batch->count * sizeof(Datum));
+	for (int i = 0; i < batch->count; i++)
+	{
+		if (batch->copies[i].ended_day == 0 || !batch->flushed[i])
+			continue;
+		columns[0][count] = CStringGetTextDatum(batch->copies[i].key_id);
+		columns[1][count++] = DateADTGetDatum((DateADT) batch->copies[i].ended_day - 1);
+	}
+	if (count == 0 || tell == NULL ||
+		get_attnum(store_table("key_events", false), "came_as") == InvalidAttrNumber)
+		return;
+	values[0] = array_of(columns[0], NULL, count, TEXTOID);
+	values[1] = array_of(columns[1], NULL, count, DATEOID);
+	if (now_execute(NULL, query, 2, types, values) == 1)
+	{
+		char	   *events = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+
+		if (events != NULL)
+			tell(events);
+	}
 }
 
 /* Return an array of one dimension, for unnest(); nulls may be NULL. */

@@ -30,7 +30,8 @@ typedef struct UsageTarget
 typedef enum UsageKind
 {
 	USAGE_USE,
-	USAGE_DENIAL
+	USAGE_DENIAL,
+	USAGE_AFTER_END				/* a denial, because the key has ended */
 } UsageKind;
 
 typedef enum LimitResult
@@ -133,5 +134,11 @@ extern int64 usage_flush_now(void);
 extern void usage_flush_database(int batch);
 extern UsageEnd usage_end(void);
 extern void usage_set_end(UsageEnd end);
+
+/* Inserts events, given as audit_add() takes them. */
+typedef void (*UsageTeller) (const char *events);
+
+/* table.c */
+extern void usage_set_teller(UsageTeller teller);
 
 #endif

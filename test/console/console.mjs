@@ -82,7 +82,7 @@ async function create(page, values) {
 const page = await newPage();
 await page.goto(origin);
 is(new URL(page.url()).pathname, '/sign-in', 'who is not signed in is sent to the sign-in');
-await signIn(page, 'acme');
+await signIn(page, 'ann@acme');
 const [cookie] = await page.context().cookies();
 is([cookie.httpOnly, cookie.sameSite], [true, 'Strict'], "the session's cookie is HttpOnly and SameSite=Strict");
 const navigation = page.getByRole('navigation', { name: 'Main' });
@@ -121,7 +121,7 @@ for (const [by, title] of [['name', 'Name'], ['key_id', 'API key'], ['last_used_
     await page.keyboard.press('Enter');
     await page.waitForURL(new RegExp(`sort=${by}&direction=${direction}`));
     const seen = await page.locator(`table.keys tbody tr ${value[by]}`)
-      .evaluateAll((all) => all.map((e) => e.dateTime ?? e.textContent.replace(/^rk_[a-z]+_/, '')));
+      .evaluateAll((all, id) => all.map((e) => e.dateTime ?? (id ? e.closest('tr').dataset.key : e.textContent)), by === 'key_id');
     const sorted = [...seen].sort();
     if (direction === 'descending') sorted.reverse();
     ok(seen.length > 20 && isDeepStrictEqual(seen, sorted), `sorted by ${title}, ${direction}`, seen);
@@ -138,17 +138,20 @@ for (;;) {
   const next = page.getByRole('link', { name: 'Next' });
   if (!await next.count()) break;
   await next.click();
-  await page.getByText(`Page ${firsts.length + 1} ·`).waitFor();
+  await page.waitForFunction((id) => document.querySelector('table.keys tbody tr')?.dataset.key !== id, ids[0]);
 }
 is([keys.length, new Set(keys).size], [Number(process.env.TOTAL), Number(process.env.TOTAL)], 'the pages have each key once');
 const backwards = [];
 for (let n = firsts.length; n > 0; n--) {
-  await page.getByText(`Page ${n} ·`).waitFor();
+  await page.locator(`table.keys tbody tr:first-child[data-key="${firsts[n - 1]}"]`).waitFor();
   backwards.unshift(await rows(page).first().getAttribute('data-key'));
   if (n > 1) await page.getByRole('link', { name: 'Previous' }).click();
 }
 is(backwards, firsts, 'and the way back passes the same pages');
 is(await page.getByRole('link', { name: 'Previous' }).count(), 0, 'there is nothing before the first');
+like(await page.locator('.pages').innerText(), new RegExp(`^${process.env.TOTAL} keys ·`), 'each page tells how many keys there are');
+await page.goto(search('hubspot', '&status=active'));
+like(await page.locator('.pages').innerText(), new RegExp(`^${await rows(page).count()} keys ·`), 'and how many match');
 
 // --- a key is made ------------------------------------------------------------------------------------------------------
 
@@ -371,54 +374,118 @@ is(new URL(page.url()).pathname, '/keys', 'the address of a search leads to the 
 
 // --- people -------------------------------------------------------------------------------------------------------------
 
+const ownersOf = (of) => of.locator('table.keys tbody .owner').evaluateAll((all) => all.map((e) => e.lastChild.textContent));
+const ownerFilter = (of) => of.getByLabel('Owner', { exact: true }).and(of.locator('select'));
+// Picks from a list over the keys, which loads them anew.
+async function pick(on, label, option) {
+  const loaded = on.waitForEvent('load');
+  await on.getByLabel(label, { exact: true }).and(on.locator('select')).selectOption(option);
+  await loaded;
+}
+
 await page.goto(`${origin}/keys`);
-await page.getByLabel('Owner', { exact: true }).selectOption('My keys');
-await page.waitForURL(/owner=ann%40acme\.example/);
-const owners = await page.locator('table.keys .owner').allInnerTexts();
-ok(owners.length > 20 && owners.every((text) => /ann@acme\.example$/.test(text)), 'a manager sees the keys that it owns', owners);
+is(await ownerFilter(page).locator('option').allInnerTexts(), ['All owners', 'ann@acme', 'bob@acme', 'ci@acme', 'No owner'], 'a manager can choose from the owners');
+await pick(page, 'Owner', 'bob@acme');
+let seen = await ownersOf(page);
+is([seen.length, new Set(seen)], [25, new Set(['bob@acme'])], 'and sees the keys of one');
 await page.getByRole('link', { name: 'Next' }).click();
-await page.getByText('Page 2 ·').waitFor();
-ok((await page.locator('table.keys .owner').allInnerTexts()).every((text) => /ann@acme\.example$/.test(text)), 'on the next page too');
-await page.goto(`${origin}/keys?owner=bob%40acme.example&sort=name`);
-is(await page.getByLabel('Owner', { exact: true }).locator('option').allInnerTexts(), ['All owners', 'My keys', 'bob@acme.example'], 'and those of another owner');
+await page.getByRole('link', { name: 'Previous' }).waitFor();
+seen = await ownersOf(page);
+is([seen.length, new Set(seen), await ownerFilter(page).inputValue()], [await rows(page).count(), new Set(['bob@acme']), '=bob@acme'], 'on the next page too');
 const [bobs] = await rows(page).evaluateAll((all) => all.map((tr) => tr.dataset.key));
+await pick(page, 'Owner', 'No owner');
+is([await rows(page).count(), await ownersOf(page)], [25, []], 'or the keys of nobody');
 await page.goto(`${origin}/keys/${bobs}`);
-await page.locator('.facts').getByRole('link', { name: 'bob@acme.example' }).click();
-await page.waitForURL(/owner=bob/);
-ok(true, 'the owner of a key leads to its other keys');
+await page.locator('.facts').getByRole('link', { name: 'bob@acme' }).click();
+await page.waitForURL(/owner=/);
+is(new Set(await ownersOf(page)), new Set(['bob@acme']), 'the owner of a key leads to its other keys');
 await page.goto(search('HubSpot Sync – Prod'));
 await page.getByRole('link', { name: 'HubSpot Sync – Prod' }).click();
-is(await page.locator('table.events tbody td:nth-child(3)').allInnerTexts(), ['by bob@acme.example', 'by bob@acme.example', 'by bob@acme.example', 'by ann@acme.example'],
-  'the history tells who did it');
-like(await page.locator('.facts div', { hasText: 'Created' }).innerText(), /by ann@acme\.example/, 'and so do the facts');
+is(await page.locator('table.events tbody td:nth-child(3)').allInnerTexts(), ['bob@acme', 'bob@acme', 'bob@acme', 'ann@acme'], 'the history tells who did it');
+const factOf = (on, term) => on.locator('.facts div').filter({ has: on.getByText(term, { exact: true }) }).locator('dd').innerText();
+like(`${await factOf(page, 'Created')} ${await factOf(page, 'Last updated')}`, /by ann@acme [^]*by bob@acme$/, 'and so do the facts');
+
+const nobody = `o'neil <script>pwned=4</script>"@acme`;
+await page.goto(`${origin}/keys`);
+await create(page, { 'API key name': 'For somebody', 'Owner': nobody });
+is((await ownersOf(page))[0], nobody, 'a manager makes a key for somebody, whose name is text');
+ok((await ownerFilter(page).locator('option').allInnerTexts()).includes(nobody), 'among the owners too');
+await page.getByRole('link', { name: 'For somebody' }).click();
+await button(page, 'Change owner of For somebody').focus();
+await page.keyboard.press('Enter');
+is(await page.getByRole('dialog', { name: 'Change owner' }).getByLabel('Owner of For somebody').inputValue(), nobody, 'the dialog for the owner opens by keyboard and has its name');
+const newOwner = page.getByRole('combobox', { name: 'Owner of For somebody' });
+await newOwner.fill('bob@acme');
+await page.keyboard.press('Enter');
+await page.locator('#say', { hasText: 'The owner of For somebody was changed.' }).waitFor();
+is(await factOf(page, 'Owner'), 'bob@acme', 'a manager gives a key to somebody else');
+like(await page.locator('.changes').first().innerText(), /^owner: o'neil .* → bob@acme$/, 'which the history tells');
+await button(page, 'Change owner of For somebody').click();
+await newOwner.evaluate((e) => e.removeAttribute('maxlength'));
+await newOwner.fill('x'.repeat(201));
+await page.keyboard.press('Enter');
+await refusal(page.locator('#transfer')).waitFor();
+like(await refusal(page.locator('#transfer')).innerText(), /owner/i, 'a refusal is told in the dialog');
+await page.goto(`${origin}/keys?status=expiring&sort=name`);
+is(await page.locator('table.keys .badge.soon').count(), await rows(page).count(), 'keys that expire soon say so');
+const soonest = (await page.locator('table.keys .badge.soon').allInnerTexts()).map((text) => Date.parse(text.replace('expires soon: ', '')));
+ok(soonest.length > 1 && soonest.every((at, i) => at >= Date.now() - 864e5 && at < Date.now() + 30 * 864e5 && (i === 0 || at >= soonest[i - 1])),
+  'within 30 days, the soonest first', soonest);
+like(await page.locator('.pages').innerText(), new RegExp(`^${soonest.length} keys ·`), 'with their number');
+
+// --- a member -----------------------------------------------------------------------------------------------------------
 
 const member = await newPage();
-await signIn(member, 'acme', 'zoë@acme.example', 'Only my own keys');
-is([await rows(member).count(), await member.getByText('No API keys yet.').count(), await member.getByLabel('Owner', { exact: true }).count()], [0, 1, 0], 'a member without keys sees none');
-const own = await create(member, { 'API key name': "Zoë's script" });
-is(await names(member), ["Zoë's script"], 'and then the key that it made');
-await row(member, "Zoë's script").getByRole('link').click();
-like(await member.locator('.facts').innerText(), /Owner\s+zoë@acme\.example/, 'which is its own');
-is(await member.locator('table.events tbody td:nth-child(3)').allInnerTexts(), ['by zoë@acme.example'], 'made by it');
-is((await member.goto(`${origin}/keys/${bobs}`)).status(), 404, "another person's key is no key");
-await member.goto(`${origin}/keys?owner=bob%40acme.example`);
-is(await rows(member).count(), 0, 'nor is it found');
+await signIn(member, 'bob@acme');
+like(await member.title(), /^My API keys/, 'a member sees my keys');
+is([await member.locator('.tabs').innerText(), await ownerFilter(member).count(), await member.locator('.owner').count()], ['My API keys', 0, 0], 'without a word of owners');
+like(await member.locator('.pages').innerText(), /^\d\d keys ·/, 'and how many they are');
+await member.goto(search('For somebody'));
+is(await names(member), ['For somebody'], 'the key that it was given is among them');
+await member.goto(`${origin}/keys`);
+await button(member, 'Create API Key').click();
+await member.locator('#create').getByText('More').click();
+is(await member.getByLabel('Owner').count(), 0, 'it chooses no owner');
+await button(member.locator('#create'), 'Cancel').click();
+const own = await create(member, { 'API key name': "Bob's script" });
+const ownId = own.split('_')[2];
+await row(member, "Bob's script").getByRole('link').click();
+is(await member.locator('table.events tbody td:nth-child(3)').allInnerTexts(), ['bob@acme'], 'and makes a key');
+await page.goto(`${origin}/keys/${ownId}`);
+is(await factOf(page, 'Owner'), 'bob@acme', 'which is its own');
+
+await page.goto(`${origin}/keys?owner=${encodeURIComponent('=ann@acme')}`);
+const anns = await rows(page).first().getAttribute('data-key');
+is((await member.goto(`${origin}/keys/${anns}`)).status(), 404, "another person's key is no key");
+for (const query of ['owner=%3Dann%40acme', 'owner=none', `search=${anns}`]) {
+  await member.goto(`${origin}/keys?${query}`);
+  is(await rows(member).count(), 0, `nor is it found: ${query}`);
+}
 const membersCookie = `session=${(await member.context().cookies())[0].value}`;
 const membersCsrf = await member.locator('meta[name=csrf]').getAttribute('content');
 const asMember = (path, body) => ask('POST', path, { Origin: origin, Cookie: membersCookie, 'X-CSRF-Token': membersCsrf, 'Content-Type': 'application/json' }, body)
   .then(({ status }) => status);
-for (const [action, body] of [['enabled', '{"enabled":false}'], ['rotate', '{"grace":"0"}'], ['revoke', '{}']]) {
-  is(await asMember(`/keys/${bobs}/${action}`, body), 404, `nor changed: ${action}`);
+for (const [action, body, status] of [['enabled', '{"enabled":false}', 404], ['rotate', '{"grace":"0"}', 404], ['revoke', '{}', 404],
+  ['owner', '{"owner":"bob@acme"}', 403], ['delete', '{}', 403]]) {
+  is(await asMember(`/keys/${anns}/${action}`, body), status, `nor changed: ${action}`);
 }
-is(await asMember(`/keys/${own.split('_')[2]}/delete`, '{}'), 403, 'a member deletes no key, not its own either');
+is(await asMember(`/keys/${ownId}/delete`, '{}'), 403, 'a member deletes no key, not its own either');
+is(await asMember(`/keys/${ownId}/owner`, '{"owner":"ann@acme"}'), 403, 'nor gives it away');
+is(await asMember('/keys', '{"name":"forged","owner":"ann@acme"}'), 403, 'nor makes one for another person');
+await page.goto(`${origin}/keys/${anns}`);
+is(await page.locator('table.events tbody tr').count(), 1, 'nothing of it has happened to the key');
 await member.goto(`${origin}/keys`);
-await button(member, "Revoke Zoë's script").click();
+await button(member, "Revoke Bob's script").click();
 await button(member.locator('#delete'), 'Revoke key').click();
-await member.locator('#say', { hasText: "Zoë's script was revoked." }).waitFor();
-is(await member.locator('.badge').innerText(), 'Revoked', 'but revokes it');
-await page.goto(search("Zoë's script"));
-like(await row(page, "Zoë's script").innerText(), /Owner:\s+zoë@acme\.example/, 'and a manager sees all that');
-await member.close();
+await member.locator('#say', { hasText: "Bob's script was revoked." }).waitFor();
+is(await row(member, "Bob's script").locator('.badge').innerText(), 'Revoked', 'but it revokes its own');
+await signIn(member, 'zoë <script>');
+is([await rows(member).count(), await member.getByText('No API keys yet.').count()], [0, 1], 'a member without keys sees none');
+await create(member, { 'API key name': 'Strange' });
+await member.getByRole('link', { name: 'Strange' }).click();
+is([await member.locator('.tenant').evaluate((e) => e.lastChild.textContent), await member.locator('table.events tbody td:nth-child(3)').innerText(), await member.evaluate(() => typeof pwned)],
+  [`zoë <script>pwned=3</script>"'@acme`, `zoë <script>pwned=3</script>"'@acme`, 'undefined'], 'whatever it is called, its name is text');
+await member.context().close();
 
 // --- requests that are not ours -----------------------------------------------------------------------------------------
 
@@ -426,7 +493,7 @@ await page.goto(search('Left open', '&status=active'));
 const target = await rows(page).getAttribute('data-key');
 const csrf = await page.locator('meta[name=csrf]').getAttribute('content');
 const stranger = await newPage();
-await signIn(stranger, 'globex');
+await signIn(stranger, 'eve@globex');
 const theirs = { cookie: `session=${(await stranger.context().cookies())[0].value}`, csrf: await stranger.locator('meta[name=csrf]').getAttribute('content') };
 const right = { Origin: origin, Cookie: `session=${cookie.value}`, 'X-CSRF-Token': csrf, 'Content-Type': 'application/json' };
 const without = (name) => Object.fromEntries(Object.entries(right).filter(([header]) => header !== name));
@@ -450,11 +517,11 @@ is((await ask('GET', '/keys/%00', { Cookie: right.Cookie })).status, 400, 'and a
 await page.reload();
 is(await page.getByRole('switch').getAttribute('aria-checked'), 'true', 'none of them changed the key');
 is(await off(right), 200, 'with all of it the change is made');
-is((await ask('POST', '/sign-in', { Origin: 'https://evil.example', 'Content-Type': 'application/x-www-form-urlencoded' }, 'tenant=acme')).status, 403, 'nobody is signed in from another site');
+is((await ask('POST', '/sign-in', { Origin: 'https://evil.example', 'Content-Type': 'application/x-www-form-urlencoded' }, 'user=ann@acme')).status, 403, 'nobody is signed in from another site');
 
 const neighbour = { ...right, Cookie: theirs.cookie, 'X-CSRF-Token': theirs.csrf };
 is((await ask('GET', `/keys/${target}`, { Cookie: theirs.cookie })).status, 404, "the neighbour's key is no key");
-for (const [action, body] of [['enabled', '{"enabled":true}'], ['rotate', '{"grace":"0"}'], ['delete', '{}']]) {
+for (const [action, body] of [['enabled', '{"enabled":true}'], ['rotate', '{"grace":"0"}'], ['owner', '{"owner":"eve@globex"}'], ['delete', '{}']]) {
   is((await ask('POST', `/keys/${target}/${action}`, neighbour, body)).status, 404, `nor can it be changed: ${action}`);
 }
 await stranger.goto(search('Left open'));
@@ -486,7 +553,7 @@ for (const [colorScheme, width] of [['light', 1440], ['dark', 360]]) {
   };
   await eye.goto(`${origin}/sign-in`);
   await look('sign-in');
-  await signIn(eye, 'acme');
+  await signIn(eye, 'ann@acme');
   await look('list');
   await fill(eye, { 'API key name': `Seen by axe, ${colorScheme} ${width}`, Scopes: 'Wrong' });
   await button(eye.locator('#create'), 'Create API Key').click();
@@ -504,8 +571,16 @@ for (const [colorScheme, width] of [['light', 1440], ['dark', 360]]) {
   await eye.getByRole('heading', { name: 'History' }).waitFor();
   await eye.getByText('As a table').click();
   await look('key');
+  await button(eye, 'Change owner of HubSpot Sync – Prod').click();
+  await look('owner');
+  await eye.goto(`${origin}/keys?status=expiring`);
+  await look('expiring soon');
   await eye.goto(`${origin}/keys?sort=status`);
   await look('list by status');
+  await signIn(eye, 'bob@acme');
+  await look('my keys');
+  await button(eye, 'Create API Key').click();
+  await look('create my key');
   await eye.context().close();
 }
 

@@ -61,7 +61,7 @@ const browser = await startBrowser();
 for (const [name, screen, viewport, colorScheme, query = '', fullPage = false] of pictures) {
   const context = await browser.newContext({ viewport, colorScheme, locale: 'en-GB', reducedMotion: 'reduce', permissions: ['clipboard-read', 'clipboard-write'] });
   const page = await context.newPage();
-  await signIn(page, 'acme');
+  await signIn(page, 'ann@acme');
   await page.goto(`${origin}/keys${query}`);
   await screens[screen](page);
   await page.screenshot({ path: path.join(folder, `${name}.png`), fullPage });

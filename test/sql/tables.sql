@@ -6,17 +6,17 @@ SELECT pg_describe_object(d.classid, d.objid, 0) AS without_comment
   FROM pg_depend d
   WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
     AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'rk_apikeys')
-    AND pg_describe_object(d.classid, d.objid, 0) !~ '^(type .*(\[\]|\.(api_keys|key_usage|key_usage_daily|usage_senders|key_events|keys|active_keys|expiring_keys|stale_keys|key_activity|stats|health|orm_keys))$|toast|rule|default)'
+    AND pg_describe_object(d.classid, d.objid, 0) !~ '^(type .*(\[\]|\.(api_keys|key_usage|key_usage_daily|usage_senders|key_events|keys|active_keys|expiring_keys|stale_keys|key_activity|stats|health|orm_keys|policies|noncompliant_keys))$|toast|rule|default)'
     AND NOT EXISTS (SELECT FROM pg_description c
       WHERE c.classoid = d.classid AND c.objoid = d.objid AND c.objsubid = 0)
   ORDER BY 1;
 SELECT tgname AS without_comment FROM pg_trigger t
-  WHERE tgrelid = 'rk_apikeys.api_keys'::regclass AND NOT tgisinternal AND obj_description(oid, 'pg_trigger') IS NULL;
+  WHERE tgrelid::regclass::text LIKE 'rk\_apikeys.%' AND NOT tgisinternal AND obj_description(oid, 'pg_trigger') IS NULL;
 SELECT polname AS without_comment FROM pg_policy WHERE polrelid::regclass::text LIKE 'rk\_apikeys.%'
   AND obj_description(oid, 'pg_policy') IS NULL;
 SELECT attrelid::regclass, attname AS without_comment FROM pg_attribute
   WHERE attrelid IN ('rk_apikeys.api_keys'::regclass, 'rk_apikeys.key_usage'::regclass,
-      'rk_apikeys.key_usage_daily'::regclass, 'rk_apikeys.key_events'::regclass, 'rk_apikeys.usage_senders'::regclass)
+      'rk_apikeys.key_usage_daily'::regclass, 'rk_apikeys.key_events'::regclass, 'rk_apikeys.usage_senders'::regclass, 'rk_apikeys.policies'::regclass)
     AND attnum > 0 AND col_description(attrelid, attnum) IS NULL;
 SELECT rolname, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname ~ '^rk_apikeys_' ORDER BY 1;
 

@@ -58,6 +58,8 @@ my @sick = (
 		FROM pg_trigger WHERE tgrelid = 'rk_apikeys.api_keys'::regclass AND NOT tgisinternal ORDER BY tgname COLLATE "C"}) ],
 	[ "$table DISABLE TRIGGER ALL; $table ENABLE TRIGGER ALL", "triggers|warning|api_keys_settle\ntriggers|warning|api_keys_settle_imported" ],
 	[ "$table ENABLE REPLICA TRIGGER api_keys_guard, ENABLE ALWAYS TRIGGER api_keys_make", "triggers|error|api_keys_guard\ntriggers|warning|api_keys_make" ],
+	(map { [ "ALTER TABLE rk_apikeys.key_events $_ TRIGGER key_events_place", 'triggers|warning|key_events_place' ] }
+		'ENABLE', 'ENABLE ALWAYS', 'DISABLE'),
 	[ q{SELECT setval('rk_apikeys.key_events_event_id_seq', 1, false)}, 'event_numbers|info|rk_apikeys.key_events_event_id_seq' ],
 	(map { [ "ALTER TABLE rk_apikeys.$_ DISABLE ROW LEVEL SECURITY", "row_security|error|rk_apikeys.$_" ] }
 		  qw(api_keys key_usage key_usage_daily key_events usage_senders)),
@@ -75,7 +77,7 @@ my @sick = (
 	[ 'GRANT EXECUTE ON FUNCTION rk_apikeys.purge_keys, rk_apikeys._keys_make TO PUBLIC',
 		"grants|warning|rk_apikeys._keys_make()\ngrants|warning|rk_apikeys.purge_keys(interval)" ],
 	[ 'GRANT EXECUTE ON FUNCTION rk_apikeys.receive_usage TO sender WITH GRANT OPTION',
-		'grants|warning|rk_apikeys.receive_usage(uuid,bigint,text[],text[],timestamp with time zone[],inet[],bigint[],bigint[],bigint[],bigint[])' ],
+		'grants|warning|rk_apikeys.receive_usage(uuid,bigint,text[],text[],timestamp with time zone[],inet[],bigint[],bigint[],bigint[],bigint[],date[])' ],
 	# What PUBLIC may do too, stays
 	[ 'GRANT USAGE ON TYPE rk_apikeys.verdict TO app WITH GRANT OPTION', 'grants|warning|rk_apikeys.verdict', '',
 		'REVOKE USAGE ON TYPE rk_apikeys.verdict FROM app' ],
@@ -96,7 +98,7 @@ foreach my $case (@sick)
 }
 $node->safe_psql('postgres', 'DROP TRIGGER api_keys_guard ON rk_apikeys.api_keys');
 is(health($node, 'SELECT name, severity, object, mend FROM rk_apikeys.health'),
-	'triggers|error|api_keys_guard|Create the trigger as sql/40-triggers.sql does.', 'a trigger that is missing');
+	'triggers|error|api_keys_guard|Create the trigger as the install script does.', 'a trigger that is missing');
 $node->safe_psql('postgres', 'CREATE TRIGGER api_keys_guard BEFORE UPDATE ON rk_apikeys.api_keys FOR EACH ROW EXECUTE FUNCTION rk_apikeys._keys_guard()');
 is(health($node), '', 'is made again');
 

@@ -32,8 +32,9 @@ foreach my $script ('setup.sql', 'sample.sql')
 	PostgreSQL::Test::Utils::system_or_bail('psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-h', $node->host, '-p', $node->port,
 		'-d', 'postgres', '-o', '/dev/null', '-f', "$root/examples/console/$script");
 }
-is($node->safe_psql('postgres', q{SELECT string_agg(roleid::regrole::text, ',' ORDER BY member::regrole::text) FROM pg_auth_members
-		WHERE member IN ('console'::regrole, 'console_member'::regrole)}), 'rk_apikeys_manager,rk_apikeys_member', 'the console is a manager, a member, and nothing else');
+is($node->safe_psql('postgres', q{SELECT string_agg(member::regrole || ' in ' || roleid::regrole, ',' ORDER BY 1) FROM pg_auth_members
+		WHERE member IN ('console'::regrole, 'console_member'::regrole)}),
+	'console in console_member,console in rk_apikeys_manager,console_member in rk_apikeys_member', 'the console has the rights that it needs and no others');
 
 my %env = (
 	PORT => PostgreSQL::Test::Cluster::get_free_port(),
@@ -41,6 +42,7 @@ my %env = (
 	PGPORT => $node->port,
 	PGUSER => 'console',
 	PGDATABASE => 'postgres',
+	PEOPLE => qq{ann\@acme manager,bob\@acme member,zo\x{c3}\x{ab} <script>pwned=3</script>"'\@acme member,eve\@globex manager},
 	TOKEN => "$dir/token",
 	IMPORTED => "$dir/imported",
 	CHROMIUM => $chromium,

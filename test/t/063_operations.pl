@@ -61,11 +61,15 @@ is(sh($count), '0', 'and saves no key');
 my ($wrong, $mend) = documented('The restore ran with --disable-triggers');
 is(sql($wrong), '', 'no trigger is in a wrong state');
 my $all = 'ALTER TABLE rk_apikeys.api_keys';
-foreach my $left ([ "$all DISABLE TRIGGER ALL; $all ENABLE TRIGGER ALL", 2 ], [ "$all DISABLE TRIGGER ALL", 8 ])
+foreach my $left ([ "$all DISABLE TRIGGER ALL; $all ENABLE TRIGGER ALL", 2 ], [ "$all DISABLE TRIGGER ALL", 10 ])
 {
 	sql($left->[0]);
 	my $rows = () = sql($wrong) =~ /^api_keys_/mg;
 	is($rows, $left->[1], "$left->[1] triggers are found");
+	sql($mend);
+	is(sql($wrong), '', 'and mended');
+	sql('ALTER TABLE rk_apikeys.key_events ENABLE TRIGGER ALL');
+	like(sql($wrong), qr/^key_events_place/, 'the one of events too');
 	sql($mend);
 	is(sql($wrong), '', 'and mended');
 }
@@ -219,7 +223,7 @@ sql($end_hers =~ s/'ann\@acme.example'/'bob\@acme.example'/r, 'keeper');
 is(sql($hers, 'keeper'), 'bob@acme.example|revoked|the owner has left', 'or end');
 
 # --- a tenant leaves
-my ($end, $delete, $forget) = documented('A tenant leaves');
+my ($end, $delete, $erase, $forget) = documented('A tenant leaves');
 my $session = $node->background_psql('mydb', extra_params => [ '-U', 'backend' ]);
 is(code($session, $acme), 'valid', 'a session has a key cached') foreach 1 .. 2;
 sql($end, 'keeper');
@@ -231,8 +235,10 @@ is(code($session, $acme), 'unknown', 'and can be deleted');
 my $rest = "SELECT (SELECT count(*) FROM rk_apikeys.key_usage WHERE tenant = 'acme'), (SELECT count(*) > 0 FROM rk_apikeys.key_usage_daily WHERE tenant = 'acme'),
 	(SELECT count(*) > 0 FROM rk_apikeys.key_events WHERE tenant = 'acme')";
 is(sql($rest), '0|t|t', 'events and days of use stay');
-like(error_of($forget, 'keeper'), qr/permission denied/, 'which no administrator deletes');
-sql($forget);
-is(sql($rest), '0|f|f', 'but a superuser');
+like(sql($erase, 'keeper'), qr/^0\|0\|[1-9]\d*\|[1-9]\d*$/, 'until the tenant is erased');
+is(sql($rest), '0|f|t', 'then one event stays');
+is(sql("SELECT event FROM rk_apikeys.key_events WHERE tenant = 'acme'"), 'erased', 'which says so');
+sql($forget, 'keeper');
+is(sql("SELECT event FROM rk_apikeys.key_events WHERE tenant = 'acme'"), 'purged', 'and can be purged');
 $session->quit;
 done_testing();

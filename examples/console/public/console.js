@@ -68,6 +68,10 @@ const openers = {
   rotate(box) {
     $('[data-name]', box).textContent = subject.dataset.name;
   },
+  transfer(box) {
+    $('[data-name]', box).textContent = subject.dataset.name;
+    $('#transfer-owner').value = subject.dataset.owner;
+  },
   delete(box) {
     $('[data-name]', box).textContent = subject.dataset.name;
     $('[data-masked]', box).textContent = subject.dataset.masked;
@@ -82,6 +86,10 @@ const submits = {
   rotate: (form) => submit(form, `/keys/${subject.dataset.key}/rotate`, { grace: form.elements.grace.value }, (made) => {
     dialog('rotate').close();
     showSecret('API Key Rotated Successfully', subject.dataset.name, made, () => location.assign(`/keys/${made.key_id}`));
+  }),
+  transfer: (form) => submit(form, `/keys/${subject.dataset.key}/owner`, { owner: form.elements.owner.value.trim() }, ({ name }) => {
+    sessionStorage.setItem('say', `The owner of ${name} was changed.`);
+    location.reload();
   }),
   delete: (form) => submit(form, `/keys/${subject.dataset.key}/${form.dataset.action}`, {}, ({ name }) => {
     dialog('delete').close();
