@@ -76,7 +76,6 @@ static void find_changed(TriggerData *trigger, Places *places);
 static void add_place(Places *places, TupleTableSlot *slot);
 static bool column(TupleTableSlot *slot, int column, Datum *value);
 static bool counts(TupleTableSlot *slot, TimestampTz now);
-static bool same_column(TupleTableSlot *a, TupleTableSlot *b, int number);
 static bool same_text(text *a, text *b);
 static int	compare_places(const void *a, const void *b);
 static void lock_tenant(uint32 hash);
@@ -187,8 +186,9 @@ find_made(TriggerData *trigger, Places *places)
 }
 
 /*
- * Add the places of the keys that a statement has enabled, moved, or made count
- * again.  The rows of both tables have the same order.
+ * Add the places of the keys that a statement has enabled, or made count again.
+ * The rows of both tables have the same order.  A key that the owner moves to
+ * another tenant is not checked, so that a tenant can get another name.
  */
 static void
 find_changed(TriggerData *trigger, Places *places)
@@ -208,7 +208,6 @@ find_changed(TriggerData *trigger, Places *places)
 		CHECK_FOR_INTERRUPTS();
 		if (counts(new, now) &&
 			(!counts(old, now) ||
-			 !same_column(old, new, KEY_TENANT) || !same_column(old, new, KEY_ENVIRONMENT) ||
 			 (column(old, KEY_ENABLED, &was_enabled) && !DatumGetBool(was_enabled) &&
 			  column(new, KEY_ENABLED, &enabled) && DatumGetBool(enabled))))
 			add_place(places, new);
@@ -264,16 +263,6 @@ counts(TupleTableSlot *slot, TimestampTz now)
 	return !column(slot, KEY_REVOKED_AT, &value) &&
 		!column(slot, KEY_GRACE_UNTIL, &value) &&
 		(!column(slot, KEY_EXPIRES_AT, &value) || DatumGetTimestampTz(value) > now);
-}
-
-static bool
-same_column(TupleTableSlot *a, TupleTableSlot *b, int number)
-{
-	Datum		one;
-	Datum		other;
-
-	return column(a, number, &one) && column(b, number, &other) &&
-		same_text(DatumGetTextPP(one), DatumGetTextPP(other));
 }
 
 static bool
