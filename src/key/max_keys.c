@@ -10,7 +10,7 @@
  *
  * The successor that rotate_key() makes does not count as a new key, because the
  * old key ends by it.  So a rotation takes no lock, and a policy that was made
- * stricter refuses none.
+ * stricter refuses none.  Nor does a later end of a key that is good.
  *
  * Locking: an exclusive lock per tenant until the transaction ends, only if a
  * policy has max_keys.  Any role could take an advisory lock, so the lock is of
@@ -18,15 +18,18 @@
  * give a tenant keys wait for each other, and each counts after its lock, under
  * a new snapshot.  A statement takes its locks in one order.
  *
- * A key whose end moves to a later time takes the lock too.  If its old end has
- * passed, the key counts as a new one, because another transaction may have
- * counted without it.
+ * A key may expire while a transaction that has not ended rotates it, or gives it
+ * a later end.  So an expired key counts while another transaction updates its
+ * row.  A transaction that updates the row later finds that the key has expired,
+ * and counts itself.
  */
 #include "postgres.h"
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/relscan.h"
 #include "access/table.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
@@ -34,8 +37,10 @@
 #include "executor/tuptable.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
+#include "storage/procarray.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
@@ -55,7 +60,6 @@ typedef struct Place
 	text	   *tenant;
 	text	   *environment;
 	uint32		hash;			/* of the tenant: names its lock */
-	TimestampTz counted_until;	/* until then, no key was more */
 } Place;
 
 typedef struct Places
@@ -69,13 +73,13 @@ static TupleTableSlot *make_slot(TriggerData *trigger);
 static void start_reading(Tuplestorestate *rows);
 static void find_made(TriggerData *trigger, Places *places);
 static void find_changed(TriggerData *trigger, Places *places);
-static void add_place(Places *places, TupleTableSlot *slot, TimestampTz counted_until);
+static void add_place(Places *places, TupleTableSlot *slot);
 static bool column(TupleTableSlot *slot, int column, Datum *value);
-static TimestampTz counts_until(TupleTableSlot *slot);
-static bool same_column(TupleTableSlot *a, TupleTableSlot *b, int number);
+static bool counts(TupleTableSlot *slot, TimestampTz now);
 static bool same_text(text *a, text *b);
 static int	compare_places(const void *a, const void *b);
 static void lock_tenant(uint32 hash);
+static bool is_updated(SysScanDesc scan, HeapTuple row);
 static void check_place(Relation rel, Snapshot snapshot, const Place *place,
 						const Policy *policies, int count);
 
@@ -93,7 +97,7 @@ rk_apikeys_keys_max_keys(PG_FUNCTION_ARGS)
 		TRIGGER_FIRED_BY_INSERT(trigger->tg_event);
 	Places		places = {0};
 	Policy	  (*policies)[POLICY_MAX];
-	int		   *counts;
+	int		   *bound_by;
 	Snapshot	snapshot;
 
 	trigger = guard_trigger(fcinfo, insert ? "api_keys_max_keys_insert" :
@@ -109,15 +113,15 @@ rk_apikeys_keys_max_keys(PG_FUNCTION_ARGS)
 
 	qsort(places.places, places.count, sizeof(Place), compare_places);
 	policies = palloc(places.count * sizeof(*policies));
-	counts = palloc(places.count * sizeof(int));
+	bound_by = palloc(places.count * sizeof(int));
 	for (int i = 0; i < places.count; i++)
 	{
 		Place	   *place = &places.places[i];
 		int			all = 0;
 
 		CHECK_FOR_INTERRUPTS();
-		counts[i] = 0;
-		/* Equal ones stand together, the one that counts as new first. */
+		bound_by[i] = 0;
+		/* Equal ones stand together. */
 		if (i > 0 && place->hash == place[-1].hash &&
 			same_text(place->tenant, place[-1].tenant) &&
 			same_text(place->environment, place[-1].environment))
@@ -125,18 +129,17 @@ rk_apikeys_keys_max_keys(PG_FUNCTION_ARGS)
 		all = policy_find(place->tenant, place->environment, policies[i]);
 		for (int j = 0; j < all; j++)
 			if (policies[i][j].max_keys >= 0)
-				policies[i][counts[i]++] = policies[i][j];
-		if (counts[i] > 0)
+				policies[i][bound_by[i]++] = policies[i][j];
+		if (bound_by[i] > 0)
 			lock_tenant(place->hash);
 	}
 
 	CommandCounterIncrement();
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	for (int i = 0; i < places.count; i++)
-		if (counts[i] > 0 &&
-			places.places[i].counted_until <= GetCurrentTimestamp())
+		if (bound_by[i] > 0)
 			check_place(trigger->tg_relation, snapshot, &places.places[i],
-						policies[i], counts[i]);
+						policies[i], bound_by[i]);
 	UnregisterSnapshot(snapshot);
 	return PointerGetDatum(NULL);
 }
@@ -162,52 +165,52 @@ static void
 find_made(TriggerData *trigger, Places *places)
 {
 	TupleTableSlot *slot = make_slot(trigger);
-	TimestampTz now = GetCurrentTransactionStartTimestamp();
+	TimestampTz now = GetCurrentTimestamp();
 	Datum		value;
 
 	start_reading(trigger->tg_newtable);
 	while (tuplestore_gettupleslot(trigger->tg_newtable, true, false, slot))
 	{
-		TimestampTz counted_until = DT_NOBEGIN;
-
 		CHECK_FOR_INTERRUPTS();
-		if (!column(slot, KEY_CREATED_AT, &value) || DatumGetTimestampTz(value) != now)
+		if (!column(slot, KEY_CREATED_AT, &value) ||
+			DatumGetTimestampTz(value) != GetCurrentTransactionStartTimestamp())
 			continue;
-		if (guard_rotation.successor[0] != '\0' && column(slot, KEY_KEY_ID, &value) &&
+		if (guard_rotation.successor[0] != '\0' && guard_rotation.old_end > now &&
+			column(slot, KEY_KEY_ID, &value) &&
 			strcmp(TextDatumGetCString(value), guard_rotation.successor) == 0)
-			counted_until = guard_rotation.old_end;
-		if (counts_until(slot) > counted_until)
-			add_place(places, slot, counted_until);
+			continue;
+		if (counts(slot, now))
+			add_place(places, slot);
 	}
 	ExecDropSingleTupleTableSlot(slot);
 }
 
 /*
- * Add the places of the keys that a statement has enabled, moved, or given a
- * later end.  The rows of both tables have the same order.
+ * Add the places of the keys that a statement has enabled, or made count again.
+ * The rows of both tables have the same order.  A key that the owner moves to
+ * another tenant is not checked, so that a tenant can get another name.
  */
 static void
 find_changed(TriggerData *trigger, Places *places)
 {
 	TupleTableSlot *old = make_slot(trigger);
 	TupleTableSlot *new = make_slot(trigger);
+	TimestampTz now = GetCurrentTimestamp();
 
 	start_reading(trigger->tg_oldtable);
 	start_reading(trigger->tg_newtable);
 	while (tuplestore_gettupleslot(trigger->tg_newtable, true, false, new) &&
 		   tuplestore_gettupleslot(trigger->tg_oldtable, true, false, old))
 	{
-		TimestampTz counted_until = counts_until(old);
 		Datum		was_enabled;
 		Datum		enabled;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!same_column(old, new, KEY_TENANT) || !same_column(old, new, KEY_ENVIRONMENT) ||
-			(column(old, KEY_ENABLED, &was_enabled) && !DatumGetBool(was_enabled) &&
-			 column(new, KEY_ENABLED, &enabled) && DatumGetBool(enabled)))
-			counted_until = DT_NOBEGIN;
-		if (counts_until(new) > counted_until)
-			add_place(places, new, counted_until);
+		if (counts(new, now) &&
+			(!counts(old, now) ||
+			 (column(old, KEY_ENABLED, &was_enabled) && !DatumGetBool(was_enabled) &&
+			  column(new, KEY_ENABLED, &enabled) && DatumGetBool(enabled))))
+			add_place(places, new);
 	}
 	ExecDropSingleTupleTableSlot(old);
 	ExecDropSingleTupleTableSlot(new);
@@ -215,7 +218,7 @@ find_changed(TriggerData *trigger, Places *places)
 
 /* Add the place of a row, unless the last place is the same. */
 static void
-add_place(Places *places, TupleTableSlot *slot, TimestampTz counted_until)
+add_place(Places *places, TupleTableSlot *slot)
 {
 	Datum		tenant;
 	Datum		environment;
@@ -225,10 +228,7 @@ add_place(Places *places, TupleTableSlot *slot, TimestampTz counted_until)
 		return;
 	if (places->count > 0 && same_text(DatumGetTextPP(tenant), place->tenant) &&
 		same_text(DatumGetTextPP(environment), place->environment))
-	{
-		place->counted_until = Min(place->counted_until, counted_until);
 		return;
-	}
 	if (places->count == places->size)
 	{
 		places->size = Max(8, 2 * places->size);
@@ -242,7 +242,6 @@ add_place(Places *places, TupleTableSlot *slot, TimestampTz counted_until)
 	place->environment = DatumGetTextPCopy(environment);
 	place->hash = hash_bytes((unsigned char *) VARDATA_ANY(place->tenant),
 							 VARSIZE_ANY_EXHDR(place->tenant));
-	place->counted_until = counted_until;
 }
 
 /* Set *value to a column of a row.  Return whether it is not NULL. */
@@ -255,25 +254,15 @@ column(TupleTableSlot *slot, int column, Datum *value)
 	return !isnull;
 }
 
-/* Return until when a key counts; DT_NOBEGIN if it is revoked or rotated. */
-static TimestampTz
-counts_until(TupleTableSlot *slot)
+/* Return whether a key counts: it is not revoked, rotated or expired. */
+static bool
+counts(TupleTableSlot *slot, TimestampTz now)
 {
 	Datum		value;
 
-	if (column(slot, KEY_REVOKED_AT, &value) || column(slot, KEY_GRACE_UNTIL, &value))
-		return DT_NOBEGIN;
-	return column(slot, KEY_EXPIRES_AT, &value) ? DatumGetTimestampTz(value) : DT_NOEND;
-}
-
-static bool
-same_column(TupleTableSlot *a, TupleTableSlot *b, int number)
-{
-	Datum		one;
-	Datum		other;
-
-	return column(a, number, &one) && column(b, number, &other) &&
-		same_text(DatumGetTextPP(one), DatumGetTextPP(other));
+	return !column(slot, KEY_REVOKED_AT, &value) &&
+		!column(slot, KEY_GRACE_UNTIL, &value) &&
+		(!column(slot, KEY_EXPIRES_AT, &value) || DatumGetTimestampTz(value) > now);
 }
 
 static bool
@@ -303,11 +292,9 @@ compare_places(const void *a, const void *b)
 
 	if (one->hash != other->hash)
 		return one->hash < other->hash ? -1 : 1;
-	if ((difference = compare_texts(one->tenant, other->tenant)) != 0 ||
-		(difference = compare_texts(one->environment, other->environment)) != 0)
-		return difference;
-	return one->counted_until < other->counted_until ? -1 :
-		one->counted_until > other->counted_until;
+	difference = compare_texts(one->tenant, other->tenant);
+	return difference != 0 ? difference :
+		compare_texts(one->environment, other->environment);
 }
 
 /* Lock a tenant's number of keys until the transaction ends. */
@@ -318,6 +305,26 @@ lock_tenant(uint32 hash)
 
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, store_table("policies", false), hash, 0);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+/*
+ * Return whether another transaction updates a row that the scan has returned,
+ * or has updated it since the scan's snapshot.
+ */
+static bool
+is_updated(SysScanDesc scan, HeapTuple row)
+{
+	Buffer		buffer = ((BufferHeapTupleTableSlot *) scan->slot)->buffer;
+	TransactionId xid = InvalidTransactionId;
+
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	if ((row->t_data->t_infomask & HEAP_XMAX_INVALID) == 0 &&
+		!HEAP_XMAX_IS_LOCKED_ONLY(row->t_data->t_infomask) &&
+		!ItemPointerEquals(&row->t_self, &row->t_data->t_ctid))
+		xid = HeapTupleHeaderGetUpdateXid(row->t_data);
+	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
+	return TransactionIdIsValid(xid) &&
+		(TransactionIdIsInProgress(xid) || TransactionIdDidCommit(xid));
 }
 
 /*
@@ -351,7 +358,8 @@ check_place(Relation rel, Snapshot snapshot, const Place *place,
 		if (!heap_attisnull(row, KEY_REVOKED_AT, desc) ||
 			!heap_attisnull(row, KEY_GRACE_UNTIL, desc) ||
 			(!heap_attisnull(row, KEY_EXPIRES_AT, desc) &&
-			 DatumGetTimestampTz(heap_getattr(row, KEY_EXPIRES_AT, desc, &isnull)) <= now))
+			 DatumGetTimestampTz(heap_getattr(row, KEY_EXPIRES_AT, desc, &isnull)) <= now &&
+			 !is_updated(scan, row)))
 			continue;
 		for (int i = 0; i < count && broken == NULL; i++)
 			if ((policies[i].environment == NULL ||

@@ -291,8 +291,8 @@ policy_latest_end(text *tenant, text *environment, TimestampTz created_at)
 
 /*
  * Check the changed settings of a key, after check_settings().  Raise 23514 if a
- * policy refuses one.  The new place of a key that the owner moves to another
- * tenant or environment is checked like a new key.
+ * policy refuses one.  A key that the owner moves to another tenant is not
+ * checked, so that a tenant can get another name.
  */
 void
 policy_check(const Datum *values, const bool *nulls, const bool *changed,
@@ -300,9 +300,7 @@ policy_check(const Datum *values, const bool *nulls, const bool *changed,
 {
 #define VALUE(column) (values[(column) - 1])
 #define ISNULL(column) (nulls[(column) - 1])
-#define CHANGED(column) (moved || changed[(column) - 1])
-	bool		moved = changed[KEY_TENANT - 1] || changed[KEY_ENVIRONMENT - 1];
-
+#define CHANGED(column) (changed[(column) - 1])
 	if (!CHANGED(KEY_EXPIRES_AT) && !CHANGED(KEY_SCOPES) &&
 		!CHANGED(KEY_ALLOWED_CIDRS) && !CHANGED(KEY_OWNER))
 		return;

@@ -101,9 +101,9 @@ SELECT pg_temp.try($$UPDATE rk_apikeys.keys SET allowed_cidrs = NULL WHERE name 
 SELECT pg_temp.try($$UPDATE rk_apikeys.keys SET owner = NULL WHERE name = 'prodded'$$);
 SELECT pg_temp.try($$UPDATE rk_apikeys.orm_keys SET owner = NULL WHERE name = 'prodded'$$);
 SELECT pg_temp.try($$UPDATE rk_apikeys.keys SET expires_at = now() + interval '1 day', scopes = '{files:read}', allowed_cidrs = '{10.1.0.0/16}', owner = 'ann' WHERE name = 'prodded'$$);
--- A key that was moved is checked as a whole.
+-- The owner may move keys, as where a tenant gets another name.
 RESET ROLE;
-SELECT pg_temp.try($$UPDATE rk_apikeys.api_keys SET environment = 'prod' WHERE name = 'staged'$$);
+SELECT pg_temp.try($$UPDATE rk_apikeys.api_keys SET tenant = 'renamed' WHERE name = 'prodded'; UPDATE rk_apikeys.api_keys SET tenant = 'rk_test_manager' WHERE name = 'prodded'$$);
 SET ROLE rk_test_admin;
 UPDATE rk_apikeys.policies SET max_lifetime = '30 days', allowed_scopes = '{records:read,apikeys:manage}' WHERE tenant = 'rk_test_manager' AND environment IS NULL;
 SET ROLE rk_test_manager;
@@ -196,12 +196,30 @@ SELECT pg_temp.try(format($$UPDATE rk_apikeys.keys SET expires_at = NULL WHERE k
 SELECT pg_temp.try($$UPDATE rk_apikeys.keys SET expires_at = NULL WHERE name = 'ends'$$);
 SELECT pg_temp.try($$DELETE FROM rk_apikeys.keys WHERE name = 'ends'$$);
 SELECT pg_temp.try(format($$UPDATE rk_apikeys.keys SET expires_at = NULL WHERE key_id = %L$$, :'expired'));
--- The owner's own changes count as well: a revocation that is undone, a tenant that changes.
+-- The owner's own changes count as well, such as a revocation that is undone, but not a move to another tenant.
 SELECT rk_apikeys.revoke_key(key_id) FROM rk_apikeys.keys WHERE status = 'active' AND environment = 'dev' LIMIT 1;
 SELECT pg_temp.try($$SELECT rk_apikeys.create_key('n')$$);
 RESET ROLE;
 SELECT pg_temp.try($$UPDATE rk_apikeys.api_keys SET revoked_at = NULL WHERE revoked_at IS NOT NULL$$);
-SELECT pg_temp.try($$UPDATE rk_apikeys.api_keys SET tenant = 'rk_test_other' WHERE name = 'expired'$$);
+SELECT pg_temp.try($$UPDATE rk_apikeys.api_keys SET tenant = 'rk_test_other' WHERE name = 'expired'; UPDATE rk_apikeys.api_keys SET tenant = 'rk_test_manager' WHERE name = 'expired'$$);
+-- The old key of a rotation ends while the rotation runs, and another key has taken its place: then the successor is a key more.
+BEGIN;
+DELETE FROM rk_apikeys.policies;
+DELETE FROM rk_apikeys.api_keys;
+INSERT INTO rk_apikeys.policies (max_keys) VALUES (1);
+INSERT INTO rk_apikeys.keys (name, tenant, expires_at) VALUES ('old', 'rotating', now() + interval '1 hour');
+CREATE TEMP TABLE another AS SELECT * FROM rk_apikeys.api_keys;
+CREATE FUNCTION pg_temp.meanwhile() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  SET LOCAL session_replication_role = replica;
+  UPDATE rk_apikeys.api_keys SET expires_at = now() - interval '1 s';
+  INSERT INTO rk_apikeys.api_keys SELECT (jsonb_populate_record(a, '{"key_id": "anotherKey01", "created_at": "2001-01-01"}')).* FROM another a;
+  SET LOCAL session_replication_role = origin;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER aa_meanwhile BEFORE INSERT ON rk_apikeys.api_keys FOR EACH ROW EXECUTE FUNCTION pg_temp.meanwhile();
+SELECT pg_temp.try($$SELECT rk_apikeys.rotate_key(key_id, '1 hour', now() + interval '1 day') FROM rk_apikeys.keys WHERE name = 'old'$$);
+ROLLBACK;
 -- A policy that was made stricter ends no key. The newest keys are too many.
 SET ROLE rk_test_admin;
 UPDATE rk_apikeys.policies SET max_keys = 3 WHERE tenant IS NULL AND environment IS NULL;
