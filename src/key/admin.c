@@ -48,7 +48,7 @@ typedef struct OwnerQuery
 
 /* The tables with rows of tenants, by column of erase_tenant(); last one first. */
 static const char *const erased[] = {
-	"api_keys", "key_usage", "key_usage_daily", "key_events"
+	"api_keys", "key_usage", "key_usage_daily", "policies", "key_events"
 };
 
 /* A tenant that is erased. */
@@ -302,7 +302,7 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 }
 
 /*
- * rk_apikeys.erase_tenant(tenant text) -> (keys, usage, daily, events)
+ * rk_apikeys.erase_tenant(tenant text) -> (keys, usage, daily, policies, events)
  *
  * Delete all rows of a tenant.  Return how many rows each table had.  If there
  * were any, add an event "erased" with the numbers.
