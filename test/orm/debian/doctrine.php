@@ -43,7 +43,7 @@ class Texts extends Own
 
 class Interval extends Own
 {
-    // The connection says SET intervalstyle = iso_8601.
+    // The connection says SET intervalstyle = iso_8601; behind PgBouncer, the role: ALTER ROLE … SET intervalstyle = iso_8601.
     public function convertToPHPValue($value, AbstractPlatform $platform)
     {
         return $value === null ? null : new DateInterval(preg_replace('/\.\d+S/', 'S', $value));

@@ -30,7 +30,7 @@ class Texts implements CastsAttributes
 
 class Interval implements CastsAttributes
 {
-    // The connection says SET intervalstyle = iso_8601.
+    // The connection says SET intervalstyle = iso_8601; behind PgBouncer, the role: ALTER ROLE … SET intervalstyle = iso_8601.
     public function get($model, $key, $value, $attributes)
     {
         return $value === null ? null : CarbonInterval::make(preg_replace('/\.\d+S/', 'S', $value));

@@ -40,6 +40,7 @@ function texts($value, int $depth = 0): string
         is_array($value) => implode('', array_map(fn ($v) => texts($v, $depth + 1), $value)),
         $value instanceof Throwable => texts([$value->getMessage(), array_column($value->getTrace(), 'args'), (array) $value,
             $value->getPrevious()], $depth),
+        is_object($value) => texts((array) $value, $depth + 1),
         default => '',
     };
 }

@@ -72,7 +72,7 @@ def check(ask):
     title = ask.__name__.rstrip('_')
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            note = ask()
+            note = ask() or getattr(tool, 'notes', {}).get(title)
         say(f'ok {title}' + (f': {note}' if note else ''))
     except Exception as error:
         say(f'not ok {title}: ' + ' '.join(f'{type(error).__name__}: {message(error)}'.split())[:500])
