@@ -36,6 +36,7 @@
 #include "executor/executor.h"
 #include "executor/tuptable.h"
 #include "fmgr.h"
+#include "lib/qunique.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
@@ -112,21 +113,15 @@ rk_apikeys_keys_max_keys(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 
 	qsort(places.places, places.count, sizeof(Place), compare_places);
+	places.count = qunique(places.places, places.count, sizeof(Place), compare_places);
 	policies = palloc(places.count * sizeof(*policies));
-	bound_by = palloc(places.count * sizeof(int));
+	bound_by = palloc0(places.count * sizeof(int));
 	for (int i = 0; i < places.count; i++)
 	{
 		Place	   *place = &places.places[i];
-		int			all = 0;
+		int			all = policy_find(place->tenant, place->environment, policies[i]);
 
 		CHECK_FOR_INTERRUPTS();
-		bound_by[i] = 0;
-		/* Equal ones stand together. */
-		if (i > 0 && place->hash == place[-1].hash &&
-			same_text(place->tenant, place[-1].tenant) &&
-			same_text(place->environment, place[-1].environment))
-			continue;
-		all = policy_find(place->tenant, place->environment, policies[i]);
 		for (int j = 0; j < all; j++)
 			if (policies[i][j].max_keys >= 0)
 				policies[i][bound_by[i]++] = policies[i][j];
