@@ -77,7 +77,7 @@ static void check_transition(KeyTuple *old, KeyTuple *new,
 static void delete_usage(void *arg);
 
 /* The rotation whose successor rotate_key() inserts. */
-GuardRotation guard_rotation = {NULL};
+GuardRotation guard_rotation = {.key_id = NULL};
 
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_make);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_guard);
