@@ -17,7 +17,7 @@ CREATE TABLE rk_apikeys.policies (
   CONSTRAINT policies_max_idle_check CHECK (max_idle > '0' AND max_idle <= '1000 years'),
   CONSTRAINT policies_max_keys_check CHECK (max_keys >= 0),
   CONSTRAINT policies_allowed_scopes_check CHECK (
-    cardinality(allowed_scopes) BETWEEN 1 AND 64 AND array_position(allowed_scopes, NULL) IS NULL
+    cardinality(allowed_scopes) >= 1 AND cardinality(allowed_scopes) <= 64 AND array_position(allowed_scopes, NULL) IS NULL
     AND cardinality(string_to_array(array_to_string(allowed_scopes, ' '), ' ')) = cardinality(allowed_scopes)
     AND array_to_string(allowed_scopes, ' ') ~ '^([a-z0-9_*.-]+(:[a-z0-9_*.-]+)*( |$))*$')
 );
