@@ -294,7 +294,7 @@ SKIP:
 	my ($output, $timer) = ('', IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 	my $listener = do
 	{
-		local @ENV{qw(PGHOST PGPORT PGUSER PGDATABASE)} = ('127.0.0.1', $node->port, 'records_api', 'postgres');
+		local @ENV{qw(PGHOST PGPORT PGUSER PGDATABASE CURSOR_FILE)} = ($node->host, $node->port, 'acme', 'postgres', "$dir/cursor");
 		start([ 'node', "$dir/node/listen.mjs" ], '<', \undef, '>&', \$output, $timer);
 	};
 	my $prints = sub {
@@ -303,12 +303,14 @@ SKIP:
 		like($output, $pattern, "node: $name");
 		$output = '';
 	};
-	$prints->(qr/^listening\n$/, 'the listener is there');
 	my ($id, $secret) = create_key($node, 'told');
 	push @secrets, $secret;
-	$prints->(qr/^created $id\n$/, 'and prints what changes');
+	$prints->(qr/^listening\n(.*\n)*created $id\n$/, 'the listener prints the events that there are');
+	sql_as($node, 'acme', "UPDATE rk_apikeys.keys SET enabled = false WHERE key_id = '$id'");
+	$prints->(qr/^disabled $id\n$/, 'and each that comes');
 	$node->safe_psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'listen'});
-	$prints->(qr/terminating connection.*^listening\n/ms, 'when the connection is lost it comes back');
+	sql_as($node, 'acme', "UPDATE rk_apikeys.keys SET enabled = true WHERE key_id = '$id'");
+	$prints->(qr/terminating connection(.*\n)+listening\nenabled $id\n$/, 'one of the time without a connection too');
 	sql_as($node, 'acme', "DELETE FROM rk_apikeys.keys WHERE key_id = '$id'");
 	$prints->(qr/^deleted $id\n$/, 'and goes on');
 	$listener->kill_kill(grace => 5);

@@ -52,7 +52,7 @@ if ($cron)
 
 # What every tool can show. An array, jsonb and an interval come as text where a tool does not know them.
 my %plain = map { $_ => 1 } 'text', 'boolean', 'integer', 'bigint', 'date', 'timestamp with time zone', 'jsonb', 'inet';
-my %known = map { $_ => 1 } 'scopes text[]', 'allowed_cidrs cidr[]', map { "$_ interval" } 'rate_window', 'expires_in', 'unused_for';
+my %known = map { $_ => 1 } 'scopes text[]', 'allowed_cidrs cidr[]', 'came_as text[]', 'xid xid8', map { "$_ interval" } 'rate_window', 'expires_in', 'unused_for';
 my @columns = split /\n/, $node->safe_psql('postgres', q{SELECT relname || ' ' || attname || ' ' || format_type(atttypid, atttypmod)
 	FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0
 	WHERE relnamespace = 'rk_apikeys'::regnamespace AND (relkind = 'v' OR relname ~ '^key_') AND relkind IN ('v', 'r') ORDER BY relname, attnum});
@@ -129,7 +129,7 @@ sub isql
 	return $output;
 }
 # SQL types by number: longvarchar, timestamp, date, bigint, integer, varchar.
-my %sqltype = (text => -1, timestamptz => 11, date => 9, int8 => -5, int4 => 4, map { $_ => 12 } 'bool', 'interval', 'jsonb', 'inet', '_text', '_cidr');
+my %sqltype = (text => -1, timestamptz => 11, date => 9, int8 => -5, int4 => 4, map { $_ => 12 } 'bool', 'interval', 'jsonb', 'inet', '_text', '_cidr', 'xid8');
 SKIP:
 {
 	skip 'ODBC is missing', 1 unless $driver;
@@ -157,8 +157,8 @@ SKIP:
 	$node->poll_query_until('postgres', q{SELECT status = 'succeeded' FROM cron.job_run_details ORDER BY runid LIMIT 1})
 	  or diag($node->safe_psql('postgres', 'TABLE cron.job_run_details'));
 	is($node->safe_psql('postgres', q{SELECT finding, tenant, name, coalesce(denials::text, '-') FROM reports.latest ORDER BY finding, name}),
-		qq{denied|acme|disabled|10\ndenied|acme|revoked|20\nexpires|o'neill, "inc"|ends soon|-\nstale|o'neill, "inc"|forgotten|-},
-		'the night reports which keys expire, are stale, and were denied the day before');
+		qq{denied|acme|disabled|10\ndenied|acme|revoked|20\nended|acme|revoked|-\nexpires|o'neill, "inc"|ends soon|-\nstale|o'neill, "inc"|forgotten|-},
+		'the night reports which keys expire, are stale, were denied the day before, and were presented after their end');
 }
 
 done_testing();
