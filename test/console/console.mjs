@@ -591,7 +591,7 @@ const csrf = await page.locator('meta[name=csrf]').getAttribute('content');
 const stranger = await newPage();
 await signIn(stranger, 'eve@globex');
 const theirs = { cookie: `session=${(await stranger.context().cookies())[0].value}`, csrf: await stranger.locator('meta[name=csrf]').getAttribute('content') };
-const right = { Origin: origin, Cookie: `session=${cookie.value}`, 'X-CSRF-Token': csrf, 'Content-Type': 'application/json' };
+const right = { Origin: origin, Cookie: `session=${(await page.context().cookies())[0].value}`, 'X-CSRF-Token': csrf, 'Content-Type': 'application/json' };
 const without = (name) => Object.fromEntries(Object.entries(right).filter(([header]) => header !== name));
 const off = (headers) => ask('POST', `/keys/${target}/enabled`, headers, '{"enabled":false}').then(({ status }) => status);
 is(await off(without('X-CSRF-Token')), 403, 'a change without the token is refused');

@@ -196,7 +196,7 @@ sql_as($node, 'acme', "UPDATE rk_apikeys.keys SET owner = 'bob' WHERE key_id = '
 sql_as($node, 'acme', "DELETE FROM rk_apikeys.keys WHERE key_id = '$passed'");
 my $history = "SELECT string_agg(concat_ws(' ', event, CASE event WHEN 'updated' THEN changes -> 'owner' ->> 'new' END), ', ' ORDER BY event_id) FROM rk_apikeys.key_events WHERE key_id = '$passed'";
 is(ann($history), 'updated ann, updated', 'the events of her time');
-is(scalar try_sql('web', 'bob', $history), 'created bob, updated bob, deleted', 'the events of his');
+is(scalar try_sql('web', 'bob', $history), 'created, updated bob, deleted', 'the events of his');
 
 # A change that waits for a transfer finds no such key, as if it had come later.
 my ($racing) = split /\|/, sql_as($node, 'acme', q{INSERT INTO rk_apikeys.keys (name, owner) VALUES ('racing', 'ann') RETURNING key_id});
