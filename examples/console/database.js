@@ -41,6 +41,19 @@ const change = (who, text, values) =>
 const LISTED = 'key_id, name, environment, masked_key, status, enabled, expires_at, grace_until, revoked_at, last_used_at, created_at, updated_at, owner';
 const EXPIRING = "status = 'active' AND expires_at <= now() + interval '30 days'";
 
+// The last day on which a request used a key after its end.
+const LATE = `CASE WHEN status IN ('revoked', 'rotated', 'expired') THEN (SELECT max(changes ->> 'day') FROM rk_apikeys.key_events e
+  WHERE e.key_id = k.key_id AND event = 'used_after_end') END AS late`;
+
+// What each policy demands of a new key. Only a manager can count the tenant's keys.
+const policies = async (client, who) => (await client.query(
+  `SELECT environment, (now() + max_lifetime)::date AS latest_end, allowed_scopes, require_cidrs, require_owner, max_keys,
+     CASE WHEN $1 AND max_keys IS NOT NULL
+       THEN greatest(max_keys - rk_apikeys.count_keys(environment => environment, statuses => '{active,disabled}'), 0) END AS keys_left
+   FROM (SELECT environment, max_lifetime, allowed_scopes, require_cidrs, require_owner, max_keys FROM rk_apikeys.policies
+     UNION ALL SELECT NULL, nullif(current_setting('rk_apikeys.max_lifetime')::interval, '0'), NULL, false, false, NULL) p`,
+  [!who.member])).rows;
+
 // The owners of the tenant's keys, for a manager to choose from.
 const owners = async (client, who) => (who.member ? [] : (await client.query(
   'SELECT DISTINCT owner FROM rk_apikeys.keys WHERE owner IS NOT NULL ORDER BY owner LIMIT 200')).rows.map(({ owner }) => owner));
@@ -48,16 +61,17 @@ const owners = async (client, who) => (who.member ? [] : (await client.query(
 module.exports = {
   close: () => pool.end(),
 
-  // A page of keys, how many match on all pages, and the owners. The keys that expire soon are the first ones by expires_at.
+  // A page of keys, how many match on all pages, and what the forms offer. The keys that expire soon are the first ones by expires_at.
   list: (who, { search, status, owner, sort, descending, size, after, before }) => reading(who, async (client) => {
     const expiring = status === 'expiring';
     const filter = [search, expiring ? 'active' : status, owner];
     const page = (columns) => `SELECT ${columns} FROM rk_apikeys.list_keys(search => $1, status => $2, owner => $3, sort_by => $4,
-      descending => $5, page_size => $6, after => $7, before => $8) ${expiring ? `WHERE ${EXPIRING}` : ''}`;
-    const { rows } = await client.query(page(`${LISTED}, ${EXPIRING} AS expiring, cursor`), [...filter, sort, descending, size, after, before]);
+      descending => $5, page_size => $6, after => $7, before => $8) k ${expiring ? `WHERE ${EXPIRING}` : ''}`;
+    const { rows } = await client.query(page(`${LISTED}, ${EXPIRING} AS expiring, ${LATE}, cursor`), [...filter, sort, descending, size, after, before]);
     const { rows: [{ count }] } = expiring ? await client.query(page('count(*)'), [...filter, sort, descending, 1000, null, null])
       : await client.query('SELECT rk_apikeys.count_keys(search => $1, status => $2, owner => $3) AS count', filter);
-    return { rows, count, owners: await owners(client, who) };
+    const { rows: [{ environment }] } = await client.query("SELECT current_setting('rk_apikeys.default_environment') AS environment");
+    return { rows, count, owners: await owners(client, who), policies: await policies(client, who), environment };
   }),
 
   // What an address may hold of a search: a token of ours is masked, which finds its key too. A word of 16 characters or more may be an
@@ -72,8 +86,8 @@ module.exports = {
   // A key with its use per day and its history; undefined if there is none. A deleted key has its history left.
   key: (who, id) => reading(who, async (client) => {
     const key = await client.query(
-      `SELECT ${LISTED}, ${EXPIRING} AS expiring, description, scopes, allowed_cidrs, rate_limit, rate_window, expires_in, use_count, last_used_addr, replaces, parent,
-         revoked_reason, created_by, created_by_user, updated_by, updated_by_user FROM rk_apikeys.keys WHERE key_id = $1`, [id]);
+      `SELECT ${LISTED}, ${EXPIRING} AS expiring, ${LATE}, description, scopes, allowed_cidrs, rate_limit, rate_window, expires_in, use_count, last_used_addr, replaces, parent,
+         revoked_reason, created_by, created_by_user, updated_by, updated_by_user FROM rk_apikeys.keys k WHERE key_id = $1`, [id]);
     const days = await client.query(
       `SELECT day, coalesce(uses, 0) AS uses, coalesce(denials, 0) AS denials
          FROM generate_series(current_date - 29, current_date, '1 day') d(at)

@@ -131,18 +131,20 @@ const refusal = html`<div class="alert" role="alert" data-error hidden>${ICONS.w
 
 const ownersList = (owners) => html`<datalist id="owners">${owners.map((owner) => html`<option value="${owner}">`)}</datalist>`;
 
-const createDialog = ({ member }) => html`
-<dialog id="create" aria-labelledby="create-title">
+// console.js shows what the policies of the chosen environment demand.
+const createDialog = ({ member }, policies, environment) => html`
+<dialog id="create" aria-labelledby="create-title" data-policies="${JSON.stringify(policies)}" data-environment="${environment}">
   <form method="dialog" data-action="/keys" autocomplete="off">
     ${top('create', 'Create API Key')}
     <div class="body">
+      <p class="minor" role="status" data-left></p>
       <p class="field"><label for="name">API key name</label>
         <input id="name" name="name" required maxlength="200" autofocus placeholder="HubSpot Sync – Prod"></p>
       <p class="field"><label for="description">Description <span class="minor">(optional)</span></label>
         <textarea id="description" name="description" rows="2" maxlength="2000" placeholder="What uses this key, and who answers for it"></textarea></p>
-      <p class="field"><label for="expires">Expire date <span class="minor">(optional)</span></label>
+      <p class="field"><label for="expires">Expire date <span class="minor" data-optional>(optional)</span></label>
         <input id="expires" name="expires" type="date" aria-describedby="expires-help">
-        <span class="help" id="expires-help">The key stops working when this day begins (UTC). Empty: never.</span></p>
+        <span class="help" id="expires-help">The key stops working when this day begins (UTC). <span data-latest></span></span></p>
       <details><summary>More</summary>
         <div class="two">
           <p class="field"><label for="environment">Environment</label>
@@ -154,14 +156,15 @@ const createDialog = ({ member }) => html`
               <select id="window" name="window"><option value="1 second">a second<option value="1 minute" selected>a minute<option value="1 hour">an hour<option value="1 day">a day</select></span></p>
         </div>
         ${!member && html`<p class="field"><label for="new-owner">Owner</label>
-          <input id="new-owner" name="owner" list="owners" maxlength="200" placeholder="The tenant" spellcheck="false" autocapitalize="none" aria-describedby="new-owner-help">
-          <span class="help" id="new-owner-help">The person who may manage the key too. Empty: only managers.</span></p>`}
-        <p class="field"><label for="scopes">Scopes</label>
+          <input id="new-owner" name="owner" list="owners" maxlength="200" spellcheck="false" autocapitalize="none" aria-describedby="new-owner-help">
+          <span class="help" id="new-owner-help">The person who may manage the key too. <span data-optional>Empty: only managers.</span></span></p>`}
+        <fieldset class="field" data-picks hidden><legend>Scopes</legend><div></div></fieldset>
+        <p class="field" data-words><label for="scopes">Scopes</label>
           <input id="scopes" name="scopes" placeholder="contacts:read contacts:write" spellcheck="false" autocapitalize="none" aria-describedby="scopes-help">
           <span class="help" id="scopes-help">What the key may do; blanks or commas between them.</span></p>
         <p class="field"><label for="addresses">Addresses</label>
           <input id="addresses" name="addresses" placeholder="203.0.113.0/24 2001:db8::/32" spellcheck="false" autocapitalize="none" aria-describedby="addresses-help">
-          <span class="help" id="addresses-help">Networks that may use the key. Empty: any.</span></p>
+          <span class="help" id="addresses-help">Networks that may use the key. <span data-optional>Empty: any.</span></span></p>
       </details>
       ${refusal}
     </div>
@@ -233,10 +236,11 @@ const deleteDialog = ({ member }) => html`
 const COLUMNS = [['name', 'Name'], ['key_id', 'API key'], ['last_used_at', 'Last used'], ['created_at', 'Created on'], ['updated_at', 'Last updated on']];
 
 // When a key ends or has ended, by its status; nothing for one that lives for ever.
-function end({ status, expires_at: expires, grace_until: grace, revoked_at: revoked, expiring }) {
+function end({ status, expires_at: expires, grace_until: grace, revoked_at: revoked, expiring, late }) {
   const at = { revoked, rotated: grace, grace }[status] ?? expires;
   const word = { revoked: 'since', rotated: 'since', expired: 'since', grace: 'ends' }[status] ?? 'expires';
-  return at && html` <span class="${expiring ? 'badge soon' : 'minor'}">${expiring ? 'expires soon:' : word} ${day(at)}</span>`;
+  return at && html` <span class="${expiring ? 'badge soon' : 'minor'}">${expiring ? 'expires soon:' : word} ${day(at)}</span>
+    ${late && html`<br><span class="badge late">still used on ${day(new Date(late))}</span>`}`;
 }
 
 const over = (status) => ['revoked', 'rotated', 'expired'].includes(status);
@@ -263,7 +267,7 @@ const line = (session, row) => html`
 const choice = (id, label, chosen, options) => html`<label class="visually-hidden" for="${id}">${label}</label>
     <select id="${id}" name="${id}">${options.map(([value, word]) => html`<option value="${value}" ${value === (chosen ?? '') && html`selected`}>${word}</option>`)}</select>`;
 
-function list({ session, view, rows, count, owners, previous, next, error }) {
+function list({ session, view, rows, count, owners, policies, environment, previous, next, error }) {
   const { search, status, owner, sort, descending } = view;
   const here = { search, status, owner, sort, direction: descending ? 'descending' : 'ascending' };
   const columns = COLUMNS.map(([by, title]) => {
@@ -303,7 +307,7 @@ ${rows.length ? html`
   ${previous && html`<a class="button" rel="prev" href="${link('/keys', { ...here, before: previous })}">Previous</a>`}
   ${next && html`<a class="button" rel="next" href="${link('/keys', { ...here, after: next })}">Next</a>`}
 </nav>
-${createDialog(session)}${ownersList(owners)}${secretDialog}${rotateDialog}${deleteDialog(session)}` });
+${createDialog(session, policies, environment)}${ownersList(owners)}${secretDialog}${rotateDialog}${deleteDialog(session)}` });
 }
 
 // --- a key's page -------------------------------------------------------------------------------------------------------
@@ -353,8 +357,15 @@ function plain(value) {
   return typeof value === 'object' ? JSON.stringify(value) : String(value) || 'empty';
 }
 
-const changed = (changes) => Object.entries(changes ?? {}).map(([what, change]) => html`
-  <li><span class="minor">${what.replaceAll('_', ' ')}:</span> ${'old' in Object(change) && html`<del>${plain(change.old)}</del> → `}${'new' in Object(change) ? html`<ins>${plain(change.new)}</ins>` : html`<del>${plain(change.old)}</del>`}</li>`);
+// An event tells of a column its old and new value; of what is no column, the value.
+function change(value) {
+  if (!['old', 'new'].some((word) => word in Object(value))) return plain(value);
+  if (!('new' in value)) return html`<del>${plain(value.old)}</del>`;
+  return html`${'old' in value && html`<del>${plain(value.old)}</del> → `}<ins>${plain(value.new)}</ins>`;
+}
+
+const changed = (changes) => Object.entries(changes ?? {}).map(([what, value]) => html`
+  <li><span class="minor">${what.replaceAll('_', ' ')}:</span> ${change(value)}</li>`);
 
 const fact = (term, value) => html`<div><dt>${term}</dt><dd>${value}</dd></div>`;
 
@@ -383,13 +394,14 @@ ${row ? html`
   <div><h1>${row.name} ${badge(row.status)}</h1><p><code>${row.masked_key}</code></p></div>
   <div class="actions"><div>${actions(session, row, true)}</div></div>
 </div>
+${row.late && alert({ message: `A request still used this key on ${day(new Date(row.late))} after it had ended.`, hint: 'Find out who still has the key.' })}
 ${row.description && html`<p class="description">${row.description}</p>`}
 ${facts}` : html`<div class="title"><h1>Deleted key <code>${id}</code></h1></div><p>The key is gone. Its history stays.</p>`}
 <section aria-labelledby="use"><h2 id="use">Use per day</h2>${chart(days)}</section>
 <section aria-labelledby="history"><h2 id="history">History</h2>
 <div class="sheet"><table role="table" class="events">
   <thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col">When</th><th role="columnheader" scope="col">Event</th><th role="columnheader" scope="col">By</th><th role="columnheader" scope="col">Changes</th></tr></thead>
-  <tbody role="rowgroup">${events.map((e) => html`<tr role="row"><td role="cell" data-label="When">${time(e.occurred_at)}</td><td role="cell" data-label="Event"><strong>${e.event}</strong></td><td role="cell" data-label="By">${e.end_user ?? e.actor}${e.principal && html` <span class="minor">with key ${e.principal}</span>`}</td><td role="cell" data-label="Changes"><ul class="changes">${changed(e.changes)}</ul></td></tr>`)}</tbody>
+  <tbody role="rowgroup">${events.map((e) => html`<tr role="row"><td role="cell" data-label="When">${time(e.occurred_at)}</td><td role="cell" data-label="Event"><strong>${e.event.replaceAll('_', ' ')}</strong></td><td role="cell" data-label="By">${e.end_user ?? e.actor}${e.principal && html` <span class="minor">with key ${e.principal}</span>`}</td><td role="cell" data-label="Changes"><ul class="changes">${changed(e.changes)}</ul></td></tr>`)}</tbody>
 </table></div></section>
 ${row && html`${secretDialog}${rotateDialog}${!session.member && html`${transferDialog}${ownersList(owners)}`}${deleteDialog(session)}`}` });
 }

@@ -48,6 +48,11 @@ SELECT FROM rk_apikeys.keys k, made, rk_apikeys.revoke_key(key_id, 'found in a l
 SELECT FROM rk_apikeys.keys k, made, rk_apikeys.rotate_key(key_id, '7 days') WHERE made.tenant = 'acme' AND k.name = made.name AND n % 31 = 2 \g /dev/null
 
 \connect - postgres
+-- what an administrator allows: eve's tenant has narrow limits, ann's only for development
+INSERT INTO rk_apikeys.policies (tenant, environment, max_lifetime, max_keys, allowed_scopes, require_cidrs, require_owner) VALUES
+  ('acme', NULL, NULL, 300, NULL, false, false),
+  ('acme', 'dev', '30 days', 100, '{contacts:*,billing:read,search:read}', false, true),
+  ('globex', NULL, '90 days', 120, '{billing:read,contacts:read,contacts:write,orders:read}', true, false);
 -- as a restore would: no trigger fires
 SET session_replication_role = replica;
 CREATE TEMP TABLE age AS
@@ -74,3 +79,8 @@ INSERT INTO rk_apikeys.key_usage_daily (key_id, day, environment, tenant, uses, 
 INSERT INTO rk_apikeys.key_usage (key_id, tenant, last_used_at, use_count, denied_count)
   SELECT key_id, tenant, greatest(used_at, made_at), uses, denials
     FROM age JOIN (SELECT key_id, sum(uses) AS uses, sum(denials) AS denials FROM rk_apikeys.key_usage_daily GROUP BY 1) d USING (key_id);
+-- an ended key that somebody still has
+INSERT INTO rk_apikeys.key_events (tenant, key_id, event, actor, role, changes, occurred_at)
+  SELECT tenant, key_id, 'used_after_end', 'postgres', 'postgres', jsonb_build_object('day', day::date), day + interval '9 hours'
+    FROM rk_apikeys.keys, generate_series(current_date - 3, current_date - 2, '1 day') day
+    WHERE tenant = 'acme' AND status = 'revoked' AND name IN ('HubSpot Sync – US', 'Status Page – Reports');

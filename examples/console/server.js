@@ -153,7 +153,7 @@ async function list(request, reply, { search, status, owner, sort, direction, af
   sort ??= 'created_at';
   const descending = (direction ?? (sort === 'created_at' ? 'descending' : 'ascending')) === 'descending';
   const view = { search, status, owner, sort, descending };
-  let found = { rows: [], owners: [] }, error;
+  let found = { rows: [], owners: [], policies: [] }, error;
   try {
     found = await database.list(request.session, { search: search || null, status: status || null,
       owner: owner === 'none' ? '' : owner?.slice(1) || null, sort, descending, size: PAGE + 1, after: after || null, before: before || null });

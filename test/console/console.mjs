@@ -56,7 +56,7 @@ const focused = (page) => page.locator(':focus').evaluate((e) => e.id || e.textC
 async function fill(page, values) {
   await button(page, 'Create API Key').click();
   const dialog = page.locator('#create');
-  if (Object.keys(values).some((label) => !/name|Description|Expire/.test(label))) await dialog.getByText('More').click();
+  if (Object.keys(values).some((label) => !/name|Description|Expire/.test(label)) && !await dialog.locator('details').evaluate((e) => e.open)) await dialog.getByText('More').click();
   for (const [label, value] of Object.entries(values)) await dialog.locator('input, textarea').and(dialog.getByLabel(label)).fill(value);
   return dialog;
 }
@@ -97,7 +97,7 @@ is(await page.getByRole('columnheader').evaluateAll((all) => all.map((th) => th.
 is(await rows(page).count(), 25, 'a page has 25 keys');
 const masks = await page.locator('td.masked').allInnerTexts();
 ok(masks.every((mask) => /^(rk_[a-z]+_[0-9A-Za-z]{12}_|sk_live_)\*{8}[0-9A-Za-z]{4}$/.test(mask)), 'keys are masked', masks);
-const badges = await page.locator('table.keys .badge').allInnerTexts();
+const badges = await page.locator('table.keys [data-status]').allInnerTexts();
 ok(badges.length === 25 && badges.every((word) => /^(Active|Grace|Rotated|Disabled|Expired|Revoked)$/.test(word)), 'each has its status in a word', badges);
 
 await page.getByRole('searchbox', { name: 'Search API keys' }).fill('hubspot');
@@ -108,7 +108,7 @@ ok(hubspots.length >= 9 && hubspots.every((name) => name.startsWith('HubSpot')),
 await page.goto(search('%'));
 is(await page.getByText('No API key matches.').count(), 1, 'a search for what is nowhere says so');
 await page.goto(search('', '&status=revoked'));
-ok((await page.locator('table.keys .badge').allInnerTexts()).every((word) => word === 'Revoked'), 'the list can be one of a status');
+ok((await page.locator('table.keys [data-status]').allInnerTexts()).every((word) => word === 'Revoked'), 'the list can be one of a status');
 const ends = await page.locator('table.keys .state .minor').allInnerTexts();
 ok(ends.length === await rows(page).count() && ends.every((end) => /^since /.test(end) && Date.parse(end.slice(6)) < Date.now()), 'which says since when', ends);
 
@@ -487,6 +487,103 @@ is([await member.locator('.tenant').evaluate((e) => e.lastChild.textContent), aw
   [`zoë <script>pwned=3</script>"'@acme`, `zoë <script>pwned=3</script>"'@acme`, 'undefined'], 'whatever it is called, its name is text');
 await member.context().close();
 
+// --- policies -----------------------------------------------------------------------------------------------------------
+
+const eve = await newPage();
+await signIn(eve, 'eve@globex');
+await button(eve, 'Create API Key').click();
+const form = eve.locator('#create');
+const far = (days) => new Date(Date.now() + days * 864e5).toISOString().slice(0, 10);
+const expires = eve.getByLabel('Expire date'), left1 = Number((await eve.locator('[data-left]').innerText()).match(/^(\d+) of 120 keys left$/)?.[1]);
+ok(left1 > 0, 'the form tells how many keys are left', left1);
+ok([far(90), far(89)].includes(await expires.getAttribute('max')), 'until when a key may live', await expires.getAttribute('max'));
+like(await expires.evaluate((e) => document.getElementById(e.getAttribute('aria-describedby')).innerText), /At the latest \d+ \w+ 20\d\d\.$/, 'in words too');
+is([await expires.evaluate((e) => e.required), await eve.getByLabel('Addresses').evaluate((e) => e.required), await eve.getByLabel('Owner').and(eve.locator('#new-owner')).evaluate((e) => e.required)],
+  [true, true, false], 'what it must have');
+is(await form.getByRole('group', { name: 'Scopes' }).getByRole('checkbox').evaluateAll((all) => all.map((e) => e.labels[0].innerText.trim())),
+  ['billing:read', 'contacts:read', 'contacts:write', 'orders:read'], 'and the scopes to pick from, by name');
+is(await eve.locator('#scopes').isVisible(), false, 'of which none has to be typed');
+const order = [];
+for (let n = 0; n < 30 && order.at(-1) !== 'Create API Key'; n++) {
+  const at = await eve.evaluate(() => ((e) => e.id || e.value || e.textContent.trim())(document.activeElement));
+  if (at !== order.at(-1)) order.push(at);
+  await eve.keyboard.press('Tab');
+}
+is(order, ['name', 'description', 'expires', 'More', 'environment', 'limit', 'window', 'new-owner', 'billing:read', 'contacts:read', 'contacts:write', 'orders:read', 'addresses', 'Cancel', 'Create API Key'],
+  'the keyboard passes all of it in the order of the form');
+await eve.getByLabel('API key name').fill('Within the policy');
+await button(form, 'Create API Key').click();
+is(await focused(eve), 'expires', 'the browser asks for what is missing');
+await expires.fill(far(120));
+await eve.getByLabel('Addresses').fill('192.0.2.0/24');
+await form.getByLabel('contacts:read').focus();
+await eve.keyboard.press('Space');
+await form.getByLabel('orders:read').check();
+await button(form, 'Create API Key').click();
+is([await form.evaluate((e) => e.open), await focused(eve)], [true, 'expires'], 'and for an earlier end');
+await expires.evaluate((e) => e.removeAttribute('max'));
+await button(form, 'Create API Key').click();
+await refusal(form).waitFor();
+like(await refusal(form).innerText(), /expires_at|max_lifetime/, 'who gets past the browser is refused by the database');
+await expires.fill(far(30));
+await button(form, 'Create API Key').click();
+await eve.getByText('API Key Created Successfully').waitFor();
+await done(eve);
+await eve.getByRole('link', { name: 'Within the policy' }).click();
+is(await eve.locator('.facts .chip').allInnerTexts(), ['contacts:read', 'orders:read', '192.0.2.0/24'], 'a key within the policy is made, with the scopes that were picked');
+await eve.goto(`${origin}/keys`);
+is(await eve.locator('[data-left]').textContent(), '', 'the form is filled when it opens');
+await button(eve, 'Create API Key').click();
+is(await eve.locator('[data-left]').innerText(), `${left1 - 1} of 120 keys left`, 'and one key less is left');
+await eve.context().close();
+
+await page.goto(`${origin}/keys`);
+await button(page, 'Create API Key').click();
+const dialogBox = page.locator('#create'), environment = page.getByLabel('Environment');
+const demands = async () => [await page.locator('#expires').evaluate((e) => e.required), await page.locator('#new-owner').evaluate((e) => e.required),
+  await dialogBox.getByRole('checkbox').evaluateAll((all) => all.map((e) => e.value)), await page.locator('#scopes').isVisible()];
+like(await page.locator('[data-left]').innerText(), /^\d+ of 300 keys left$/, "another tenant has its own policy");
+await dialogBox.getByText('More').click();
+is(await demands(), [false, false, [], true], 'which demands nothing');
+await environment.fill('dev');
+is(await demands(), [true, true, ['billing:read', 'contacts:*', 'search:read'], true], 'but of an environment it does: scopes can be typed too where one stands for many');
+is([await page.locator('#scopes').evaluate((e) => e.labels[0].innerText), (await page.locator('[data-left]').innerText()).replace(/^\d+/, 'n')], ['Other scopes', 'n of 100 keys left'], 'and the strictest policy counts');
+await page.getByLabel('API key name').fill('For tests');
+await page.locator('#expires').fill(far(20));
+await page.locator('#new-owner').fill('ann@acme');
+await dialogBox.getByLabel('billing:read').check();
+await page.locator('#scopes').fill('contacts:write');
+await button(dialogBox, 'Create API Key').click();
+await page.getByText('API Key Created Successfully').waitFor();
+await done(page);
+await page.getByRole('link', { name: 'For tests' }).click();
+is(await page.locator('.facts .chip').allInnerTexts(), ['billing:read', 'contacts:write'], 'picked and typed scopes come together');
+await page.goto(`${origin}/keys`);
+await button(page, 'Create API Key').click();
+await dialogBox.getByText('More').click();
+await environment.fill('dev');
+await environment.fill('');
+is(await demands(), [false, false, [], true], 'and without that environment all is as before');
+await button(dialogBox, 'Cancel').click();
+const bob = await newPage();
+await signIn(bob, 'bob@acme');
+await button(bob, 'Create API Key').click();
+await bob.locator('#create').getByText('More').click();
+await bob.getByLabel('Environment').fill('dev');
+is([await bob.locator('#expires').evaluate((e) => e.required), await bob.getByRole('checkbox').count(), await bob.locator('[data-left]').textContent()], [true, 3, ''],
+  "a member is told of the policy too, but not of how many keys others have");
+await bob.context().close();
+
+// --- a key that is used after its end -----------------------------------------------------------------------------------
+
+await page.goto(search('HubSpot Sync – US'));
+const used = far(-2).slice(8).replace(/^0/, '');
+like(await row(page, 'HubSpot Sync – US').innerText(), new RegExp(`still used on ${used} `), 'the list warns of a key that somebody still used after its end');
+is(await page.locator('.badge.late').count(), 1, 'and of no other');
+await page.getByRole('link', { name: 'HubSpot Sync – US' }).click();
+like(await page.getByRole('alert').innerText(), new RegExp(`^A request still used this key on ${used} \\w+ 20\\d\\d after it had ended\\.\n+Find out`), 'so does its page');
+like(await page.locator('table.events tbody tr').first().innerText(), /used after end[^]*day: 20\d\d-\d\d-\d\d$/, 'and its history tells the day');
+
 // --- requests that are not ours -----------------------------------------------------------------------------------------
 
 await page.goto(search('Left open', '&status=active'));
@@ -581,6 +678,14 @@ for (const [colorScheme, width] of [['light', 1440], ['dark', 360]]) {
   await look('my keys');
   await button(eye, 'Create API Key').click();
   await look('create my key');
+  await signIn(eye, 'eve@globex');
+  await button(eye, 'Create API Key').click();
+  await look('create within a policy');
+  await signIn(eye, 'ann@acme');
+  await eye.goto(search('HubSpot Sync – US'));
+  await look('used after its end');
+  await eye.getByRole('link', { name: 'HubSpot Sync – US' }).click();
+  await look('a key used after its end');
   await eye.context().close();
 }
 

@@ -58,12 +58,53 @@ async function submit(form, path, body, then) {
   }
 }
 
+// Whether a list of scopes allows one, as the policies mean it.
+const allows = (list, scope) => list.some((one) => one === scope || one === '*' || (one.endsWith(':*') && scope.startsWith(one.slice(0, -1))));
+
+function demand(field, required) {
+  if (!field) return; // a member chooses no owner
+  field.required = required;
+  for (const note of field.closest('.field').querySelectorAll('[data-optional]')) note.hidden = required;
+}
+
+// Shows in the form what the policies demand of a key of its environment: all that match count. The database decides.
+function obey(box) {
+  const { environment, expires, addresses, owner, scopes } = $('form', box).elements;
+  const binding = JSON.parse(box.dataset.policies)
+    .filter((policy) => [null, environment.value.trim() || box.dataset.environment].includes(policy.environment));
+  const [latest] = binding.map((policy) => policy.latest_end).filter(Boolean).sort();
+  expires.max = latest ?? '';
+  demand(expires, Boolean(latest));
+  $('[data-latest]', box).textContent = latest ? `At the latest ${new Date(latest).toLocaleDateString('en-GB', { day: 'numeric', month: 'short', year: 'numeric', timeZone: 'UTC' })}.`
+    : 'Empty: never.';
+  demand(addresses, binding.some((policy) => policy.require_cidrs));
+  demand(owner, binding.some((policy) => policy.require_owner));
+  const [fewest] = binding.filter((policy) => policy.keys_left !== null).sort((a, b) => a.keys_left - b.keys_left);
+  $('[data-left]', box).textContent = fewest ? `${fewest.keys_left} of ${fewest.max_keys} keys left` : '';
+
+  const lists = binding.map((policy) => policy.allowed_scopes).filter(Boolean);
+  const picks = [...new Set(lists.flat())].filter((scope) => lists.every((list) => allows(list, scope))).sort();
+  const place = $('[data-picks] div', box), typed = lists.length === 0 || picks.some((scope) => scope.endsWith('*'));
+  place.replaceChildren(...picks.map((scope) => {
+    const label = document.createElement('label'), input = document.createElement('input');
+    Object.assign(input, { type: 'checkbox', name: 'scope', value: scope });
+    label.append(input, ` ${scope}`);
+    return label;
+  }), ...(picks.length ? [] : ['The policies allow none.']));
+  $('[data-picks]', box).hidden = lists.length === 0;
+  $('[data-words]', box).hidden = !typed;
+  $('[data-words] label', box).textContent = lists.length ? 'Other scopes' : 'Scopes';
+  if (!typed) scopes.value = '';
+  if (addresses.required || owner?.required || lists.length) $('details', box).open = true;
+}
+
 let subject; // the key that a dialog is about: its row, or its page's title
 
 const openers = {
   create(box) {
     $('form', box).reset();
     $('details', box).open = false;
+    obey(box);
   },
   rotate(box) {
     $('[data-name]', box).textContent = subject.dataset.name;
@@ -78,8 +119,14 @@ const openers = {
   },
 };
 
+// The form's fields, with the picked scopes among the typed ones.
+function formOf(form) {
+  const data = new FormData(form);
+  return { ...Object.fromEntries(data), scopes: [...data.getAll('scope'), data.get('scopes')].join(' ') };
+}
+
 const submits = {
-  create: (form) => submit(form, '/keys', Object.fromEntries(new FormData(form)), (made) => {
+  create: (form) => submit(form, '/keys', formOf(form), (made) => {
     dialog('create').close();
     showSecret('API Key Created Successfully', form.elements.name.value.trim(), made, () => location.assign('/keys'));
   }),
@@ -205,6 +252,7 @@ document.addEventListener('click', (event) => {
   else if ('toggle' in button.dataset) toggle(button);
 });
 
+dialog('create')?.querySelector('#environment').addEventListener('input', () => obey(dialog('create')));
 for (const id of ['#status', '#owner']) $(id)?.addEventListener('change', (event) => event.target.form.requestSubmit());
 
 const news = sessionStorage.getItem('say');
