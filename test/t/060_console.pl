@@ -32,7 +32,7 @@ foreach my $script ('setup.sql', 'sample.sql')
 	PostgreSQL::Test::Utils::system_or_bail('psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-h', $node->host, '-p', $node->port,
 		'-d', 'postgres', '-o', '/dev/null', '-f', "$root/examples/console/$script");
 }
-is($node->safe_psql('postgres', q{SELECT string_agg(member::regrole || ' in ' || roleid::regrole, ',' ORDER BY (member::regrole || ' in ' || roleid::regrole) COLLATE "C") FROM pg_auth_members
+is($node->safe_psql('postgres', q{SELECT string_agg(member::regrole || ' in ' || roleid::regrole, ',' ORDER BY member::regrole::text, roleid::regrole::text) FROM pg_auth_members
 		WHERE member IN ('console'::regrole, 'console_member'::regrole)}),
 	'console in console_member,console in rk_apikeys_manager,console_member in rk_apikeys_member', 'the console has the rights that it needs and no others');
 
