@@ -214,7 +214,7 @@ rk_prove() {
   pgxs=$(dirname "$("$PG_CONFIG" --pgxs)")/../..
   rk_run mkdir -p "$2"
   rk_run env -u PGHOST -u PGPORT -u PGUSER -u PGDATABASE "PG_REGRESS=$pgxs/src/test/regress/pg_regress" \
-    "RK_OLD_BINDIR=${RK_OLD_BINDIR-}" "TESTDIR=$2" "TESTDATADIR=$2/tmp_check" "TESTLOGDIR=$2/tmp_check/log" \
+    "PG_TEST_PORT_DIR=$RK_TMP/ports" "RK_OLD_BINDIR=${RK_OLD_BINDIR-}" "TESTDIR=$2" "TESTDATADIR=$2/tmp_check" "TESTLOGDIR=$2/tmp_check/log" \
     prove --verbose -I "$pgxs/src/test/perl" "$RK_SRC/test/t/$1.pl" >"$3" 2>"$3.err"
 }
 
