@@ -155,6 +155,14 @@ GetNamedDSMSegment(const char *name, size_t size,
 #else
 #define COMPAT_BACKEND_NUMBER (MyProcNumber >= 0 ? MyProcNumber + 1 : 0)
 #endif
+
+/* 17: the virtual transaction id of a process has a struct of its own. */
+#if PG_VERSION_NUM < 170000
+#define COMPAT_LXID (MyProc->lxid)
+#else
+#define COMPAT_LXID (MyProc->vxid.lxid)
+#endif
+
 /*
  * The greatest number of a process that verifies.  Auxiliary processes, which
  * have greater numbers, verify nothing.

@@ -176,6 +176,14 @@ store_has_text(const char *table, const char *column)
 	return number != InvalidAttrNumber && get_atttype(oid, number) == TEXTOID;
 }
 
+/* Return whether two texts (not toasted) have the same bytes. */
+bool
+store_same_text(text *a, text *b)
+{
+	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
+		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
+}
+
 /*
  * Return the number that a column of api_keys has in a table of that shape.  A
  * table of an earlier release may lack a later column: then return 0.  A DBA may

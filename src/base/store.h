@@ -130,6 +130,7 @@ typedef struct StoredUsage
 extern int	store_column(TupleDesc desc, int column, const char *name);
 extern Oid	store_table(const char *name, bool missing_ok);
 extern bool store_has_text(const char *table, const char *column);
+extern bool store_same_text(text *a, text *b);
 extern bool store_changes_are_told(Oid table);
 extern void store_forget_file(void);
 extern void store_prefetch(const StoredPlace *place);

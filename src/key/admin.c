@@ -59,6 +59,7 @@ typedef struct Erasure
 } Erasure;
 
 static Datum import_key(FunctionCallInfo fcinfo, int nargs);
+static Datum purge_events(FunctionCallInfo fcinfo, text *tenant);
 static void erase(void *arg);
 static void run_query(void *arg);
 static void run_as_owner(OwnerQuery *query);
@@ -233,22 +234,35 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 Datum
 rk_apikeys_purge_events_0_3(PG_FUNCTION_ARGS)
 {
+	return purge_events(fcinfo, PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1));
+}
+
+/* The same for SQL of 0.1 and 0.2, for all tenants. */
+Datum
+rk_apikeys_purge_events(PG_FUNCTION_ARGS)
+{
+	return purge_events(fcinfo, NULL);
+}
+
+static Datum
+purge_events(FunctionCallInfo fcinfo, text *tenant)
+{
 	Oid			types[3] = {INTERVALOID, TEXTOID, INT8OID};
-	Datum		values[3];
-	char		nulls[3] = {' ', PG_ARGISNULL(1) ? 'n' : ' ', ' '};
-	uint64		count;
+	Datum		values[3] = {0};
+	char		nulls[3] = {' ', tenant == NULL ? 'n' : ' ', ' '};
 	OwnerQuery	query = {
 		.query = "DELETE FROM rk_apikeys.key_events WHERE occurred_at < now() - $1"
 		"  AND ($2 IS NULL OR tenant = $2)",
 		.nargs = 2, .types = types, .values = values, .nulls = nulls
 	};
+	uint64		count;
 
 	principal_refuse();
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
 	check_older_than(fcinfo);
 	values[0] = PG_GETARG_DATUM(0);
-	values[1] = PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1);
+	values[1] = PointerGetDatum(tenant);
 	run_as_owner(&query);
 	count = query.processed;
 	if (count > 0)
@@ -261,44 +275,6 @@ rk_apikeys_purge_events_0_3(PG_FUNCTION_ARGS)
 		audit_add(text_to_cstring(query.first));
 	}
 	PG_RETURN_INT64((int64) count);
-}
-
-/* The same for SQL of 0.1 and 0.2, for all tenants. */
-Datum
-rk_apikeys_purge_events(PG_FUNCTION_ARGS)
-{
-#define PURGE(column, argument) \
-	"WITH gone AS (DELETE FROM rk_apikeys.key_events" \
-	"   WHERE occurred_at < now() - $1 RETURNING event_id)," \
-	"  told AS (INSERT INTO rk_apikeys.key_events" \
-	"   (event, actor, role, client_addr, application_name, changes" column ")" \
-	"   SELECT 'purged', session_user, $2, inet_client_addr(), $3," \
-	"    jsonb_build_object('older_than', $1, 'events', count(*))" argument \
-	"    FROM gone HAVING count(*) > 0)" \
-	" SELECT count(*)::text FROM gone"
-	Oid			types[4] = {INTERVALOID, TEXTOID, TEXTOID, TEXTOID};
-	Datum		values[4] = {0};
-	char		nulls[4] = {' ', ' ', ' ', 'n'};
-	bool		for_whom = store_has_text("key_events", "end_user");
-	OwnerQuery	query = {
-		.query = for_whom ? PURGE(", end_user", ", $4") : PURGE("", ""),
-		.nargs = for_whom ? 4 : 3,.types = types,.values = values,.nulls = nulls
-	};
-
-	principal_refuse();
-	check_older_than(fcinfo);
-	values[0] = PG_GETARG_DATUM(0);
-	values[1] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
-	values[2] = CStringGetTextDatum(caller_application_name());
-	if (caller_end_user() != NULL)
-	{
-		values[3] = CStringGetTextDatum(caller_end_user());
-		nulls[3] = ' ';
-	}
-	caller_run_as_owner(store_table("key_events", false), audit_mend_numbers, NULL);
-	run_as_owner(&query);
-	PG_RETURN_DATUM(DirectFunctionCall1(int8in,
-										CStringGetDatum(text_to_cstring(query.first))));
 }
 
 /*

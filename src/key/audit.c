@@ -163,6 +163,7 @@ typedef struct Audit
 
 static Datum audit_write(TriggerData *trigger, Audit *audit);
 static void insert_events(void *arg);
+static void mend_numbers(void);
 static const char *with_column(const char *query, const char *mark,
 							   const char *name, const char *value);
 static bool notify_has_room(void);
@@ -270,7 +271,7 @@ insert_events(void *arg)
 	int			nargs = for_whom ? 5 : 4;
 	bool		notify = settings_notify && notify_has_room();
 
-	audit_mend_numbers(NULL);
+	mend_numbers();
 	values[0] = CStringGetTextDatum(GetUserNameFromId(caller_role(), false));
 	if (principal_key_id() != NULL)
 	{
@@ -339,8 +340,8 @@ with_column(const char *query, const char *mark, const char *name,
  * released at once.  Without the lock, a session could set the sequence back
  * after another session has set it and taken a number.
  */
-void
-audit_mend_numbers(void *arg)
+static void
+mend_numbers(void)
 {
 	static SPIPlanPtr look = NULL;
 	static SPIPlanPtr mend = NULL;

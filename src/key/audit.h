@@ -6,6 +6,5 @@
 #define AUDIT_H
 
 extern void audit_add(const char *events);
-extern void audit_mend_numbers(void *arg);
 
 #endif

@@ -35,7 +35,6 @@ static void principal_no_longer_good(const char *key_id);
 static char *scope_beyond(const StoredKey *principal, const Datum *values);
 static bool limit_is_beyond(const StoredKey *principal, const Datum *values,
 							const bool *nulls);
-static bool same_text(Datum a, text *b);
 
 /*
  * Return the principal that makes, changes or deletes a key; NULL without a
@@ -118,12 +117,12 @@ delegate_check(const Datum *values, const bool *nulls, const bool *changed)
 
 	if (principal == NULL)
 		return;
-	if (!same_text(VALUE(KEY_TENANT), principal->tenant))
+	if (!store_same_text(DatumGetTextPP(VALUE(KEY_TENANT)), principal->tenant))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("API key \"%s\" cannot manage keys of another tenant",
 						principal->key_id)));
-	if (!same_text(VALUE(KEY_ENVIRONMENT), principal->environment))
+	if (!store_same_text(DatumGetTextPP(VALUE(KEY_ENVIRONMENT)), principal->environment))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("API key \"%s\" cannot manage keys of environment \"%s\"",
@@ -231,11 +230,4 @@ delegate_lock(void *arg)
 	SPI_finish();
 	if (!good)
 		principal_no_longer_good(arg);
-}
-
-static bool
-same_text(Datum a, text *b)
-{
-	return DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID, a,
-												PointerGetDatum(b)));
 }

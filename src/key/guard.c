@@ -69,7 +69,6 @@ static bool column_differs(TriggerData *trigger, int column);
 static void make_token(KeyTuple *key);
 static void set_defaults(KeyTuple *key);
 static void make_imported(KeyTuple *key);
-static bool same_text(Datum a, text *b);
 static void check_replaces(KeyTuple *key);
 static void set_family(KeyTuple *key, const Replaced *old);
 static void check_transition(KeyTuple *old, KeyTuple *new,
@@ -184,7 +183,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 		{
 			/* A dump of an earlier release has no start. */
 			if (ISNULL(key, KEY_DIGEST_KIND) || !ISNULL(key, KEY_START) ||
-				same_text(VALUE(key, KEY_DIGEST_KIND), cstring_to_text("native")))
+				store_same_text(DatumGetTextPP(VALUE(key, KEY_DIGEST_KIND)), cstring_to_text("native")))
 				return PointerGetDatum(trigger->tg_trigtuple);
 			set_value(key, KEY_START, CStringGetTextDatum(""));
 			return PointerGetDatum(repack(trigger, trigger->tg_trigtuple, key));
@@ -209,7 +208,7 @@ rk_apikeys_keys_make(PG_FUNCTION_ARGS)
 		caller_run_as_owner(RelationGetRelid(trigger->tg_relation),
 							read_replaced, &old);
 		if (old.found && guard_rotation.key_id != NULL &&
-			same_text(old.key_id, cstring_to_text(guard_rotation.key_id)))
+			store_same_text(DatumGetTextPP(old.key_id), cstring_to_text(guard_rotation.key_id)))
 		{
 			copy_settings(key, &old.key);
 			copied = true;
@@ -603,13 +602,6 @@ make_imported(KeyTuple *key)
 	set_value(key, KEY_PREFIX, CStringGetTextDatum(settings_token_prefix));
 	if (ISNULL(key, KEY_START))
 		set_value(key, KEY_START, CStringGetTextDatum(""));
-}
-
-static bool
-same_text(Datum a, text *b)
-{
-	return DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID, a,
-												PointerGetDatum(b)));
 }
 
 /*

@@ -77,7 +77,6 @@ static void find_changed(TriggerData *trigger, Places *places);
 static void add_place(Places *places, TupleTableSlot *slot);
 static bool column(TupleTableSlot *slot, int column, Datum *value);
 static bool counts(TupleTableSlot *slot, TimestampTz now);
-static bool same_text(text *a, text *b);
 static int	compare_places(const void *a, const void *b);
 static void lock_tenant(uint32 hash);
 static bool is_updated(SysScanDesc scan, HeapTuple row);
@@ -221,8 +220,8 @@ add_place(Places *places, TupleTableSlot *slot)
 
 	if (!column(slot, KEY_TENANT, &tenant) || !column(slot, KEY_ENVIRONMENT, &environment))
 		return;
-	if (places->count > 0 && same_text(DatumGetTextPP(tenant), place->tenant) &&
-		same_text(DatumGetTextPP(environment), place->environment))
+	if (places->count > 0 && store_same_text(DatumGetTextPP(tenant), place->tenant) &&
+		store_same_text(DatumGetTextPP(environment), place->environment))
 		return;
 	if (places->count == places->size)
 	{
@@ -258,13 +257,6 @@ counts(TupleTableSlot *slot, TimestampTz now)
 	return !column(slot, KEY_REVOKED_AT, &value) &&
 		!column(slot, KEY_GRACE_UNTIL, &value) &&
 		(!column(slot, KEY_EXPIRES_AT, &value) || DatumGetTimestampTz(value) > now);
-}
-
-static bool
-same_text(text *a, text *b)
-{
-	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
-		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
 }
 
 static int
@@ -358,7 +350,7 @@ check_place(Relation rel, Snapshot snapshot, const Place *place,
 			continue;
 		for (int i = 0; i < count && broken == NULL; i++)
 			if ((policies[i].environment == NULL ||
-				 same_text(DatumGetTextPP(heap_getattr(row, KEY_ENVIRONMENT, desc, &isnull)),
+				 store_same_text(DatumGetTextPP(heap_getattr(row, KEY_ENVIRONMENT, desc, &isnull)),
 						   place->environment)) &&
 				++keys[i] > policies[i].max_keys)
 				broken = &policies[i];

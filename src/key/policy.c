@@ -25,6 +25,7 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "storage/bufmgr.h"
+#include "storage/proc.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -63,7 +64,7 @@ static const Oid types[POLICY_COLUMNS] = {
 /* What policy_find() found last for policy_check(), and when. */
 typedef struct Kept
 {
-	TimestampTz transaction;	/* 0: nothing is kept */
+	LocalTransactionId transaction; /* invalid: nothing is kept */
 	SubTransactionId subtransaction;
 	CommandId	command;
 	text	   *tenant;
@@ -82,7 +83,6 @@ static int	read_policies(Relation rel, Snapshot snapshot, text *tenant,
 						  Policy *policies, int count);
 static bool parse_policy(HeapTuple row, TupleDesc desc, text *tenant,
 						 text *environment, Policy *policy);
-static bool same_text(text *a, text *b);
 static TimestampTz end_by(const Policy *policy, TimestampTz created_at);
 static void check_end(const Policy *policies, int count, TimestampTz expires_at,
 					  TimestampTz created_at);
@@ -157,12 +157,12 @@ keep_policies(text *tenant, text *environment)
 {
 	MemoryContext caller;
 
-	if (kept.transaction == GetCurrentTransactionStartTimestamp() &&
+	if (kept.transaction == COMPAT_LXID &&
 		kept.subtransaction == GetCurrentSubTransactionId() &&
 		kept.command == GetCurrentCommandId(false) &&
-		same_text(kept.tenant, tenant) && same_text(kept.environment, environment))
+		store_same_text(kept.tenant, tenant) && store_same_text(kept.environment, environment))
 		return;
-	kept.transaction = 0;
+	kept.transaction = InvalidLocalTransactionId;
 	if (kept_context == NULL)
 		kept_context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys policies",
 											 ALLOCSET_SMALL_SIZES);
@@ -174,7 +174,7 @@ keep_policies(text *tenant, text *environment)
 	MemoryContextSwitchTo(caller);
 	kept.subtransaction = GetCurrentSubTransactionId();
 	kept.command = GetCurrentCommandId(false);
-	kept.transaction = GetCurrentTransactionStartTimestamp();
+	kept.transaction = COMPAT_LXID;
 }
 
 /*
@@ -229,8 +229,8 @@ parse_policy(HeapTuple row, TupleDesc desc, text *tenant, text *environment,
 	policy->tenant = POINTER(POLICY_TENANT, DatumGetTextPP);
 	policy->environment = POINTER(POLICY_ENVIRONMENT, DatumGetTextPP);
 	if ((policy->tenant == NULL) != (tenant == NULL) ||
-		(tenant != NULL && !same_text(policy->tenant, tenant)) ||
-		(policy->environment != NULL && !same_text(policy->environment, environment)))
+		(tenant != NULL && !store_same_text(policy->tenant, tenant)) ||
+		(policy->environment != NULL && !store_same_text(policy->environment, environment)))
 		return false;
 	policy->max_lifetime = POINTER(POLICY_MAX_LIFETIME, DatumGetIntervalP);
 	policy->max_keys = nulls[POLICY_MAX_KEYS - 1] ? -1 :
@@ -240,13 +240,6 @@ parse_policy(HeapTuple row, TupleDesc desc, text *tenant, text *environment,
 	policy->require_owner = DatumGetBool(values[POLICY_REQUIRE_OWNER - 1]);
 #undef POINTER
 	return true;
-}
-
-static bool
-same_text(text *a, text *b)
-{
-	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
-		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
 }
 
 /* Return which policy it is, in words for a message, palloc'd. */

@@ -51,6 +51,25 @@ is(sql_as($node, 'backend', "SET lock_timeout = '1s'; SELECT code FROM rk_apikey
 $closed->query_safe('ROLLBACK');
 $closed->quit;
 
+# A message of several statements can be several transactions with one start time.
+{
+	my $gate = session($node, 'postgres');
+	my ($out, $err) = ('', '');
+	policy('(tenant, max_lifetime) VALUES ($$acme$$, $$1 year$$)');
+	$gate->query_safe('SELECT pg_advisory_lock(7)');
+	my $message = IPC::Run::start([ 'psql', '-XAtq', '-h', $node->host, '-p', $node->port, '-U', 'acme', '-v', 'VERBOSITY=sqlstate', '-d', 'postgres', '-c',
+			q{BEGIN; INSERT INTO rk_apikeys.keys (name, expires_at) VALUES ('first', now() + interval '1 day'); COMMIT; SELECT pg_advisory_lock(7);
+				BEGIN; INSERT INTO rk_apikeys.keys (name, expires_at) VALUES ('second', now() + interval '1 day'); COMMIT} ],
+		'<', \undef, '>', \$out, '2>', \$err);
+	$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'advisory'}) or die 'the message does not wait';
+	policy('(tenant, max_lifetime) VALUES ($$acme$$, $$1 hour$$)');
+	$gate->query_safe('SELECT pg_advisory_unlock(7)');
+	$message->finish;
+	like($err, qr/23514/, 'a later transaction of one message reads the policies anew');
+	is($node->safe_psql('postgres', q{SELECT string_agg(name, ' ') FROM rk_apikeys.api_keys WHERE name IN ('first', 'second')}), 'first', 'and makes no key');
+	$gate->quit;
+}
+
 # Many sessions make, rotate, revoke, delete, enable and prolong keys. Nobody ever sees too many, and there is no deadlock.
 $node->safe_psql('postgres', 'DELETE FROM rk_apikeys.api_keys');
 policy('(tenant, environment, max_keys) VALUES (NULL, NULL, 12), ($$acme$$, $$dev$$, 5)');

@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use Fcntl qw(:flock O_RDONLY);
 use FindBin;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -248,12 +249,15 @@ sub same_catalog
 
 # Makes an install or update script known to the server of these tests until they end: its name, and its text.
 my @installed;
+my $installing;
 sub install_version
 {
 	my ($name, $text) = @_;
 	my $dir = `pg_config --sharedir`;
 	chomp $dir;
 	my $file = "$dir/extension/$name";
+	# Another test may have installed the same: it goes first.
+	$installing || (sysopen($installing, "$dir/extension", O_RDONLY) && flock($installing, LOCK_EX)) or die "cannot lock $dir/extension: $!";
 	die "$file is there already" if -e $file;
 	push @installed, $file;
 	append_to_file($file, $text);
