@@ -49,7 +49,7 @@ $(SCRIPT): $(sort $(wildcard sql/*.sql)) rk_apikeys.control
 	cat $(sort $(wildcard sql/*.sql)) > $@
 
 # An update ends with the parts that this release adds or makes anew, and with the same grants.
-$(UPDATE): %: sql/updates/% sql/57-orm_keys.sql sql/58-policies.sql sql/65-http.sql sql/75-list_keys.sql sql/77-events.sql sql/80-health.sql sql/90-grants.sql
+$(UPDATE): %: sql/updates/% sql/57-orm_keys.sql sql/58-policies.sql sql/59-limits.sql sql/65-http.sql sql/75-list_keys.sql sql/77-events.sql sql/80-health.sql sql/90-grants.sql
 	cat $^ > $@
 
 # The TAP tests against the installed extension, by PGXS alone, as a user who may run a server: all, or those of PROVE_TESTS.

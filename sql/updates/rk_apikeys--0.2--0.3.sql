@@ -377,6 +377,10 @@ DROP FUNCTION rk_apikeys.purge_events(interval);
 DROP FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[],
   bigint[], bigint[], bigint[]);
 
+-- A reset of the limits of a family.
+ALTER TABLE rk_apikeys.api_keys ADD limits_reset_at timestamptz;
+COMMENT ON COLUMN rk_apikeys.api_keys.limits_reset_at IS 'The time of the last reset_limit of the key''s family. NULL: there was none. Granted to no role.';
+
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS
   'The result of create_key and rotate_key. secret is the whole token, shown only this once.';

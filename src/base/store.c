@@ -597,6 +597,7 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	StoredKey  *key;
 	struct varlena *digest;
 	int			family;
+	int			reset;
 	char	   *at;
 
 #define VALUE(column) (wide_values[(column) - 1])
@@ -658,6 +659,9 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 									   ISNULL(KEY_EXPIRES_AT));
 	key->grace_until = timestamp_or_end(VALUE(KEY_GRACE_UNTIL),
 										ISNULL(KEY_GRACE_UNTIL));
+	reset = store_column(desc, KEY_LIMITS_RESET_AT, "limits_reset_at");
+	key->limits_reset_at = reset == 0 || ISNULL(reset) ? DT_NOBEGIN :
+		DatumGetTimestampTz(VALUE(reset));
 	if (!ISNULL(KEY_RATE_LIMIT) && !ISNULL(KEY_RATE_WINDOW))
 	{
 		key->rate_limit = DatumGetInt32(VALUE(KEY_RATE_LIMIT));

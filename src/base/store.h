@@ -54,8 +54,9 @@ enum KeyColumn
 	KEY_OWNER,
 	KEY_CREATED_BY_USER,
 	KEY_UPDATED_BY_USER,
+	KEY_LIMITS_RESET_AT,
 	KEY_FIRST_COLUMNS = KEY_PEPPER_ID,
-	KEY_COLUMNS = KEY_UPDATED_BY_USER
+	KEY_COLUMNS = KEY_LIMITS_RESET_AT
 };
 
 typedef enum DigestKind
@@ -90,6 +91,7 @@ typedef struct StoredKey
 	StoredPlace place;			/* of the row; not known of a copy */
 	TimestampTz expires_at;		/* DT_NOEND: never */
 	TimestampTz grace_until;	/* DT_NOEND: not rotated */
+	TimestampTz limits_reset_at;	/* DT_NOBEGIN: never */
 	int32		rate_limit;		/* 0: none */
 	Interval	rate_window;
 	/* of a brief key, the rest is NULL and 0 */

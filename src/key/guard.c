@@ -652,12 +652,16 @@ set_family(KeyTuple *key, const Replaced *old)
 				  old->key_id : VALUE(&old->key, KEY_FAMILY));
 		if (ISNULL(key, KEY_OWNER) && !ISNULL(&old->key, KEY_OWNER))
 			set_value(key, KEY_OWNER, VALUE(&old->key, KEY_OWNER));
+		/* Else the successor would have limits of its own. */
+		if (!ISNULL(&old->key, KEY_LIMITS_RESET_AT))
+			set_value(key, KEY_LIMITS_RESET_AT, VALUE(&old->key, KEY_LIMITS_RESET_AT));
 	}
 }
 
 /*
  * Check the changes of a caller other than the owner.  A flush, with borrowed
- * rights, may store a digest that was signed with a newer pepper.
+ * rights, may store a digest that was signed with a newer pepper, and
+ * reset_limit() may note a reset.
  *
  * Raise 42501 for a column that such a caller may not change.  Raise 55000 for a
  * change that undoes a revocation or prolongs a grace period.  Raise 22023 for
@@ -670,7 +674,8 @@ check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
 	for (int column = 1; column <= KEY_COLUMNS; column++)
 		if ((columns_flags(column) & COLUMN_FIXED) != 0 && changed[column - 1] &&
 			!(caller_borrows() && (column == KEY_DIGEST ||
-								   column == KEY_PEPPER_ID)))
+								   column == KEY_PEPPER_ID ||
+								   column == KEY_LIMITS_RESET_AT)))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("column \"%s\" of an API key cannot be changed",

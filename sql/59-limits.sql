@@ -1,0 +1,71 @@
+-- Limits: what a tenant's keys may use, by rate or by calendar period.
+CREATE TABLE rk_apikeys.limits (
+  -- The C code (src/key/limit.c) relies on this order: add new columns at the end.
+  limit_id uuid NOT NULL DEFAULT gen_random_uuid(),
+  tenant text NOT NULL,
+  name text NOT NULL,
+  owner text,
+  environment text,
+  family text COLLATE "C",
+  per_key boolean NOT NULL DEFAULT false,
+  units bigint NOT NULL,
+  rate_window interval,
+  period text,
+  always boolean NOT NULL DEFAULT true,
+  reset_at timestamptz,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT limits_pkey PRIMARY KEY (limit_id),
+  CONSTRAINT limits_tenant_check CHECK (char_length(tenant) BETWEEN 1 AND 200),
+  -- rate_limit is the name of a key's own limit in verdicts.
+  CONSTRAINT limits_name_check CHECK (name ~ '^[a-z][a-z0-9_:.-]{0,62}$' AND name <> 'rate_limit'),
+  CONSTRAINT limits_owner_check CHECK (char_length(owner) BETWEEN 1 AND 200),
+  CONSTRAINT limits_environment_check CHECK (environment ~ '^[a-z][a-z0-9]{0,15}$'),
+  CONSTRAINT limits_family_check CHECK (family ~ '^[0-9A-Za-z]{12}$'),
+  CONSTRAINT limits_units_check CHECK (units > 0 AND units <= CASE WHEN period IS NULL THEN 2147483647 ELSE 1000000000000000 END),
+  CONSTRAINT limits_kind_check CHECK ((rate_window IS NULL) <> (period IS NULL)),
+  CONSTRAINT limits_rate_window_check CHECK (rate_window > '0' AND rate_window <= '366 days'),
+  CONSTRAINT limits_period_check CHECK (period IN ('day', 'week', 'month', 'year', 'total'))
+);
+-- No statistics of what is written for one tenant: see api_keys.
+ALTER TABLE rk_apikeys.limits ALTER limit_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
+  ALTER name SET STATISTICS 0, ALTER owner SET STATISTICS 0, ALTER family SET STATISTICS 0;
+CREATE INDEX limits_tenant ON rk_apikeys.limits (tenant, name);
+CREATE INDEX limits_name ON rk_apikeys.limits (name);
+COMMENT ON TABLE rk_apikeys.limits IS 'What the keys of a tenant may use. A limit binds the keys that match each of its columns that is not NULL. All limits that bind a key must pass.';
+COMMENT ON COLUMN rk_apikeys.limits.limit_id IS 'The id of the limit.';
+COMMENT ON COLUMN rk_apikeys.limits.tenant IS 'The tenant whose keys the limit binds.';
+COMMENT ON COLUMN rk_apikeys.limits.name IS 'The name of the limit, in verdicts and in the argument "limits" of verify_key: 1 to 63 characters. Several limits may have one name.';
+COMMENT ON COLUMN rk_apikeys.limits.owner IS 'The owner whose keys the limit binds. NULL: every owner, and keys without one.';
+COMMENT ON COLUMN rk_apikeys.limits.environment IS 'The environment whose keys the limit binds. NULL: every environment.';
+COMMENT ON COLUMN rk_apikeys.limits.family IS 'The family of keys that the limit binds. NULL: every family.';
+COMMENT ON COLUMN rk_apikeys.limits.per_key IS 'Whether each family of keys has the units for itself. If not, all keys that the limit binds share them.';
+COMMENT ON COLUMN rk_apikeys.limits.units IS 'The units of cost that are allowed per rate_window or per period.';
+COMMENT ON COLUMN rk_apikeys.limits.rate_window IS 'The time to which a rate limit applies. NULL: the limit is a quota.';
+COMMENT ON COLUMN rk_apikeys.limits.period IS 'The calendar period, in UTC, to which a quota applies: day, week (from Monday), month, year or total (without end). NULL: the limit is a rate limit.';
+COMMENT ON COLUMN rk_apikeys.limits.always IS 'Whether every verify takes from the limit. If not, only a verify does that names the limit.';
+COMMENT ON COLUMN rk_apikeys.limits.reset_at IS 'The time of the last reset_limit. NULL: there was none.';
+COMMENT ON COLUMN rk_apikeys.limits.created_at IS 'The time when the limit was made. It cannot be given.';
+COMMENT ON INDEX rk_apikeys.limits_tenant IS 'verify finds the limits of a tenant by this index.';
+COMMENT ON INDEX rk_apikeys.limits_name IS 'verify finds out by this index whether a name is known.';
+
+-- The units that quotas have used. A flush writes them.
+CREATE TABLE rk_apikeys.limit_usage (
+  limit_id uuid NOT NULL,
+  family text COLLATE "C" NOT NULL,
+  period_start timestamptz NOT NULL,
+  units bigint NOT NULL,
+  tenant text NOT NULL,
+  CONSTRAINT limit_usage_pkey PRIMARY KEY (limit_id, family, period_start),
+  CONSTRAINT limit_usage_limit_id_fkey FOREIGN KEY (limit_id) REFERENCES rk_apikeys.limits ON DELETE CASCADE
+) WITH (fillfactor = 70);
+ALTER TABLE rk_apikeys.limit_usage ALTER limit_id SET STATISTICS 0, ALTER family SET STATISTICS 0,
+  ALTER tenant SET STATISTICS 0;
+COMMENT ON TABLE rk_apikeys.limit_usage IS 'The units that a quota has used, one row per period and, with per_key, per family of keys. The view limit_status has the units of this moment.';
+COMMENT ON COLUMN rk_apikeys.limit_usage.limit_id IS 'The quota.';
+COMMENT ON COLUMN rk_apikeys.limit_usage.family IS 'The family of keys that used the units. Empty: the keys share them.';
+COMMENT ON COLUMN rk_apikeys.limit_usage.period_start IS 'When the period began: the begin of the calendar period, or the last reset in it. -infinity: of total.';
+COMMENT ON COLUMN rk_apikeys.limit_usage.units IS 'The units used.';
+COMMENT ON COLUMN rk_apikeys.limit_usage.tenant IS 'The tenant of the quota.';
+
+SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.limits', '');
+SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.limit_usage', '');
