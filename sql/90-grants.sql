@@ -155,6 +155,6 @@ REVOKE ALL ON FUNCTION
   rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
   rk_apikeys._keys_settle_imported(), rk_apikeys._keys_parent(), rk_apikeys._keys_audit_insert(),
   rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete(), rk_apikeys._orm_keys(),
-  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit(),
+  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit(), rk_apikeys._limits_settle(),
   rk_apikeys._events_place(), rk_apikeys._history()
   FROM PUBLIC;
