@@ -4,8 +4,8 @@
  *
  * A key is bound by its own rate limit and by the rows of rk_apikeys.limits that
  * match it.  Each has a bucket in shared memory: see usage/bucket.c.  All of them
- * must have the cost, so the cost is reserved in one after the other, and settled
- * when all have passed.  If one refuses, what was reserved is returned.  The
+ * must have the cost, so the cost is reserved in one after the other, and used when
+ * all have passed.  If one refuses, what was reserved is returned.  The
  * order is: the key's own limit, rate limits, quotas.
  *
  * The limits of a key are read by index, under the latest snapshot.  They are
@@ -175,7 +175,7 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 			note_level(call, bound, &level);
 	}
 	if (!call->at_commit)
-		usage_charge_settle(from);
+		usage_charge_use(from);
 	return VERDICT_VALID;
 }
 
