@@ -161,3 +161,9 @@ COMMENT ON TRIGGER limits_settle ON rk_apikeys.limits IS
   'Sends every session an invalidation message when a limit changes.';
 COMMENT ON TRIGGER limits_settle_truncate ON rk_apikeys.limits IS
   'Sends every session an invalidation message when all limits are deleted.';
+
+CREATE FUNCTION rk_apikeys.reset_limit(limit_id uuid DEFAULT NULL, family text DEFAULT NULL) RETURNS boolean
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_reset_limit';
+COMMENT ON FUNCTION rk_apikeys.reset_limit(uuid, text) IS
+  'Lets a limit, or the limits per key of a family, begin anew: what was used before no longer counts. A rollback undoes the reset. Returns whether there is such a limit or family. Errors: 22023 unless exactly one of both is given.';

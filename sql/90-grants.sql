@@ -144,6 +144,7 @@ GRANT INSERT (tenant, name, owner, environment, family, per_key, units, rate_win
   UPDATE (name, owner, environment, family, per_key, units, rate_window, period, always),
   DELETE
   ON rk_apikeys.limits TO rk_apikeys_admin;
+GRANT EXECUTE ON FUNCTION rk_apikeys.reset_limit(uuid, text) TO rk_apikeys_admin;
 
 -- Administrators only, because these functions write with the owner's rights.
 GRANT EXECUTE ON FUNCTION
