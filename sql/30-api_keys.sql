@@ -120,7 +120,7 @@ COMMENT ON COLUMN rk_apikeys.api_keys.limits_reset_at IS 'The time of the last r
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'For pages of a tenant''s keys, ordered by created_at.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'For pages of a tenant''s keys, ordered by key id.';
 COMMENT ON INDEX rk_apikeys.api_keys_owner IS 'For pages of an owner''s keys, ordered by created_at.';
-COMMENT ON INDEX rk_apikeys.api_keys_family IS 'For the keys of a family. The first key of a family is found by its key id.';
+COMMENT ON INDEX rk_apikeys.api_keys_family IS 'The successors of a family''s first key are found by this index.';
 COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a key has made by this index.';
 COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'verify finds an imported key by this index.';
 

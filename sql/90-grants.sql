@@ -70,8 +70,8 @@ GRANT EXECUTE ON FUNCTION
 
 -- A backend: verify tokens, and revoke a leaked token.
 GRANT EXECUTE ON FUNCTION
-  rk_apikeys.verify(text), rk_apikeys.verify_key(text, text, inet, integer, text),
-  rk_apikeys.authenticate(text, text, inet, integer, text, boolean),
+  rk_apikeys.verify(text), rk_apikeys.verify_key(text, text, inet, integer, text, text[], text),
+  rk_apikeys.authenticate(text, text, inet, integer, text, text[], text, boolean),
   rk_apikeys.revoke_token(text, text)
   TO rk_apikeys_verifier, rk_apikeys_admin;
 
@@ -153,7 +153,7 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval, text), rk_apikeys.flush_usage(),
   rk_apikeys.erase_tenant(text), rk_apikeys.notice_expiring(interval),
   rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[],
-    bigint[], bigint[], date[])
+    bigint[], bigint[], date[], uuid[])
   TO rk_apikeys_admin;
 
 -- Nobody: the functions of the triggers.
