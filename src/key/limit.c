@@ -4,8 +4,8 @@
  *
  * A key is bound by its own rate limit and by the rows of rk_apikeys.limits that
  * match it.  Each has a bucket in shared memory: see usage/bucket.c.  All of them
- * must have the cost, so the cost is reserved in one after the other, and settled
- * when all have passed.  If one refuses, what was reserved is returned.  The
+ * must have the cost, so the cost is reserved in one after the other, taken from the
+ * last, and then used in the others.  If one refuses, what was reserved is returned.  The
  * order is: the key's own limit, rate limits, quotas.
  *
  * The limits of a key are read by index, under the latest snapshot.  They are
@@ -114,11 +114,13 @@ Verdict
 limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 {
 	KeyLimits  *limits;
-	int			binding = 0;
+	int			left = 0;		/* limits that are still to be asked */
 	int			from = usage_charges();
 
 	call->name = NULL;
-	if (key->rate_limit == 0 && call->names_count == 0 && !cache_has_limits())
+	/* A brief key was found because there were no limits then. */
+	if (key->tenant == NULL ||
+		(key->rate_limit == 0 && call->names_count == 0 && !cache_has_limits()))
 		return VERDICT_VALID;
 	limits = limits_of(key, now);
 	if (call->names_count > 0)
@@ -129,7 +131,7 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 
 		if (!binds(bound, call))
 			continue;
-		binding++;
+		left++;
 		if (call->cost > bound->bucket.rate.units)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -138,7 +140,7 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 							bound->bucket.rate.units),
 					 errhint("Split the request, or raise the limit.")));
 	}
-	if (binding == 0)
+	if (left == 0)
 		return VERDICT_VALID;
 	if (!usage_is_shared())
 		return VERDICT_LIMITER_UNAVAILABLE;
@@ -153,7 +155,8 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 			continue;
 		if (now < bound->start || now >= bound->end)
 			set_period(bound, now);
-		result = binding == 1 && !call->at_commit ?
+		/* What passes the last limit has passed all. */
+		result = --left == 0 && !call->at_commit ?
 			usage_bucket_take(&bound->bucket, call->cost, now, &level) :
 			usage_charge(&bound->bucket, call->cost, now, &level);
 		if (result != LIMIT_PASSED)
@@ -173,8 +176,35 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 			note_level(call, bound, &level);
 	}
 	if (!call->at_commit)
-		usage_charge_settle(from);
+		usage_charge_use(from);
 	return VERDICT_VALID;
+}
+
+/*
+ * Set *level to what a limit has.  Of a quota, resets_at is the end of the period,
+ * or DT_NOEND.
+ */
+void
+limit_look(const LimitRow *row, TimestampTz now, UsageLevel *level)
+{
+	Bound		bound;
+
+	memset(&bound, 0, sizeof(Bound));
+	if (row->limit_id != NULL)
+		memcpy(bound.bucket.limit_id, row->limit_id, UUID_LEN);
+	if (row->family != NULL)
+		strlcpy(bound.bucket.family, row->family, sizeof(bound.bucket.family));
+	bound.bucket.rate.units = row->units;
+	if (row->rate_window != NULL)
+		bound.bucket.rate.window = limiter_window(row->rate_window);
+	else
+		bound.period = *VARDATA_ANY(row->period);
+	bound.bucket.tenant = usage_tenant(row->tenant);
+	bound.reset_at = row->reset_at;
+	set_period(&bound, now);
+	usage_bucket_look(&bound.bucket, now, level);
+	if (bound.period != 0)
+		level->resets_at = bound.end;
 }
 
 /* Set the results of a call to what a limit has. */
@@ -206,7 +236,7 @@ limits_of(const StoredKey *key, TimestampTz now)
 		limits = add_rows(limits, key);
 	MemoryContextSwitchTo(before);
 	qsort(limits->bounds, limits->count, sizeof(Bound), compare_bounds);
-	for (int i = 0; i < limits->count && usage_is_shared(); i++)
+	for (int i = 0; i < limits->count; i++)
 		set_period(&limits->bounds[i], now);
 	if (cache_may_keep(moment))
 		unconstify(StoredKey *, key)->limits = limits;
@@ -339,10 +369,7 @@ compare_bounds(const void *a, const void *b)
 	return memcmp(left->bucket.limit_id, right->bucket.limit_id, UUID_LEN);
 }
 
-/*
- * Set the calendar period of that moment, and the bucket of it.  There must be
- * shared memory.
- */
+/* Set the calendar period of that moment, and the bucket of it. */
 static void
 set_period(Bound *bound, TimestampTz now)
 {
@@ -377,7 +404,8 @@ set_period(Bound *bound, TimestampTz now)
 		bound->end = DT_NOEND;
 	}
 	bound->bucket.since = Max(bound->start, bound->reset_at);
-	usage_bucket_aim(&bound->bucket);
+	if (usage_is_shared())
+		usage_bucket_aim(&bound->bucket);
 }
 
 /*
