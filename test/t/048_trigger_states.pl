@@ -61,7 +61,9 @@ foreach my $how (sort keys %limits_after)
 	is($seen->(), 'valid|1000', "limits, $how: one that replication adds is seen") foreach 1 .. 2;
 	$apply->(q{UPDATE rk_apikeys.limits SET units = 500});
 	is($seen->(), 'valid|500', "limits, $how: its change is seen") foreach 1 .. 2;
+	$subscriber->safe_psql('postgres', q{INSERT INTO rk_apikeys.limit_usage SELECT limit_id, '', '-infinity', 1, tenant FROM rk_apikeys.limits});
 	$apply->(q{DELETE FROM rk_apikeys.limits});
+	is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM rk_apikeys.limit_usage'), '0', "limits, $how: no usage of a deleted limit stays");
 	is($seen->(), 'valid|', "limits, $how: and its end") foreach 1 .. 2;
 	$session->quit;
 }
