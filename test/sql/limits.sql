@@ -186,7 +186,9 @@ SELECT count(*), count(limits_reset_at), count(DISTINCT limits_reset_at) FROM rk
 SELECT event, count(*) FROM rk_apikeys.key_events WHERE changes ?| '{reset_at,limits_reset_at}' GROUP BY 1 ORDER BY 1;
 BEGIN;
 SELECT (rk_apikeys.authenticate(:'secret')).code;
+\set VERBOSITY sqlstate
 SELECT rk_apikeys.reset_limit(:'limit_id'); -- fails: a principal
+\set VERBOSITY terse
 ROLLBACK;
 SET ROLE rk_test_manager;
 SELECT rk_apikeys.reset_limit(:'limit_id'); -- fails: no right
