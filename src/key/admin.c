@@ -18,6 +18,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "base/caller.h"
@@ -69,7 +70,7 @@ typedef struct PurgeBatch
 {
 	const PurgeKind *kind;
 	Datum		older_than;
-	Datum		from;			/* result: the last time, if count is not 0 */
+	TimestampTz from;			/* result: the last time, if count is not 0 */
 	int64		count;			/* result */
 } PurgeBatch;
 
@@ -412,8 +413,11 @@ static void
 purge_in_batches(const PurgeKind *kind, Datum older_than)
 {
 	PurgeBatch	batch = {
-		.kind = kind, .older_than = older_than, .from = TimestampTzGetDatum(DT_NOBEGIN)
+		.kind = kind, .older_than = older_than, .from = DT_NOBEGIN
 	};
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "rk_apikeys purge",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext caller = MemoryContextSwitchTo(context);
 	int64		total = 0;
 
 	do
@@ -428,7 +432,10 @@ purge_in_batches(const PurgeKind *kind, Datum older_than)
 			ereport(NOTICE,
 					(errmsg("purged %lld rows of \"%s\"", (long long) total,
 							kind->table)));
+		MemoryContextReset(context);
 	} while (batch.count == kind->batch_size);
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(context);
 }
 
 /* OwnerWork: delete a batch. */
@@ -437,7 +444,9 @@ delete_batch(void *arg)
 {
 	PurgeBatch *batch = arg;
 	Oid			types[3] = {INTERVALOID, TIMESTAMPTZOID, INT4OID};
-	Datum		values[3] = {batch->older_than, batch->from, Int32GetDatum(batch->kind->batch_size)};
+	Datum		values[3] = {
+		batch->older_than, TimestampTzGetDatum(batch->from), Int32GetDatum(batch->kind->batch_size)
+	};
 	HeapTuple	tuple;
 	bool		isnull;
 
@@ -446,7 +455,7 @@ delete_batch(void *arg)
 	tuple = SPI_tuptable->vals[0];
 	batch->count = DatumGetInt64(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 1, &isnull));
 	if (batch->count > 0)
-		batch->from = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 2, &isnull);
+		batch->from = DatumGetTimestampTz(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 2, &isnull));
 	SPI_finish();
 }
 
