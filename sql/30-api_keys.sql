@@ -78,6 +78,7 @@ CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at,
 -- For pages of a tenant's keys, ordered by key id.
 CREATE INDEX api_keys_tenant_key ON rk_apikeys.api_keys (tenant, key_id);
 CREATE INDEX api_keys_owner ON rk_apikeys.api_keys (tenant, owner, created_at, key_id) WHERE owner IS NOT NULL;
+CREATE INDEX api_keys_family ON rk_apikeys.api_keys (family) WHERE family <> key_id;
 CREATE INDEX api_keys_parent ON rk_apikeys.api_keys (parent) WHERE parent IS NOT NULL;
 -- src/base/store.c finds this index by its name.
 CREATE UNIQUE INDEX api_keys_imported_digest ON rk_apikeys.api_keys (digest)
@@ -119,6 +120,7 @@ COMMENT ON COLUMN rk_apikeys.api_keys.limits_reset_at IS 'The time of the last r
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'For pages of a tenant''s keys, ordered by created_at.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'For pages of a tenant''s keys, ordered by key id.';
 COMMENT ON INDEX rk_apikeys.api_keys_owner IS 'For pages of an owner''s keys, ordered by created_at.';
+COMMENT ON INDEX rk_apikeys.api_keys_family IS 'The successors of a family''s first key are found by this index.';
 COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a key has made by this index.';
 COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'verify finds an imported key by this index.';
 

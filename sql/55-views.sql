@@ -123,7 +123,7 @@ COMMENT ON VIEW rk_apikeys.key_activity IS
 CREATE FUNCTION rk_apikeys._server_stats(OUT preloaded boolean,
     OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT disabled bigint,
     OUT expired bigint, OUT rotated bigint, OUT environment_mismatch bigint, OUT address_denied bigint, OUT scope_missing bigint,
-    OUT rate_limited bigint, OUT limiter_unavailable bigint, OUT verified bigint,
+    OUT rate_limited bigint, OUT quota_exceeded bigint, OUT limiter_unavailable bigint, OUT verified bigint,
     OUT cache_hits bigint, OUT cache_misses bigint, OUT overflow bigint, OUT dropped bigint,
     OUT flushes bigint, OUT flushed_keys bigint, OUT tracked_keys bigint, OUT max_tracked_keys bigint,
     OUT pending_keys bigint, OUT last_flush_at timestamptz, OUT flush_lag_ms bigint) RETURNS record
@@ -135,7 +135,7 @@ CREATE VIEW rk_apikeys.stats WITH (security_invoker = true) AS
   SELECT preloaded, verified, malformed, unknown, revoked, disabled, expired, rotated, address_denied,
     scope_missing, rate_limited, limiter_unavailable, cache_hits, cache_misses,
     tracked_keys, max_tracked_keys, pending_keys, overflow, dropped,
-    flushes, flushed_keys, last_flush_at, flush_lag_ms, environment_mismatch
+    flushes, flushed_keys, last_flush_at, flush_lag_ms, environment_mismatch, quota_exceeded
   FROM rk_apikeys._server_stats();
 COMMENT ON VIEW rk_apikeys.stats IS
   'One row: counters of this server since its start, over all databases. Without shared memory, all columns except preloaded are NULL.';

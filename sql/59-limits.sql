@@ -69,3 +69,19 @@ COMMENT ON COLUMN rk_apikeys.limit_usage.tenant IS 'The tenant of the quota.';
 
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.limits', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.limit_usage', '');
+
+-- ALWAYS, because sessions need the message of a change that replication applies
+-- too.
+CREATE FUNCTION rk_apikeys._limits_settle() RETURNS trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_limits_settle';
+COMMENT ON FUNCTION rk_apikeys._limits_settle() IS
+  'Private: sends every session an invalidation message when a limit changes.';
+CREATE TRIGGER limits_settle AFTER INSERT OR UPDATE OR DELETE ON rk_apikeys.limits
+  FOR EACH ROW EXECUTE FUNCTION rk_apikeys._limits_settle();
+CREATE TRIGGER limits_settle_truncate AFTER TRUNCATE ON rk_apikeys.limits
+  FOR EACH STATEMENT EXECUTE FUNCTION rk_apikeys._limits_settle();
+ALTER TABLE rk_apikeys.limits ENABLE ALWAYS TRIGGER limits_settle, ENABLE ALWAYS TRIGGER limits_settle_truncate;
+COMMENT ON TRIGGER limits_settle ON rk_apikeys.limits IS
+  'Sends every session an invalidation message when a limit changes.';
+COMMENT ON TRIGGER limits_settle_truncate ON rk_apikeys.limits IS
+  'Sends every session an invalidation message when all limits are deleted.';

@@ -69,9 +69,9 @@ COMMENT ON FUNCTION rk_apikeys.erase_tenant(text) IS
 -- Usage of other servers, with the days on which tokens of ended keys were presented.
 CREATE FUNCTION rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text[], environments text[],
     last_used_at timestamptz[], addrs inet[], uses bigint[], denials bigint[],
-    known_uses bigint[], known_denials bigint[], ended date[] DEFAULT '{}',
+    known_uses bigint[], known_denials bigint[], ended date[] DEFAULT '{}', limit_ids uuid[] DEFAULT '{}',
     OUT n integer, OUT use_count bigint, OUT denied_count bigint) RETURNS SETOF record
   LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE ROWS 1000
   AS 'MODULE_PATHNAME', 'rk_apikeys_receive_usage_0_3';
-COMMENT ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[], bigint[], bigint[], date[]) IS
+COMMENT ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[], bigint[], bigint[], date[], uuid[]) IS
   'Writes a batch of usage that a standby or subscriber has counted. The sending server calls it, as the role of its rk_apikeys.primary_conninfo. Returns for each written key its position in the batch and its counts now, or NULLs if the key does not exist. A batch that is sent again counts once. Errors: 22023 for an invalid batch, 55P03 while another flush is running.';

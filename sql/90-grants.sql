@@ -70,8 +70,8 @@ GRANT EXECUTE ON FUNCTION
 
 -- A backend: verify tokens, and revoke a leaked token.
 GRANT EXECUTE ON FUNCTION
-  rk_apikeys.verify(text), rk_apikeys.verify_key(text, text, inet, integer, text),
-  rk_apikeys.authenticate(text, text, inet, integer, text, boolean),
+  rk_apikeys.verify(text), rk_apikeys.verify_key(text, text, inet, integer, text, text[], text),
+  rk_apikeys.authenticate(text, text, inet, integer, text, text[], text, boolean),
   rk_apikeys.revoke_token(text, text)
   TO rk_apikeys_verifier, rk_apikeys_admin;
 
@@ -147,7 +147,7 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval, text), rk_apikeys.flush_usage(),
   rk_apikeys.erase_tenant(text), rk_apikeys.notice_expiring(interval),
   rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[],
-    bigint[], bigint[], date[])
+    bigint[], bigint[], date[], uuid[])
   TO rk_apikeys_admin;
 
 -- Nobody: the functions of the triggers.
@@ -155,6 +155,6 @@ REVOKE ALL ON FUNCTION
   rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
   rk_apikeys._keys_settle_imported(), rk_apikeys._keys_parent(), rk_apikeys._keys_audit_insert(),
   rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete(), rk_apikeys._orm_keys(),
-  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit(),
+  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit(), rk_apikeys._limits_settle(),
   rk_apikeys._events_place(), rk_apikeys._history()
   FROM PUBLIC;

@@ -66,6 +66,7 @@
 
 #define SCHEMA_NAME "rk_apikeys"
 #define IMPORTED_INDEX "api_keys_imported_digest"
+#define FAMILY_INDEX "api_keys_family"
 
 /* The triggers that send a message with each change of api_keys. */
 static const char *const settle_triggers[] = {
@@ -123,6 +124,7 @@ typedef struct Search
 	const char *index;			/* NULL: the primary key */
 	Datum		value;			/* of the first column of the index */
 	RegProcedure equal;			/* InvalidOid: any row will do */
+	bool		all;			/* hand every row to the reader, not the first */
 	StoredPlace place;			/* where the row may be, then where it was */
 	RelFileLocator file;		/* result: of the table */
 } Search;
@@ -140,6 +142,7 @@ static Oid	find_index(Relation rel, const char *name);
 static char **pointer_of(StoredKey *key, int i);
 static void parse_key(HeapTuple row, TupleDesc desc, void *arg);
 static void parse_usage(HeapTuple row, TupleDesc desc, void *arg);
+static void parse_life(HeapTuple row, TupleDesc desc, void *arg);
 static void parse_nothing(HeapTuple row, TupleDesc desc, void *arg);
 
 /*
@@ -365,6 +368,30 @@ store_find_imported(Oid table, DigestKind kind, const uint8 *digest, int len)
 	return key != NULL && key->digest_kind == kind ? key : NULL;
 }
 
+/*
+ * Return whether a key of a family is neither revoked nor past its end.  Without
+ * the index, which SQL before 0.3 lacks, every family with its first key is.
+ */
+bool
+store_family_lives(Oid table, const char *family)
+{
+	bool		lives = false;
+	Search		first = {
+		.table = table, .value = CStringGetTextDatum(family), .equal = F_TEXTEQ
+	};
+	Search		others = {
+		.table = table, .index = FAMILY_INDEX, .value = first.value,
+		.equal = F_TEXTEQ, .all = true
+	};
+	bool		exists = read_row(&first, parse_life, &lives);
+
+	if (!OidIsValid(get_relname_relid(FAMILY_INDEX, get_rel_namespace(table))))
+		return exists;
+	if (!lives)
+		read_row(&others, parse_life, &lives);
+	return lives;
+}
+
 /* Return whether any imported key exists. */
 bool
 store_has_imported(Oid table)
@@ -372,6 +399,21 @@ store_has_imported(Oid table)
 	Search		search = {.table = table, .index = IMPORTED_INDEX};
 
 	return read_row(&search, parse_nothing, NULL);
+}
+
+/* Return whether there may be a limit.  SQL of an earlier release has no table of limits. */
+bool
+store_has_limits(void)
+{
+	Oid			table = store_table("limits", true);
+	Relation	rel = OidIsValid(table) ? try_table_open(table, AccessShareLock) : NULL;
+	bool		found;
+
+	if (rel == NULL)
+		return false;
+	found = rel->rd_rel->relkind == RELKIND_RELATION && RelationGetNumberOfBlocks(rel) > 0;
+	table_close(rel, AccessShareLock);
+	return found;
 }
 
 /* Return whether the key has a row in key_usage, and set *usage to it. */
@@ -510,7 +552,7 @@ read_by_index(Relation rel, Snapshot snapshot, Search *search,
 		ScanKeyInit(&scankey, 1, BTEqualStrategyNumber, search->equal,
 					search->value);
 	index_rescan(scan, &scankey, nkeys, NULL, 0);
-	while (!found && (tid = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
+	while ((!found || search->all) && (tid = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
 	{
 		/* index_fetch_heap() changes the TID to that of the visible version. */
 		ItemPointerData root = *tid;
@@ -712,6 +754,19 @@ parse_usage(HeapTuple row, TupleDesc desc, void *arg)
 	usage->use_count = isnull ? 0 : DatumGetInt64(value);
 	value = heap_getattr(row, USAGE_DENIED_COUNT, desc, &isnull);
 	usage->denied_count = isnull ? 0 : DatumGetInt64(value);
+}
+
+/* RowReader: set *arg if the key is neither revoked nor past its end. */
+static void
+parse_life(HeapTuple row, TupleDesc desc, void *arg)
+{
+	StoredKey  *key;
+	TimestampTz now = GetCurrentTimestamp();
+
+	parse_key(row, desc, &key);
+	if (!key->revoked && now < key->expires_at && now < key->grace_until)
+		*(bool *) arg = true;
+	pfree(key);
 }
 
 /* RowReader: only the existence of the row matters. */

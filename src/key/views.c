@@ -49,7 +49,7 @@ typedef struct Viewer
 /* Of _stats(): the counters are between the first and the last five. */
 #define STATS_COLUMNS (1 + STATS_ALL + 5)
 
-static Datum stats_row(FunctionCallInfo fcinfo, int without);
+static Datum stats_row(FunctionCallInfo fcinfo, bool old);
 static UsageLook *look_at_own(int *count);
 static bool find_viewer(Viewer *viewer);
 static bool may_see(const Viewer *viewer, const StoredKey *key);
@@ -180,11 +180,14 @@ look_at_own(int *count)
 	return looks;
 }
 
-/* rk_apikeys._stats() of 0.1 and 0.2, whose verdicts had no environment_mismatch. */
+/*
+ * rk_apikeys._stats() of 0.1 and 0.2, whose verdicts had neither
+ * environment_mismatch nor quota_exceeded.
+ */
 Datum
 rk_apikeys_stats(PG_FUNCTION_ARGS)
 {
-	return stats_row(fcinfo, VERDICT_ENVIRONMENT_MISMATCH);
+	return stats_row(fcinfo, true);
 }
 
 /*
@@ -256,12 +259,12 @@ same_text(text *a, const char *b)
 Datum
 rk_apikeys_stats_0_3(PG_FUNCTION_ARGS)
 {
-	return stats_row(fcinfo, -1);
+	return stats_row(fcinfo, false);
 }
 
-/* Return the counters as a row, without that of one verdict (-1: with all). */
+/* Return the counters as a row; old: without those of verdicts since 0.3. */
 static Datum
-stats_row(FunctionCallInfo fcinfo, int without)
+stats_row(FunctionCallInfo fcinfo, bool old)
 {
 	TupleDesc	desc;
 	Datum		values[STATS_COLUMNS] = {0};
@@ -272,7 +275,7 @@ stats_row(FunctionCallInfo fcinfo, int without)
 
 	principal_refuse();
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
-		desc->natts != STATS_COLUMNS - (without >= 0))
+		desc->natts != STATS_COLUMNS - (old ? 2 : 0))
 		elog(ERROR, "_stats returns another row than expected");
 	memset(nulls, !usage_is_shared(), sizeof(nulls));
 	nulls[0] = false;
@@ -281,7 +284,7 @@ stats_row(FunctionCallInfo fcinfo, int without)
 	{
 		stats_sum(sums);
 		for (int i = 0; i < STATS_ALL; i++)
-			if (i != without)
+			if (!old || (i != VERDICT_ENVIRONMENT_MISMATCH && i != VERDICT_QUOTA_EXCEEDED))
 				values[column++] = Int64GetDatum(sums[i]);
 		usage_totals(&totals);
 		values[column++] = Int64GetDatum(totals.tracked);
