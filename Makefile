@@ -21,11 +21,11 @@ PG_CPPFLAGS += -DRK_APIKEYS_VERSION='"$(EXTVERSION)"'
 
 # A table of contents: the first makes the extension and the roles, the last removes them.
 REGRESS = install tokens tables roles create guard verify verdict lifecycle rotate columns \
-	import list_keys views orm_keys policies audit acl principal cascade attacks badinput uninstall
+	import list_keys views orm_keys policies limits audit acl principal cascade attacks badinput uninstall
 REGRESS_OPTS = --inputdir=test
 
 # Each a race between sessions.
-ISOLATION = revoke_vs_verify rotate_vs_rotate cascade_vs_create save_vs_delete max_keys
+ISOLATION = revoke_vs_verify rotate_vs_rotate cascade_vs_create save_vs_delete max_keys limits_max
 ISOLATION_OPTS = --inputdir=test/isolation --load-extension=rk_apikeys
 
 PG_CONFIG ?= pg_config

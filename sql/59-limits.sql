@@ -70,6 +70,82 @@ COMMENT ON COLUMN rk_apikeys.limit_usage.tenant IS 'The tenant of the quota.';
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.limits', '');
 SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.limit_usage', '');
 
+ALTER TABLE rk_apikeys.limits ENABLE ROW LEVEL SECURITY;
+CREATE POLICY all_tenants ON rk_apikeys.limits TO rk_apikeys_admin
+  USING ((SELECT rk_apikeys._no_principal()));
+CREATE POLICY all_tenants_read ON rk_apikeys.limits FOR SELECT TO rk_apikeys_admin, rk_apikeys_auditor
+  USING ((SELECT rk_apikeys._no_principal()) OR tenant = (SELECT rk_apikeys.current_tenant()));
+CREATE POLICY own_tenant_read ON rk_apikeys.limits FOR SELECT TO rk_apikeys_manager
+  USING (tenant = (SELECT rk_apikeys.current_tenant()));
+-- A member sees no other keys.
+CREATE POLICY own_keys_read ON rk_apikeys.limits FOR SELECT TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant())
+    AND EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.tenant = limits.tenant
+      AND (limits.owner IS NULL OR k.owner = limits.owner)
+      AND (limits.environment IS NULL OR k.environment = limits.environment)
+      AND (limits.family IS NULL OR coalesce(k.family, k.key_id) = limits.family)));
+CREATE POLICY principal ON rk_apikeys.limits AS RESTRICTIVE
+  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR environment IS NULL OR environment = (SELECT rk_apikeys._principal_environment())));
+COMMENT ON POLICY all_tenants ON rk_apikeys.limits IS 'An admin writes limits, but not as a principal.';
+COMMENT ON POLICY all_tenants_read ON rk_apikeys.limits IS 'Admins and auditors read every limit.';
+COMMENT ON POLICY own_tenant_read ON rk_apikeys.limits IS 'A manager reads the limits of its own tenant.';
+COMMENT ON POLICY own_keys_read ON rk_apikeys.limits IS 'A member reads the limits that bind its end user''s keys.';
+COMMENT ON POLICY principal ON rk_apikeys.limits IS 'A principal sees only limits that bind its environment, and only if it has the scope apikeys:manage.';
+
+ALTER TABLE rk_apikeys.limit_usage ENABLE ROW LEVEL SECURITY;
+CREATE POLICY all_tenants_read ON rk_apikeys.limit_usage FOR SELECT TO rk_apikeys_admin, rk_apikeys_auditor
+  USING ((SELECT rk_apikeys._no_principal()) OR tenant = (SELECT rk_apikeys.current_tenant()));
+CREATE POLICY own_tenant_read ON rk_apikeys.limit_usage FOR SELECT TO rk_apikeys_manager
+  USING (tenant = (SELECT rk_apikeys.current_tenant()));
+CREATE POLICY own_keys_read ON rk_apikeys.limit_usage FOR SELECT TO rk_apikeys_member
+  USING (tenant = (SELECT rk_apikeys.current_tenant())
+    AND limit_id IN (SELECT l.limit_id FROM rk_apikeys.limits l)
+    AND (family = '' OR family IN (SELECT coalesce(k.family, k.key_id) FROM rk_apikeys.api_keys k)));
+CREATE POLICY principal ON rk_apikeys.limit_usage AS RESTRICTIVE
+  TO rk_apikeys_admin, rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR (limit_id IN (SELECT l.limit_id FROM rk_apikeys.limits l)
+      AND (family = '' OR family IN (SELECT coalesce(k.family, k.key_id) FROM rk_apikeys.api_keys k)))));
+COMMENT ON POLICY all_tenants_read ON rk_apikeys.limit_usage IS 'Admins and auditors read what every quota has used.';
+COMMENT ON POLICY own_tenant_read ON rk_apikeys.limit_usage IS 'A manager reads what the quotas of its own tenant have used.';
+COMMENT ON POLICY own_keys_read ON rk_apikeys.limit_usage IS 'A member reads what quotas that it sees have used: shared units, and units of keys that it sees.';
+COMMENT ON POLICY principal ON rk_apikeys.limit_usage IS 'A principal reads what quotas that it sees have used: shared units, and units of keys that it sees.';
+
+CREATE FUNCTION rk_apikeys._limits_guard() RETURNS trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_limits_guard';
+COMMENT ON FUNCTION rk_apikeys._limits_guard() IS
+  'Private: refuses what a role may not give or change of a limit, and masks tokens.';
+CREATE TRIGGER limits_guard BEFORE INSERT OR UPDATE ON rk_apikeys.limits
+  FOR EACH ROW EXECUTE FUNCTION rk_apikeys._limits_guard();
+COMMENT ON TRIGGER limits_guard ON rk_apikeys.limits IS 'Refuses changes that are not allowed.';
+
+CREATE FUNCTION rk_apikeys._limits_max() RETURNS trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_limits_max';
+COMMENT ON FUNCTION rk_apikeys._limits_max() IS 'Private: refuses more than 100 limits of a tenant.';
+CREATE TRIGGER limits_max AFTER INSERT ON rk_apikeys.limits
+  REFERENCING NEW TABLE AS new_limits
+  FOR EACH STATEMENT EXECUTE FUNCTION rk_apikeys._limits_max();
+COMMENT ON TRIGGER limits_max ON rk_apikeys.limits IS 'Refuses more than 100 limits of a tenant.';
+
+CREATE FUNCTION rk_apikeys._limits_audit() RETURNS trigger
+  LANGUAGE C AS 'MODULE_PATHNAME', 'rk_apikeys_limits_audit';
+COMMENT ON FUNCTION rk_apikeys._limits_audit() IS
+  'Private: writes the events limit_created, limit_changed and limit_deleted.';
+CREATE TRIGGER limits_audit_insert AFTER INSERT ON rk_apikeys.limits
+  REFERENCING NEW TABLE AS new_limits
+  FOR EACH STATEMENT EXECUTE FUNCTION rk_apikeys._limits_audit();
+CREATE TRIGGER limits_audit_update AFTER UPDATE ON rk_apikeys.limits
+  REFERENCING OLD TABLE AS old_limits NEW TABLE AS new_limits
+  FOR EACH STATEMENT EXECUTE FUNCTION rk_apikeys._limits_audit();
+CREATE TRIGGER limits_audit_delete AFTER DELETE ON rk_apikeys.limits
+  REFERENCING OLD TABLE AS old_limits
+  FOR EACH STATEMENT EXECUTE FUNCTION rk_apikeys._limits_audit();
+COMMENT ON TRIGGER limits_audit_insert ON rk_apikeys.limits IS 'Writes the events of new limits.';
+COMMENT ON TRIGGER limits_audit_update ON rk_apikeys.limits IS 'Writes the events of changed limits.';
+COMMENT ON TRIGGER limits_audit_delete ON rk_apikeys.limits IS 'Writes the events of deleted limits.';
+
 -- ALWAYS, because sessions need the message of a change that replication applies
 -- too.
 CREATE FUNCTION rk_apikeys._limits_settle() RETURNS trigger

@@ -60,11 +60,11 @@ COMMENT ON FUNCTION rk_apikeys.purge_events(interval, text) IS
   'Deletes the events that are older than older_than, of one tenant or of all, and leaves one event purged. Returns the number of deleted events; NULL if older_than is NULL. Errors: 22023 if negative.';
 
 CREATE FUNCTION rk_apikeys.erase_tenant(tenant text, OUT keys bigint, OUT usage bigint,
-    OUT daily bigint, OUT policies bigint, OUT events bigint) RETURNS record
+    OUT daily bigint, OUT policies bigint, OUT limits bigint, OUT limit_usage bigint, OUT events bigint) RETURNS record
   LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_erase_tenant';
 COMMENT ON FUNCTION rk_apikeys.erase_tenant(text) IS
-  'Deletes all rows of a tenant, and leaves one event erased with the numbers. Returns how many rows each table had: keys, usage, daily usage, policies and events.';
+  'Deletes all rows of a tenant, and leaves one event erased with the numbers. Returns how many rows each table had: keys, usage, daily usage, policies, limits, usage of limits, and events.';
 
 -- Usage of other servers, with the days on which tokens of ended keys were presented.
 CREATE FUNCTION rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text[], environments text[],

@@ -79,7 +79,7 @@ GRANT EXECUTE ON FUNCTION
 GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_keys,
   rk_apikeys.stale_keys, rk_apikeys.key_activity, rk_apikeys.orm_keys,
   rk_apikeys.key_usage, rk_apikeys.key_usage_daily, rk_apikeys.key_events,
-  rk_apikeys.policies, rk_apikeys.noncompliant_keys
+  rk_apikeys.policies, rk_apikeys.noncompliant_keys, rk_apikeys.limits, rk_apikeys.limit_usage
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, allowed_cidrs,
     rate_limit, rate_window, metadata, enabled, expires_at, replaces, grace_until, revoked_at,
@@ -133,12 +133,17 @@ GRANT SELECT ON rk_apikeys.stats, rk_apikeys.usage_senders, rk_apikeys.health,
 GRANT EXECUTE ON FUNCTION rk_apikeys._server_stats(), rk_apikeys._health(), rk_apikeys._missing_peppers()
   TO rk_apikeys_auditor, rk_apikeys_admin;
 
--- Administrators only: policies. They bind the keys of every tenant.
+-- Administrators only: policies and limits. They bind the keys of every tenant.
 GRANT INSERT (tenant, environment, max_lifetime, max_idle, max_keys, allowed_scopes, require_cidrs, require_owner),
   UPDATE (tenant, environment, max_lifetime, max_idle, max_keys, allowed_scopes, require_cidrs, require_owner),
   DELETE
   ON rk_apikeys.policies TO rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION rk_apikeys.disable_idle_keys() TO rk_apikeys_admin;
+-- Limits: what a limit binds may change, except its tenant.
+GRANT INSERT (tenant, name, owner, environment, family, per_key, units, rate_window, period, always),
+  UPDATE (name, owner, environment, family, per_key, units, rate_window, period, always),
+  DELETE
+  ON rk_apikeys.limits TO rk_apikeys_admin;
 
 -- Administrators only, because these functions write with the owner's rights.
 GRANT EXECUTE ON FUNCTION
@@ -155,6 +160,7 @@ REVOKE ALL ON FUNCTION
   rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
   rk_apikeys._keys_settle_imported(), rk_apikeys._keys_parent(), rk_apikeys._keys_audit_insert(),
   rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete(), rk_apikeys._orm_keys(),
-  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit(), rk_apikeys._limits_settle(),
+  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit(), rk_apikeys._limits_guard(),
+  rk_apikeys._limits_settle(), rk_apikeys._limits_max(), rk_apikeys._limits_audit(),
   rk_apikeys._events_place(), rk_apikeys._history()
   FROM PUBLIC;

@@ -48,7 +48,7 @@ typedef struct OwnerQuery
 
 /* The tables with rows of tenants, by column of erase_tenant(); last one first. */
 static const char *const erased[] = {
-	"api_keys", "key_usage", "key_usage_daily", "policies", "key_events"
+	"api_keys", "key_usage", "key_usage_daily", "policies", "limits", "limit_usage", "key_events"
 };
 
 /* A tenant that is erased. */
@@ -278,7 +278,8 @@ purge_events(FunctionCallInfo fcinfo, text *tenant)
 }
 
 /*
- * rk_apikeys.erase_tenant(tenant text) -> (keys, usage, daily, policies, events)
+ * rk_apikeys.erase_tenant(tenant text)
+ *		-> (keys, usage, daily, policies, limits, limit_usage, events)
  *
  * Delete all rows of a tenant.  Return how many rows each table had.  If there
  * were any, add an event "erased" with the numbers.

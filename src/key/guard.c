@@ -65,7 +65,6 @@ static void unpack_into(KeyTuple *key, TupleDesc desc, HeapTuple row);
 static void read_replaced(void *arg);
 static void copy_settings(KeyTuple *key, KeyTuple *old);
 static HeapTuple repack(TriggerData *trigger, HeapTuple row, KeyTuple *key);
-static bool column_differs(TriggerData *trigger, int column);
 static void make_token(KeyTuple *key);
 static void set_defaults(KeyTuple *key);
 static void make_imported(KeyTuple *key);
@@ -267,7 +266,7 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 	{
 		int			column;
 
-		if (!column_differs(trigger, number))
+		if (!guard_differs(trigger, number))
 			continue;
 		column = columns_of_number(desc, number);
 		if (column > 0)
@@ -487,11 +486,11 @@ repack(TriggerData *trigger, HeapTuple row, KeyTuple *key)
 }
 
 /*
- * Return whether an update changes a column, by its number in the table.  A
- * dropped column never changes.
+ * Return whether the update of a trigger changes a column, by its number in the
+ * table.  A dropped column never changes.
  */
-static bool
-column_differs(TriggerData *trigger, int column)
+bool
+guard_differs(TriggerData *trigger, int column)
 {
 	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
 	Form_pg_attribute att = TupleDescAttr(desc, column - 1);
