@@ -114,8 +114,8 @@ foreach my $round (1 .. 3)
 	my $before = used('quotas')->{credits};
 	my $load = IPC::Run::start([ 'pgbench', '-n', '-c', 4, '-T', 60, '-U', 'backend', '-f', "$dir/take.sql", '-h', $node->host, '-p', $node->port, 'postgres' ],
 		'>', \my $printed, '2>', \my $warned);
-	$node->poll_query_until('postgres', "SELECT sum(units) > $before + 500 FROM rk_apikeys.limit_usage JOIN rk_apikeys.limits USING (limit_id) WHERE name = 'credits'") or die 'no use';
-	my ($written) = sql_as($node, 'boss', "SELECT units FROM rk_apikeys.limit_usage JOIN rk_apikeys.limits USING (limit_id) WHERE name = 'credits'");
+	$node->poll_query_until('postgres', "SELECT sum(u.units) > $before + 500 FROM rk_apikeys.limit_usage u JOIN rk_apikeys.limits USING (limit_id) WHERE name = 'credits'") or die 'no use';
+	my ($written) = sql_as($node, 'boss', "SELECT u.units FROM rk_apikeys.limit_usage u JOIN rk_apikeys.limits USING (limit_id) WHERE name = 'credits'");
 	kill_server($node);
 	eval { IPC::Run::finish($load) };
 	$node->start;

@@ -125,7 +125,7 @@ ok($primary->poll_query_until('postgres', "SELECT used FROM rk_apikeys.limit_sta
 $one += 3;
 
 # The primary is gone for good
-$primary->poll_query_until('postgres', "SELECT sum(units) = $one + $two FROM rk_apikeys.limit_usage JOIN rk_apikeys.limits USING (limit_id) WHERE name = 'monthly'") or die 'not delivered';
+$primary->poll_query_until('postgres', "SELECT sum(u.units) = $one + $two FROM rk_apikeys.limit_usage u JOIN rk_apikeys.limits USING (limit_id) WHERE name = 'monthly'") or die 'not delivered';
 $primary->wait_for_catchup($standby, 'replay');
 take($standby, 'two', 6);
 $two += 6;
@@ -134,7 +134,7 @@ $standby->promote;
 ok($standby->poll_query_until('postgres', "SELECT used FROM rk_apikeys.limit_status WHERE name = 'monthly'", $one + $two), 'a promoted standby goes on from the sum');
 take($standby, 'two', 4);
 $two += 4;
-ok($standby->poll_query_until('postgres', "SELECT sum(units) = $one + $two FROM rk_apikeys.limit_usage JOIN rk_apikeys.limits USING (limit_id) WHERE name = 'monthly'"),
+ok($standby->poll_query_until('postgres', "SELECT sum(u.units) = $one + $two FROM rk_apikeys.limit_usage u JOIN rk_apikeys.limits USING (limit_id) WHERE name = 'monthly'"),
 	'and writes it to its own table') or diag $standby->safe_psql('postgres', $in_table);
 $standby->restart;
 is($standby->safe_psql('postgres', "SELECT used FROM rk_apikeys.limit_status WHERE name = 'monthly'"), $one + $two, 'which a restart keeps');

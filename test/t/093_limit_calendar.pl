@@ -96,7 +96,7 @@ at('2028-02-29 00:00:01', 'a leap day', day => [ 9, '2028-03-01' ], month => [ 8
 at('2028-02-29 23:59:50', 'its end', day => [ 8, '2028-03-01' ], month => [ 7, '2028-03-01' ]);
 at('2028-03-01 00:00:00', 'the day after', day => [ 9, '2028-03-02' ], month => [ 9, '2028-04-01' ], year => [ 7, '2029-01-01' ]);
 flushed();
-is($node->safe_psql('postgres', "SELECT units, period_start AT TIME ZONE 'UTC' FROM rk_apikeys.limit_usage JOIN rk_apikeys.limits USING (limit_id) WHERE name = 'month'
+is($node->safe_psql('postgres', "SELECT u.units, period_start AT TIME ZONE 'UTC' FROM rk_apikeys.limit_usage u JOIN rk_apikeys.limits USING (limit_id) WHERE name = 'month'
 		AND period_start >= '2027-12-01Z' ORDER BY 2"),
 	"1|2027-12-01 00:00:00\n1|2028-01-01 00:00:00\n3|2028-02-01 00:00:00\n1|2028-03-01 00:00:00", 'the bill of each month is in limit_usage');
 
@@ -129,10 +129,7 @@ set_clock('2028-06-30 23:59:50');
 $back += take('month', 1) =~ /^valid/ foreach 1 .. 20;
 set_clock('2028-07-01 00:00:10');
 $july += take('month', 1) =~ /^valid/ foreach 1 .. 20;
-is($june, 6, 'six in June');
-cmp_ok($june + $july + $back, '<=', 20, 'set back and on again: of two months no more than the units of two months');
-cmp_ok($july, '<=', 10, 'and of July no more than its own');
-diag "June $june, July $july, June again $back" if $june + $july + $back > 20;
+is("$june $back $july", '6 4 10', 'six in June, the four that it still has when the clock is back, and ten in July, two of them before');
 set_clock('2028-08-01 00:00:01');
 is(take('month', 10), 'valid|0|2028-09-01 00:00:00', 'the month after is whole');
 

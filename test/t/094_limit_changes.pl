@@ -43,7 +43,8 @@ foreach my $kind ('period', 'rate_window')
 	$units->(5);
 	is(ask(1), "$code 5 0", "$kind: lowered below what was used, nothing remains");
 	$units->(13);
-	is(ask(1), 'valid 13 0', "$kind: and raised again, what was used is still known");
+	# A rate limit forgets what is beyond its units.
+	is(ask(1), $kind eq 'period' ? 'valid 13 0' : 'valid 13 7', "$kind: and raised again, what was used is still known");
 	$boss->query_safe("SELECT rk_apikeys.reset_limit('$limit')");
 	is(ask(1), 'valid 13 12', "$kind: a reset forgets it");
 	$boss->query_safe("BEGIN; UPDATE rk_apikeys.limits SET units = 100 WHERE limit_id = '$limit'");
