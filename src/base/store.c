@@ -68,11 +68,6 @@
 #define IMPORTED_INDEX "api_keys_imported_digest"
 #define FAMILY_INDEX "api_keys_family"
 
-/* The triggers that send a message with each change of api_keys. */
-static const char *const settle_triggers[] = {
-	"api_keys_settle", "api_keys_settle_imported"
-};
-
 /* Every how many pins of a place, on average, one is a plain ReadBuffer(). */
 #define PLAIN_PIN_EVERY 64
 
@@ -132,6 +127,7 @@ typedef struct Search
 /* What is done with a row that was found; runs while it is pinned. */
 typedef void (*RowReader) (HeapTuple row, TupleDesc desc, void *arg);
 
+static bool always_fires(Oid table, const char *name);
 static bool read_row(Search *search, RowReader reader, void *arg);
 static Buffer pin_place(Relation rel, const StoredPlace *place);
 static bool read_at_place(Relation rel, Snapshot snapshot, Search *search,
@@ -191,12 +187,13 @@ store_same_text(text *a, text *b)
  * Return the number that a column of api_keys has in a table of that shape.  A
  * table of an earlier release may lack a later column: then return 0.  A DBA may
  * have added columns before the release that brought the later column, even of
- * its name.  Later columns are text, and a column of another type is not ours.
+ * its name.  A column of another type is not ours.
  */
 int
 store_column(TupleDesc desc, int column, const char *name)
 {
 	int			number = column;
+	Oid			type = column == KEY_LIMITS_RESET_AT ? TIMESTAMPTZOID : TEXTOID;
 
 	if (column <= KEY_FIRST_COLUMNS)
 		return column;
@@ -207,7 +204,7 @@ store_column(TupleDesc desc, int column, const char *name)
 		{
 			Form_pg_attribute att = TupleDescAttr(desc, number - 1);
 
-			if (!att->attisdropped && att->atttypid == TEXTOID &&
+			if (!att->attisdropped && att->atttypid == type &&
 				strcmp(NameStr(att->attname), name) == 0)
 				return number;
 		}
@@ -243,27 +240,36 @@ store_find(Oid table, const char *key_id, const StoredPlace *place)
 }
 
 /*
- * Return whether each change of api_keys sends a message, whoever makes it: both
- * triggers that send it exist and are ENABLE ALWAYS.
+ * Return whether each change of api_keys and of limits sends a message, whoever
+ * makes it: the triggers that send it exist and are ENABLE ALWAYS.
  */
 bool
 store_changes_are_told(Oid table)
 {
-	Relation	rel;
-	TriggerDesc *triggers;
-	int			always = 0;
+	Oid			limits = store_table("limits", true);
 
-	if (!OidIsValid(table) ||
-		(rel = try_table_open(table, AccessShareLock)) == NULL)
+	/* SQL of an earlier release has no limits. */
+	return OidIsValid(table) && always_fires(table, "api_keys_settle") &&
+		always_fires(table, "api_keys_settle_imported") &&
+		(!OidIsValid(limits) ||
+		 (always_fires(limits, "limits_settle") &&
+		  always_fires(limits, "limits_settle_truncate")));
+}
+
+/* Return whether a table has a trigger of that name that is ENABLE ALWAYS. */
+static bool
+always_fires(Oid table, const char *name)
+{
+	Relation	rel = try_table_open(table, AccessShareLock);
+	bool		fires = false;
+
+	if (rel == NULL)
 		return false;
-	triggers = rel->trigdesc;
-	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
-		for (int j = 0; j < (int) lengthof(settle_triggers); j++)
-			if (strcmp(triggers->triggers[i].tgname, settle_triggers[j]) == 0 &&
-				triggers->triggers[i].tgenabled == TRIGGER_FIRES_ALWAYS)
-				always++;
+	for (int i = 0; rel->trigdesc != NULL && i < rel->trigdesc->numtriggers; i++)
+		if (strcmp(rel->trigdesc->triggers[i].tgname, name) == 0)
+			fires = rel->trigdesc->triggers[i].tgenabled == TRIGGER_FIRES_ALWAYS;
 	table_close(rel, AccessShareLock);
-	return always == (int) lengthof(settle_triggers);
+	return fires;
 }
 
 /* Forget the table's file: after a message the table may have another. */

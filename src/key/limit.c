@@ -177,6 +177,33 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 	return VERDICT_VALID;
 }
 
+/*
+ * Set *level to what a limit has.  Of a quota, resets_at is the end of the period,
+ * or DT_NOEND.
+ */
+void
+limit_look(const LimitRow *row, TimestampTz now, UsageLevel *level)
+{
+	Bound		bound;
+
+	memset(&bound, 0, sizeof(Bound));
+	if (row->limit_id != NULL)
+		memcpy(bound.bucket.limit_id, row->limit_id, UUID_LEN);
+	if (row->family != NULL)
+		strlcpy(bound.bucket.family, row->family, sizeof(bound.bucket.family));
+	bound.bucket.rate.units = row->units;
+	if (row->rate_window != NULL)
+		bound.bucket.rate.window = limiter_window(row->rate_window);
+	else
+		bound.period = *VARDATA_ANY(row->period);
+	bound.bucket.tenant = usage_tenant(row->tenant);
+	bound.reset_at = row->reset_at;
+	set_period(&bound, now);
+	usage_bucket_look(&bound.bucket, now, level);
+	if (bound.period != 0)
+		level->resets_at = bound.end;
+}
+
 /* Set the results of a call to what a limit has. */
 static void
 note_level(LimitCall *call, const Bound *bound, const UsageLevel *level)
@@ -206,7 +233,7 @@ limits_of(const StoredKey *key, TimestampTz now)
 		limits = add_rows(limits, key);
 	MemoryContextSwitchTo(before);
 	qsort(limits->bounds, limits->count, sizeof(Bound), compare_bounds);
-	for (int i = 0; i < limits->count && usage_is_shared(); i++)
+	for (int i = 0; i < limits->count; i++)
 		set_period(&limits->bounds[i], now);
 	if (cache_may_keep(moment))
 		unconstify(StoredKey *, key)->limits = limits;
@@ -339,10 +366,7 @@ compare_bounds(const void *a, const void *b)
 	return memcmp(left->bucket.limit_id, right->bucket.limit_id, UUID_LEN);
 }
 
-/*
- * Set the calendar period of that moment, and the bucket of it.  There must be
- * shared memory.
- */
+/* Set the calendar period of that moment, and the bucket of it. */
 static void
 set_period(Bound *bound, TimestampTz now)
 {
@@ -377,7 +401,8 @@ set_period(Bound *bound, TimestampTz now)
 		bound->end = DT_NOEND;
 	}
 	bound->bucket.since = Max(bound->start, bound->reset_at);
-	usage_bucket_aim(&bound->bucket);
+	if (usage_is_shared())
+		usage_bucket_aim(&bound->bucket);
 }
 
 /*

@@ -7,6 +7,7 @@
 
 #include "base/store.h"
 #include "base/verdict.h"
+#include "usage/usage.h"
 
 /* Names of limits that a call may give. */
 #define LIMIT_MAX_NAMES 16
@@ -27,6 +28,19 @@ typedef struct LimitCall
 								 * never will */
 } LimitCall;
 
+/* A limit as the view limit_status has it. */
+typedef struct LimitRow
+{
+	text	   *tenant;
+	const uint8 *limit_id;		/* NULL: a key's own rate limit */
+	const char *family;			/* NULL: all keys share it */
+	int64		units;
+	const Interval *rate_window;	/* NULL: a quota */
+	text	   *period;
+	TimestampTz reset_at;		/* DT_NOBEGIN: never */
+} LimitRow;
+
+extern void limit_look(const LimitRow *row, TimestampTz now, UsageLevel *level);
 extern Verdict limit_take(const StoredKey *key, LimitCall *call, TimestampTz now);
 
 #endif

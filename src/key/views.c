@@ -1,6 +1,6 @@
 /*
  * views.c
- *		Shared memory, for the views: keys' use and the server's counters.
+ *		Shared memory, for the views: keys' use, limits, and the server's counters.
  *
  * Trust: any role that reads the views can call the functions about keys
  * directly, so they answer as the tables' policies would.
@@ -12,6 +12,7 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_type_d.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -21,12 +22,14 @@
 #include "utils/inet.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
+#include "utils/uuid.h"
 
 #include "base/caller.h"
 #include "base/principal.h"
 #include "base/stats.h"
 #include "compat.h"
 #include "key/cache.h"
+#include "key/limit.h"
 #include "key/session.h"
 #include "key/verify.h"
 #include "token/token.h"
@@ -35,8 +38,9 @@
 /* Bytes of a search that may be a token, with the blanks around it. */
 #define SEARCH_MAX_LEN 1024
 
-/* Of _live_usage(). */
+/* Of _live_usage(), and of _limit_state(). */
 #define LIVE_COLUMNS 3
+#define STATE_COLUMNS 3
 
 /* Whose keys the caller may see; NULL: of all tenants, environments or owners. */
 typedef struct Viewer
@@ -52,6 +56,7 @@ typedef struct Viewer
 static Datum stats_row(FunctionCallInfo fcinfo, bool old);
 static UsageLook *look_at_own(int *count);
 static bool find_viewer(Viewer *viewer);
+static bool may_see_limit(const LimitRow *row);
 static bool may_see(const Viewer *viewer, const StoredKey *key);
 static text *find_searched(const char *s, size_t len);
 static bool same_text(text *a, const char *b);
@@ -62,6 +67,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_addr);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_use_count);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_usage);
 PG_FUNCTION_INFO_V1(rk_apikeys_searched_key_id);
+PG_FUNCTION_INFO_V1(rk_apikeys_limit_state);
 PG_FUNCTION_INFO_V1(rk_apikeys_stats);
 PG_FUNCTION_INFO_V1(rk_apikeys_stats_0_3);
 
@@ -260,6 +266,82 @@ Datum
 rk_apikeys_stats_0_3(PG_FUNCTION_ARGS)
 {
 	return stats_row(fcinfo, false);
+}
+
+/*
+ * rk_apikeys._limit_state(tenant text, limit_id uuid, family text, units bigint,
+ *		rate_window interval, period text, reset_at timestamptz)
+ *		-> (used, remaining, resets_at)
+ *
+ * Return what a limit has, of which the view limit_status has read the row.  All
+ * columns are NULL if the caller may not see the tenant, or the family.
+ */
+Datum
+rk_apikeys_limit_state(PG_FUNCTION_ARGS)
+{
+	TupleDesc	desc;
+	Datum		values[STATE_COLUMNS] = {0};
+	bool		nulls[STATE_COLUMNS] = {true, true, true};
+	LimitRow	row = {.reset_at = DT_NOBEGIN};
+	UsageLevel	level;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != STATE_COLUMNS)
+		elog(ERROR, "_limit_state returns another row than expected");
+	/* Either the window or the period. */
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(3) || PG_ARGISNULL(4) == PG_ARGISNULL(5))
+		PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+	row.tenant = PG_GETARG_TEXT_PP(0);
+	if (!PG_ARGISNULL(1))
+		row.limit_id = PG_GETARG_UUID_P(1)->data;
+	if (!PG_ARGISNULL(2))
+		row.family = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	row.units = Max(PG_GETARG_INT64(3), 1);
+	if (!PG_ARGISNULL(4))
+		row.rate_window = PG_GETARG_INTERVAL_P(4);
+	else
+		row.period = PG_GETARG_TEXT_PP(5);
+	if (!PG_ARGISNULL(6))
+		row.reset_at = PG_GETARG_TIMESTAMPTZ(6);
+	if ((row.rate_window == NULL || limiter_window(row.rate_window) > 0) &&
+		(row.period == NULL || VARSIZE_ANY_EXHDR(row.period) > 0) &&
+		may_see_limit(&row))
+	{
+		limit_look(&row, GetCurrentTimestamp(), &level);
+		values[0] = Int64GetDatum(level.used);
+		values[1] = Int64GetDatum(level.remaining);
+		values[2] = TimestampTzGetDatum(level.resets_at);
+		memset(nulls, false, sizeof(nulls));
+		nulls[2] = level.resets_at == DT_NOEND;
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+}
+
+/*
+ * Return whether the caller may see what a limit has.  A caller that does not see
+ * all keys of the tenant sees only what families of keys have that it sees.
+ */
+static bool
+may_see_limit(const LimitRow *row)
+{
+	Viewer		viewer;
+	Oid			type = TEXTOID;
+	Datum		family;
+	bool		found;
+
+	if (!find_viewer(&viewer) ||
+		(viewer.tenant != NULL && !same_text(row->tenant, viewer.tenant)))
+		return false;
+	if ((viewer.owner == NULL && viewer.environment == NULL) || row->family == NULL)
+		return true;
+	family = CStringGetTextDatum(row->family);
+	SPI_connect();
+	SPI_execute_with_args("SELECT FROM rk_apikeys.api_keys k WHERE k.key_id OPERATOR(pg_catalog.=) $1"
+						  " OR (k.family OPERATOR(pg_catalog.=) $1 AND k.family OPERATOR(pg_catalog.<>) k.key_id)",
+						  1, &type, &family, NULL, true, 1);
+	found = SPI_processed > 0;
+	SPI_finish();
+	return found;
 }
 
 /* Return the counters as a row; old: without those of verdicts since 0.3. */

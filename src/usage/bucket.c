@@ -27,6 +27,7 @@
 #include "access/htup_details.h"
 #include "access/stratnum.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -47,7 +48,8 @@ enum UnitsColumn
 	UNITS_LIMIT_ID = 1,
 	UNITS_FAMILY,
 	UNITS_PERIOD_START,
-	UNITS_UNITS
+	UNITS_UNITS,
+	UNITS_TENANT
 };
 
 /* What makes a bucket another one; without padding, because it is hashed. */
@@ -239,7 +241,8 @@ usage_bucket_return(const BucketCharge *charge, TimestampTz now)
 
 /*
  * Set *level to what a bucket has.  Without an entry a rate limit is full, and a
- * quota has what the table has.
+ * quota has what the table has.  What another tenant has is not looked at, because
+ * the caller may have made up the bucket.
  */
 void
 usage_bucket_look(const UsageBucket *bucket, TimestampTz now, UsageLevel *level)
@@ -254,7 +257,7 @@ usage_bucket_look(const UsageBucket *bucket, TimestampTz now, UsageLevel *level)
 	{
 		LWLockAcquire(bucket->target.lock, LW_SHARED);
 		entry = usage_hash_find(&bucket->target);
-		if (entry != NULL)
+		if (entry != NULL && entry->tenant == bucket->tenant)
 		{
 			SpinLockAcquire(&entry->mutex);
 			state = entry->bucket;
@@ -304,15 +307,18 @@ read_units(void *arg)
 				CStringGetTextDatum(new->bucket->family));
 	ScanKeyInit(&keys[2], UNITS_PERIOD_START, BTEqualStrategyNumber, F_TIMESTAMPTZ_EQ,
 				TimestampTzGetDatum(new->bucket->since));
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	/* In parallel mode no snapshot can be taken; then a view looks. */
+	snapshot = RegisterSnapshot(IsInParallelMode() ? GetActiveSnapshot() : GetLatestSnapshot());
 	index = RelationGetPrimaryKeyIndex(rel);
 	scan = systable_beginscan(rel, index, OidIsValid(index), snapshot, 3, keys);
 	if (HeapTupleIsValid(row = systable_getnext(scan)))
 	{
+		TupleDesc	desc = RelationGetDescr(rel);
 		bool		isnull;
+		Datum		tenant = heap_getattr(row, UNITS_TENANT, desc, &isnull);
 
-		new->units = DatumGetInt64(heap_getattr(row, UNITS_UNITS,
-												RelationGetDescr(rel), &isnull));
+		if (usage_tenant(DatumGetTextPP(tenant)) == new->bucket->tenant)
+			new->units = DatumGetInt64(heap_getattr(row, UNITS_UNITS, desc, &isnull));
 	}
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
