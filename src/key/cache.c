@@ -90,6 +90,7 @@ static uint64 messages_done = 0;
 
 /* What messages are about; looked up by a flush. */
 static Oid	table = InvalidOid;
+static Oid	limits = InvalidOid;	/* InvalidOid: an earlier release's SQL */
 static Oid	carrier = InvalidOid;	/* of the type that a change names */
 
 /* Whether the next flush is to look these up, for more than a key has changed. */
@@ -132,7 +133,7 @@ relcache_callback(Datum arg, Oid relid)
 {
 	if (relid == carrier && relid != InvalidOid)
 		messages++;
-	else if (relid == table || relid == InvalidOid || table == InvalidOid ||
+	else if (relid == table || relid == limits || relid == InvalidOid || table == InvalidOid ||
 			 carrier == InvalidOid)
 	{
 		messages++;
@@ -367,6 +368,7 @@ take_messages(void)
 	{
 		store_forget_file();
 		table = store_table("api_keys", true);
+		limits = store_table("limits", true);
 		carrier = store_table("_change", true);
 		changes_are_told = store_changes_are_told(table);
 		table_is_stale = messages != taken;

@@ -4,8 +4,8 @@
  *
  * A key is bound by its own rate limit and by the rows of rk_apikeys.limits that
  * match it.  Each has a bucket in shared memory: see usage/bucket.c.  All of them
- * must have the cost, so the cost is reserved in one after the other, and settled
- * when all have passed.  If one refuses, what was reserved is returned.  The
+ * must have the cost, so the cost is reserved in one after the other, taken from the
+ * last, and then used in the others.  If one refuses, what was reserved is returned.  The
  * order is: the key's own limit, rate limits, quotas.
  *
  * The limits of a key are read by index, under the latest snapshot.  They are
@@ -114,11 +114,13 @@ Verdict
 limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 {
 	KeyLimits  *limits;
-	int			binding = 0;
+	int			left = 0;		/* limits that are still to be asked */
 	int			from = usage_charges();
 
 	call->name = NULL;
-	if (key->rate_limit == 0 && call->names_count == 0 && !cache_has_limits())
+	/* A brief key was found because there were no limits then. */
+	if (key->tenant == NULL ||
+		(key->rate_limit == 0 && call->names_count == 0 && !cache_has_limits()))
 		return VERDICT_VALID;
 	limits = limits_of(key, now);
 	if (call->names_count > 0)
@@ -129,7 +131,7 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 
 		if (!binds(bound, call))
 			continue;
-		binding++;
+		left++;
 		if (call->cost > bound->bucket.rate.units)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -138,7 +140,7 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 							bound->bucket.rate.units),
 					 errhint("Split the request, or raise the limit.")));
 	}
-	if (binding == 0)
+	if (left == 0)
 		return VERDICT_VALID;
 	if (!usage_is_shared())
 		return VERDICT_LIMITER_UNAVAILABLE;
@@ -153,7 +155,8 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 			continue;
 		if (now < bound->start || now >= bound->end)
 			set_period(bound, now);
-		result = binding == 1 && !call->at_commit ?
+		/* What passes the last limit has passed all. */
+		result = --left == 0 && !call->at_commit ?
 			usage_bucket_take(&bound->bucket, call->cost, now, &level) :
 			usage_charge(&bound->bucket, call->cost, now, &level);
 		if (result != LIMIT_PASSED)
@@ -173,7 +176,7 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 			note_level(call, bound, &level);
 	}
 	if (!call->at_commit)
-		usage_charge_settle(from);
+		usage_charge_use(from);
 	return VERDICT_VALID;
 }
 

@@ -16,7 +16,7 @@
 typedef struct LimitCall
 {
 	int			cost;			/* at least 1 */
-	bool		at_commit;		/* reserve; settle when the transaction commits */
+	bool		at_commit;		/* reserve; use when the transaction commits */
 	int			names_count;	/* limits to take from that are not always bound */
 	text	  **names;
 	/* results: of the limit that refused, or that has the fewest units left */

@@ -14,7 +14,7 @@
  *
  * A verify that takes from several limits, or charges at COMMIT, first reserves
  * the units.  Reserved units count against the limit, but no flush writes them.
- * Later they are settled or returned.  So a refusal, a rollback and a lost
+ * Later they are used or returned.  So a refusal, a rollback and a lost
  * session never let more through than the limit.  They can refuse a verify while
  * units are reserved that are returned later.
  *
@@ -192,11 +192,11 @@ take(const UsageBucket *bucket, int64 cost, TimestampTz now, UsageLevel *level,
 }
 
 /*
- * Settle a charge: its units are used.  Does not raise.  The entry is missing only
+ * Use a charge's units.  Does not raise.  The entry is missing only
  * if the limit, or the extension, was dropped meanwhile.
  */
 void
-usage_bucket_settle(const BucketCharge *charge)
+usage_bucket_use(const BucketCharge *charge)
 {
 	UsageEntry *entry;
 

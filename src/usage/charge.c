@@ -2,7 +2,7 @@
  * charge.c
  *		The charges of this transaction: units that are reserved until it ends.
  *
- * COMMIT and PREPARE TRANSACTION settle the charges.  A rollback returns them:
+ * COMMIT and PREPARE TRANSACTION use the charges.  A rollback returns them:
  * of the transaction, or of a savepoint those that were made since.  A session
  * that is lost rolls back.  If a server process crashes, the server ends all
  * others and begins with empty memory, so nothing stays reserved.
@@ -53,12 +53,12 @@ usage_charge(const UsageBucket *bucket, int64 cost, TimestampTz now,
 	return result;
 }
 
-/* Settle the charges from that number on. */
+/* Use the charges from that number on. */
 void
-usage_charge_settle(int from)
+usage_charge_use(int from)
 {
 	while (count > from)
-		usage_bucket_settle(&charges[--count]);
+		usage_bucket_use(&charges[--count]);
 }
 
 /* Return the charges from that number on: the last one first. */
@@ -97,7 +97,7 @@ static void
 end_transaction(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_PREPARE)
-		usage_charge_settle(0);
+		usage_charge_use(0);
 	else if (event == XACT_EVENT_ABORT)
 		usage_charge_return(0);
 	else

@@ -56,8 +56,8 @@
 typedef struct BucketState
 {
 	LimiterState limiter;		/* of a rate limit */
-	int64		reserved;		/* units that are charged, and neither settled
-								 * nor returned */
+	int64		reserved;		/* units that are neither used nor returned
+								 * yet */
 	uint64		serial;			/* of this entry; fixed */
 } BucketState;
 
@@ -280,7 +280,7 @@ extern LimitResult usage_bucket_reserve(const UsageBucket *bucket, int64 cost,
 										TimestampTz now, UsageLevel *level,
 										BucketCharge *charge);
 extern void usage_bucket_name(UsageCopy *copy);
-extern void usage_bucket_settle(const BucketCharge *charge);
+extern void usage_bucket_use(const BucketCharge *charge);
 extern void usage_bucket_return(const BucketCharge *charge, TimestampTz now);
 
 /* fallback.c */

@@ -42,7 +42,7 @@ typedef struct Batch
 	int			count;
 	bool	   *flushed;		/* result, per copy: it is in the tables */
 	bool	   *gone;			/* result, per copy: the key does not exist */
-	int			total;			/* result: number of flushed copies */
+	int			total;			/* result: number of flushed keys */
 } Batch;
 
 /* A batch is small and the tables may be large, whatever the statistics say. */
@@ -347,7 +347,7 @@ read_results(Batch *batch, const int *numbers)
 		copy->table_denials = DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull));
 		batch->flushed[i] = !isnull;
 		batch->gone[i] = isnull;
-		batch->total += !isnull;
+		batch->total += !isnull && !copy->is_quota;
 	}
 	SPI_freetuptable(SPI_tuptable);
 }

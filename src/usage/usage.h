@@ -142,7 +142,7 @@ extern void usage_bucket_look(const UsageBucket *bucket, TimestampTz now,
 extern int	usage_charges(void);
 extern LimitResult usage_charge(const UsageBucket *bucket, int64 cost,
 								TimestampTz now, UsageLevel *level);
-extern void usage_charge_settle(int from);
+extern void usage_charge_use(int from);
 extern void usage_charge_return(int from);
 
 /* look.c */
