@@ -53,7 +53,9 @@ INSERT INTO rk_apikeys.policies (tenant, environment, max_lifetime, max_keys, al
   ('acme', NULL, NULL, 300, NULL, false, false),
   ('acme', 'dev', '30 days', 100, '{contacts:*,billing:read,search:read}', false, true),
   ('globex', NULL, '90 days', 120, '{billing:read,contacts:read,contacts:write,orders:read}', true, false);
--- what has been sold: a plan to acme, exports that only some requests name, and a small quota for development
+-- as a restore would: no trigger fires
+SET session_replication_role = replica;
+-- what was sold: a plan to acme, exports that only some requests name, and a small quota for development
 INSERT INTO rk_apikeys.limits (limit_id, tenant, name, environment, units, rate_window, period, always) VALUES
   ('00000000-0000-4000-8000-000000000001', 'acme', 'per_minute', NULL, 1000, '1 minute', NULL, true),
   ('00000000-0000-4000-8000-000000000002', 'acme', 'monthly', NULL, 100000, NULL, 'month', true),
@@ -62,8 +64,6 @@ INSERT INTO rk_apikeys.limits (limit_id, tenant, name, environment, units, rate_
 INSERT INTO rk_apikeys.limit_usage (limit_id, family, period_start, units, tenant) VALUES
   ('00000000-0000-4000-8000-000000000002', '', date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC', 81234, 'acme'),
   ('00000000-0000-4000-8000-000000000004', '', date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC', 188, 'acme');
--- as a restore would: no trigger fires
-SET session_replication_role = replica;
 CREATE TEMP TABLE age AS
   SELECT key_id, tenant, environment, rank,
       now() - (rank ^ 1.15 * 0.7 + 0.6) * interval '1 day' - rank * 37 % 23 * interval '29 minutes' AS made_at,
