@@ -1,4 +1,4 @@
-# test/t/094_limit_changes.pl: limits that change under load: what was used stays used, and each verify that starts after COMMIT goes by the
+# test/t/099_limit_changes.pl: limits that change under load: what was used stays used, and each verify that starts after COMMIT goes by the
 # new row, on every session.
 use strict;
 use warnings;

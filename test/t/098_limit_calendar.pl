@@ -1,4 +1,4 @@
-# test/t/093_limit_calendar.pl: quotas under a clock of the test's own (libfaketime): month ends, a leap day, year ends and Mondays, all in UTC
+# test/t/098_limit_calendar.pl: quotas under a clock of the test's own (libfaketime): month ends, a leap day, year ends and Mondays, all in UTC
 # whatever the server's time zone is; a stop and a crash over the end of a period; and a clock that is set back over it.
 use strict;
 use warnings;
