@@ -122,6 +122,7 @@ limit('exports', 'environment, units, period, always', "'prod', 8, 'day', false"
 is(ask($token, "limits => '{exports}', cost => 5"), 'valid exports 10 0', 'b: a second row of the name counts too, and the first has less left');
 is(ask($token, "limits => '{exports}'"), 'rate_limited exports 10 0', 'b: a rate refuses before a quota does');
 end_of_plan('b');
+like(refused($token, "limits => '{exports}'"), qr/ERROR:  22023: limit "exports" does not exist/, 'b: whoever names a limit whose last row is gone is told');
 
 # --- c: this key 5 a second, and each key 20 a day -----------------------------------------------------------------------
 
@@ -215,6 +216,8 @@ $node->safe_psql('postgres', "CREATE ROLE ann LOGIN IN ROLE rk_apikeys_member; G
 is(sql_as($node, 'ann', "SET rk_apikeys.tenant = 'acme'; SET rk_apikeys.end_user = 'ann'; SELECT string_agg(name || ' ' || remaining, ', ' ORDER BY name) FROM rk_apikeys.limit_status"),
 	'dev 0, personal 1, prod 25', 'e: a member sees what binds its keys');
 is(sql_as($node, 'ann', "SET rk_apikeys.tenant = 'acme'; SET rk_apikeys.end_user = 'bob'; SELECT count(*) FROM rk_apikeys.limit_status"), '0', 'e: and one without keys sees none');
+sql_as($node, 'acme', "UPDATE rk_apikeys.keys SET owner = 'bob' WHERE owner = 'ann' AND environment = 'prod'");
+is(ask($anns, 'cost => 2'), 'valid prod 50 23', "e: a key that gets another owner leaves ann's quota alone from then on");
 end_of_plan('e');
 
 # --- all plans, changed at once ------------------------------------------------------------------------------------------
