@@ -161,3 +161,70 @@ COMMENT ON TRIGGER limits_settle ON rk_apikeys.limits IS
   'Sends every session an invalidation message when a limit changes.';
 COMMENT ON TRIGGER limits_settle_truncate ON rk_apikeys.limits IS
   'Sends every session an invalidation message when all limits are deleted.';
+
+CREATE FUNCTION rk_apikeys._limit_state(tenant text, limit_id uuid, family text, units bigint,
+    rate_window interval, period text, reset_at timestamptz,
+    OUT used bigint, OUT remaining bigint, OUT resets_at timestamptz) RETURNS record
+  LANGUAGE C VOLATILE PARALLEL RESTRICTED
+  AS 'MODULE_PATHNAME', 'rk_apikeys_limit_state';
+COMMENT ON FUNCTION rk_apikeys._limit_state(text, uuid, text, bigint, interval, text, timestamptz) IS
+  'Private: what a limit has now, by its row, for the view limit_status. NULLs if the role may not see the limit.';
+
+-- Two parts, because the first key of a family is found by its key id.
+CREATE VIEW rk_apikeys._live_keys WITH (security_invoker = true) AS
+  SELECT key_id AS family, tenant, owner, environment, rate_limit, rate_window, grace_until, limits_reset_at
+  FROM rk_apikeys.api_keys
+  WHERE coalesce(family = key_id, true) AND revoked_at IS NULL
+    AND (expires_at IS NULL OR expires_at > statement_timestamp())
+    AND (grace_until IS NULL OR grace_until > statement_timestamp())
+  UNION ALL
+  SELECT family, tenant, owner, environment, rate_limit, rate_window, grace_until, limits_reset_at
+  FROM rk_apikeys.api_keys
+  WHERE family <> key_id AND revoked_at IS NULL
+    AND (expires_at IS NULL OR expires_at > statement_timestamp())
+    AND (grace_until IS NULL OR grace_until > statement_timestamp());
+COMMENT ON VIEW rk_apikeys._live_keys IS
+  'Private: the keys that are not revoked, expired or out of grace, by family, for the view limit_status.';
+
+CREATE VIEW rk_apikeys.limit_status WITH (security_invoker = true) AS
+  SELECT l.limit_id, l.tenant, l.name, l.owner, l.environment, f.family, l.per_key, l.units,
+    l.rate_window, l.period, l.always, s.used, s.remaining, s.resets_at
+  FROM rk_apikeys.limits l
+    LEFT JOIN LATERAL (
+      SELECT l.family, NULL::timestamptz AS reset_at WHERE NOT l.per_key
+      UNION ALL
+      SELECT k.family, max(k.limits_reset_at) FROM rk_apikeys._live_keys k
+      WHERE l.per_key AND k.tenant = l.tenant
+        AND (l.owner IS NULL OR k.owner = l.owner)
+        AND (l.environment IS NULL OR k.environment = l.environment)
+        AND (l.family IS NULL OR k.family = l.family)
+      GROUP BY k.family
+    ) f ON true
+    CROSS JOIN LATERAL rk_apikeys._limit_state(l.tenant, l.limit_id, CASE WHEN l.per_key THEN f.family END,
+      l.units, l.rate_window, l.period, greatest(l.reset_at, f.reset_at)) s
+  UNION ALL
+  -- The key that was not rotated, or is in grace for the longest time.
+  SELECT NULL, k.tenant, 'rate_limit', k.owner, k.environment, k.family, true, k.rate_limit,
+    k.rate_window, NULL, true, s.used, s.remaining, s.resets_at
+  FROM (
+      SELECT DISTINCT ON (tenant, family) * FROM rk_apikeys._live_keys
+      WHERE rate_limit IS NOT NULL
+      ORDER BY tenant, family, grace_until DESC NULLS FIRST
+    ) k
+    CROSS JOIN LATERAL rk_apikeys._limit_state(k.tenant, NULL, k.family, k.rate_limit, k.rate_window,
+      NULL, k.limits_reset_at) s;
+COMMENT ON VIEW rk_apikeys.limit_status IS
+  'What is used and left of each limit now. Of a limit per_key: one row for each family of live keys that it binds. A family with a rate_limit of its own has a row too.';
+COMMENT ON COLUMN rk_apikeys.limit_status.limit_id IS 'The id of the limit. NULL: a key''s own rate_limit.';
+COMMENT ON COLUMN rk_apikeys.limit_status.family IS
+  'With per_key, the family of keys that the row is of; NULL: the limit binds no live key. Otherwise as in limits.';
+COMMENT ON COLUMN rk_apikeys.limit_status.used IS 'The units that are used or reserved now.';
+COMMENT ON COLUMN rk_apikeys.limit_status.remaining IS 'The units that are left.';
+COMMENT ON COLUMN rk_apikeys.limit_status.resets_at IS
+  'When all units are available again: of a quota, the end of its period. NULL: never.';
+
+CREATE FUNCTION rk_apikeys.reset_limit(limit_id uuid DEFAULT NULL, family text DEFAULT NULL) RETURNS boolean
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_reset_limit';
+COMMENT ON FUNCTION rk_apikeys.reset_limit(uuid, text) IS
+  'Lets a limit, or the limits per key of a family, begin anew: what was used before no longer counts. A rollback undoes the reset. Returns whether there is such a limit or family. Errors: 22023 unless exactly one of both is given.';

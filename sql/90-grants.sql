@@ -79,12 +79,13 @@ GRANT EXECUTE ON FUNCTION
 GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_keys,
   rk_apikeys.stale_keys, rk_apikeys.key_activity, rk_apikeys.orm_keys,
   rk_apikeys.key_usage, rk_apikeys.key_usage_daily, rk_apikeys.key_events,
-  rk_apikeys.policies, rk_apikeys.noncompliant_keys, rk_apikeys.limits, rk_apikeys.limit_usage
+  rk_apikeys.policies, rk_apikeys.noncompliant_keys, rk_apikeys.limits, rk_apikeys.limit_usage,
+  rk_apikeys.limit_status, rk_apikeys._live_keys
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, allowed_cidrs,
     rate_limit, rate_window, metadata, enabled, expires_at, replaces, grace_until, revoked_at,
     revoked_reason, created_at, created_by, updated_at, updated_by, hint,
-    parent, start, family, owner, created_by_user, updated_by_user)
+    parent, start, family, owner, created_by_user, updated_by_user, limits_reset_at)
   ON rk_apikeys.api_keys TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.list_keys(text, text, text, text, boolean, integer, text, text, text, text, jsonb, text[], text[]),
@@ -95,6 +96,7 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._principal_environment(),
   rk_apikeys._live_last_used_at(text), rk_apikeys._live_last_used_addr(text),
   rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
+  rk_apikeys._limit_state(text, uuid, text, bigint, interval, text, timestamptz),
   rk_apikeys._searched_key_id(text), rk_apikeys.events_since(text, integer),
   rk_apikeys._page(text, text, text, text, text, text, text, boolean, text, text, jsonb, text[], text[])
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
@@ -144,6 +146,7 @@ GRANT INSERT (tenant, name, owner, environment, family, per_key, units, rate_win
   UPDATE (name, owner, environment, family, per_key, units, rate_window, period, always),
   DELETE
   ON rk_apikeys.limits TO rk_apikeys_admin;
+GRANT EXECUTE ON FUNCTION rk_apikeys.reset_limit(uuid, text) TO rk_apikeys_admin;
 
 -- Administrators only, because these functions write with the owner's rights.
 GRANT EXECUTE ON FUNCTION

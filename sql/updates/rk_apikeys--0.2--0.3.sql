@@ -382,7 +382,7 @@ DROP FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz
 CREATE INDEX api_keys_family ON rk_apikeys.api_keys (family) WHERE family <> key_id;
 COMMENT ON INDEX rk_apikeys.api_keys_family IS 'The successors of a family''s first key are found by this index.';
 ALTER TABLE rk_apikeys.api_keys ADD limits_reset_at timestamptz;
-COMMENT ON COLUMN rk_apikeys.api_keys.limits_reset_at IS 'The time of the last reset_limit of the key''s family. NULL: there was none. Granted to no role.';
+COMMENT ON COLUMN rk_apikeys.api_keys.limits_reset_at IS 'The time of the last reset_limit of the key''s family. NULL: there was none.';
 
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS

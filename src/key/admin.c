@@ -60,6 +60,15 @@ typedef struct Erasure
 
 static Datum import_key(FunctionCallInfo fcinfo, int nargs);
 static Datum purge_events(FunctionCallInfo fcinfo, text *tenant);
+/* A reset of a limit, or of a family's limits. */
+typedef struct Reset
+{
+	bool		of_limit;
+	Datum		what;			/* limit_id or family */
+	uint64		rows;			/* result: reset */
+} Reset;
+
+static void reset(void *arg);
 static void erase(void *arg);
 static void run_query(void *arg);
 static void run_as_owner(OwnerQuery *query);
@@ -73,6 +82,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_purge_events);
 PG_FUNCTION_INFO_V1(rk_apikeys_purge_events_0_3);
 PG_FUNCTION_INFO_V1(rk_apikeys_erase_tenant);
 PG_FUNCTION_INFO_V1(rk_apikeys_flush_usage);
+PG_FUNCTION_INFO_V1(rk_apikeys_reset_limit);
 
 /*
  * rk_apikeys.revoke_token(token text, reason text) -> boolean
@@ -351,6 +361,56 @@ rk_apikeys_flush_usage(PG_FUNCTION_ARGS)
 {
 	principal_refuse();
 	PG_RETURN_INT64(usage_flush_now());
+}
+
+/*
+ * rk_apikeys.reset_limit(limit_id uuid, family text) -> boolean
+ *
+ * Note a reset in a limit, or in the keys of a family: what was used before no
+ * longer counts.  Return whether there is such a limit or family.  Raise 22023
+ * unless exactly one of both is given.
+ */
+Datum
+rk_apikeys_reset_limit(PG_FUNCTION_ARGS)
+{
+	Reset		work = {.of_limit = !PG_ARGISNULL(0)};
+
+	principal_refuse();
+	if (PG_ARGISNULL(0) == PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 PG_ARGISNULL(0) ?
+				 errmsg("reset_limit needs a limit_id or a family") :
+				 errmsg("reset_limit takes a limit_id or a family, not both")));
+	work.what = PG_GETARG_DATUM(work.of_limit ? 0 : 1);
+	caller_run_as_owner(store_table("api_keys", false), reset, &work);
+	PG_RETURN_BOOL(work.rows > 0);
+}
+
+#define OF_FAMILY " WHERE (key_id = $1 AND coalesce(family, key_id) = $1)" \
+	" OR (family = $1 AND family <> key_id)"
+
+/*
+ * OwnerWork.  All keys of a family get the same time.  The lock waits for a
+ * rotation, so that the successor gets it too.
+ */
+static void
+reset(void *arg)
+{
+	Reset	   *work = arg;
+	Oid			type = work->of_limit ? UUIDOID : TEXTOID;
+
+	SPI_connect();
+	if (!work->of_limit)
+		(void) now_execute(NULL, "SELECT FROM rk_apikeys.api_keys" OF_FAMILY
+						   " ORDER BY key_id FOR NO KEY UPDATE", 1, &type, &work->what);
+	work->rows = now_execute(NULL, work->of_limit ?
+							 "UPDATE rk_apikeys.limits SET reset_at = clock_timestamp()"
+							 " WHERE limit_id = $1" :
+							 "UPDATE rk_apikeys.api_keys"
+							 " SET limits_reset_at = (SELECT clock_timestamp())" OF_FAMILY,
+							 1, &type, &work->what);
+	SPI_finish();
 }
 
 /* Raise 22023 if the first argument, an interval, is negative. */

@@ -48,6 +48,7 @@ static bool may_set_reset(const char *column);
 static void check_new(TriggerData *trigger);
 static void check_change(TriggerData *trigger);
 static HeapTuple mask_tokens(TupleDesc desc, HeapTuple row);
+static void delete_usage(void *arg);
 static void count_limits(void *arg);
 static int	compare_hashes(const void *a, const void *b);
 
@@ -146,7 +147,10 @@ mask_tokens(TupleDesc desc, HeapTuple row)
 	return row;
 }
 
-/* limits_settle and limits_settle_truncate. */
+/*
+ * limits_settle and limits_settle_truncate.  Where replication deletes a limit, the
+ * foreign key of limit_usage does not fire, so delete the usage here.
+ */
 Datum
 rk_apikeys_limits_settle(PG_FUNCTION_ARGS)
 {
@@ -157,7 +161,29 @@ rk_apikeys_limits_settle(PG_FUNCTION_ARGS)
 	trigger = guard_trigger_of(fcinfo, "limits", truncate ?
 							   "limits_settle_truncate" : "limits_settle");
 	cache_tell_change(trigger->tg_relation);
+	if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event) &&
+		SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+	{
+		TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+		bool		isnull;
+		Datum		limit_id = SPI_getbinval(trigger->tg_trigtuple, desc,
+											 SPI_fnumber(desc, "limit_id"), &isnull);
+
+		caller_run_as_owner(RelationGetRelid(trigger->tg_relation), delete_usage, &limit_id);
+	}
 	return PointerGetDatum(NULL);
+}
+
+/* OwnerWork: delete what a limit has used. */
+static void
+delete_usage(void *arg)
+{
+	Oid			type = UUIDOID;
+
+	SPI_connect();
+	(void) now_execute(NULL, "DELETE FROM rk_apikeys.limit_usage WHERE limit_id = $1",
+					   1, &type, arg);
+	SPI_finish();
 }
 
 /*

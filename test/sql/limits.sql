@@ -132,6 +132,8 @@ RESET rk_apikeys.tenant;
 SET ROLE rk_test_admin;
 SELECT secret FROM rk_apikeys.create_key('boss', tenant => 'rk_test_manager', environment => 'dev', scopes => '{apikeys:manage}') \gset
 SELECT secret AS plain FROM rk_apikeys.create_key('plain', tenant => 'rk_test_manager', environment => 'dev', scopes => '{records:read}') \gset
+-- The limits take nothing here, because the library may not be preloaded.
+UPDATE rk_apikeys.limits SET always = false;
 BEGIN;
 SELECT (rk_apikeys.authenticate(:'secret')).code;
 SELECT name, environment, u.units AS used FROM rk_apikeys.limits l LEFT JOIN rk_apikeys.limit_usage u USING (limit_id) ORDER BY name, environment;
@@ -144,6 +146,54 @@ BEGIN;
 SELECT (rk_apikeys.authenticate(:'plain')).code;
 SELECT count(*), (SELECT count(*) FROM rk_apikeys.limit_usage) AS usage FROM rk_apikeys.limits;
 ROLLBACK;
+
+-- What is used and left: a limit has one row, or one for each family of live keys, and a key's own limit one.
+RESET ROLE;
+INSERT INTO rk_apikeys.limits (tenant, name, units, period, per_key, owner) VALUES ('rk_test_manager', 'nobody', 5, 'day', true, 'nobody');
+SELECT name, environment, family = :'family' AS jo, per_key, units, rate_window, period, always, limit_id IS NULL AS own FROM rk_apikeys.limit_status
+  WHERE tenant = 'rk_test_manager' ORDER BY name, environment, family = :'family';
+SET ROLE rk_test_auditor;
+SELECT tenant, count(*) FROM rk_apikeys.limit_status GROUP BY 1 ORDER BY 1;
+SET ROLE rk_test_manager;
+SELECT tenant, count(*) FROM rk_apikeys.limit_status GROUP BY 1 ORDER BY 1;
+SELECT name, resets_at - date_trunc('day', now(), 'UTC') AS in FROM rk_apikeys.limit_status WHERE name IN ('nobody', 'export');
+SELECT name FROM rk_apikeys.limit_status WHERE family = :'family' ORDER BY name;
+RESET ROLE;
+SET rk_apikeys.tenant = 'rk_test_manager';
+SET rk_apikeys.end_user = 'jo';
+SET ROLE rk_test_member;
+SELECT name, family = :'family' AS jo FROM rk_apikeys.limit_status ORDER BY name;
+RESET ROLE;
+RESET rk_apikeys.end_user;
+RESET rk_apikeys.tenant;
+SET ROLE rk_test_verifier;
+SELECT count(*) FROM rk_apikeys.limit_status; -- fails: no right
+SELECT * FROM rk_apikeys._limit_state('rk_test_manager', NULL, :'family', 1, '1 s', NULL, NULL); -- fails: no right
+-- A manager learns nothing of another tenant by the function behind the view.
+SET ROLE rk_test_other;
+SELECT * FROM rk_apikeys._limit_state('rk_test_manager', NULL, :'family', 1, '1 s', NULL, NULL);
+
+-- A reset: of a limit, or of a family of keys.
+SET ROLE rk_test_admin;
+SELECT limit_id FROM rk_apikeys.limits WHERE name = 'each' \gset
+SELECT key_id AS successor FROM rk_apikeys.rotate_key(:'family', '1 hour') \gset
+SELECT rk_apikeys.reset_limit(); -- fails: neither
+SELECT rk_apikeys.reset_limit(:'limit_id', :'family'); -- fails: both
+SELECT rk_apikeys.reset_limit(gen_random_uuid()), rk_apikeys.reset_limit(family => 'nobody'), rk_apikeys.reset_limit(family => :'successor');
+SELECT rk_apikeys.reset_limit(:'limit_id'), rk_apikeys.reset_limit(family => :'family');
+SELECT count(*), count(reset_at) FROM rk_apikeys.limits;
+SELECT count(*), count(limits_reset_at), count(DISTINCT limits_reset_at) FROM rk_apikeys.api_keys;
+SELECT event, count(*) FROM rk_apikeys.key_events WHERE changes ?| '{reset_at,limits_reset_at}' GROUP BY 1 ORDER BY 1;
+BEGIN;
+SELECT (rk_apikeys.authenticate(:'secret')).code;
+\set VERBOSITY sqlstate
+SELECT rk_apikeys.reset_limit(:'limit_id'); -- fails: a principal
+\set VERBOSITY terse
+ROLLBACK;
+SET ROLE rk_test_manager;
+SELECT rk_apikeys.reset_limit(:'limit_id'); -- fails: no right
+SET ROLE rk_test_verifier;
+SELECT rk_apikeys.reset_limit(:'limit_id'); -- fails: no right
 
 -- The events tell what changed. A rollback leaves none.
 RESET ROLE;
