@@ -59,6 +59,12 @@
 #define ENTRY_MAX_SIZE 1024
 #define METADATA_MAX_SIZE 1024
 
+/*
+ * A flush frees the blocks of the rows.  Larger ones would go back to the system,
+ * and cost a page fault for each page when rows are kept again.
+ */
+#define BLOCK_MAX_SIZE (64 * 1024)
+
 #define SET_SIZE 4
 
 /* 64 bytes. */
@@ -395,8 +401,8 @@ make_sets(void)
 	uint32		many = pg_prevpower2_32(Max(settings_cache_size * 2 / SET_SIZE, 1));
 
 	if (context == NULL)
-		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache",
-										ALLOCSET_DEFAULT_SIZES);
+		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache", 0,
+										ALLOCSET_DEFAULT_INITSIZE, BLOCK_MAX_SIZE);
 	sets_memory = MemoryContextAllocExtended(TopMemoryContext,
 											 many * sizeof(CacheSet) + PG_CACHE_LINE_SIZE,
 											 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
