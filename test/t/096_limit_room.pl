@@ -68,12 +68,15 @@ sub limit
 	sql_as($node, 'boss', q{DELETE FROM rk_apikeys.limits WHERE name = 'rate'});
 	$node->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '100ms'");
 	$node->reload;
-	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	foreach my $token (@{ $token{quota} })
 	{
-		my $codes = codes($node, $token{quota});
-		$given{quota} += $codes->{valid} // 0;
-		last if ($codes->{quota_exceeded} // 0) == 40;
-		usleep(100_000);
+		foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+		{
+			my $code = (keys %{ codes($node, [$token]) })[0];
+			$given{quota} += $code eq 'valid';
+			last if $code eq 'quota_exceeded';
+			usleep(100_000) if $code eq 'limiter_unavailable';
+		}
 	}
 	is($given{quota}, 40, 'quota: each key gets its unit once there is room, and only once');
 
