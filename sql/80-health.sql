@@ -42,7 +42,8 @@ CREATE VIEW rk_apikeys.health WITH (security_invoker = true) AS
     FROM member JOIN pg_class c ON classid = 'pg_class'::regclass AND objid = c.oid
       JOIN pg_attribute ON attrelid = c.oid
     UNION ALL
-    SELECT classid, objid, 0, 'FUNCTION' AS kind, NULL AS attname, proowner, proacl, acldefault('f', proowner)
+    SELECT classid, objid, 0, CASE prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END AS kind, NULL AS attname,
+      proowner, proacl, acldefault('f', proowner)
     FROM member JOIN pg_proc p ON classid = 'pg_proc'::regclass AND objid = p.oid
     UNION ALL
     SELECT classid, objid, 0, 'TYPE' AS kind, NULL AS attname, typowner, typacl, acldefault('T', typowner)

@@ -25,7 +25,7 @@ BEGIN
           ON classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND objid = c.oid
         WHERE relkind IN ('r', 'v', 'S')
       UNION ALL
-      SELECT 'FUNCTION', objid, p.oid::pg_catalog.regprocedure::text, proowner,
+      SELECT 'ROUTINE', objid, p.oid::pg_catalog.regprocedure::text, proowner,
           coalesce(proacl, pg_catalog.acldefault('f', proowner))
         FROM member JOIN pg_catalog.pg_proc p
           ON classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND objid = p.oid
@@ -93,7 +93,7 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._conditions(text, text, text, text, text, jsonb, text[], text[]), rk_apikeys.reveal(text),
   rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz),
   rk_apikeys._setting_interval(text), rk_apikeys._may_manage(), rk_apikeys._no_principal(),
-  rk_apikeys._principal_environment(),
+  rk_apikeys._principal_environment(), rk_apikeys._sees_key(text),
   rk_apikeys._live_last_used_at(text), rk_apikeys._live_last_used_addr(text),
   rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
   rk_apikeys._limit_state(text, uuid, text, bigint, interval, text, timestamptz),
@@ -152,11 +152,13 @@ GRANT EXECUTE ON FUNCTION rk_apikeys.reset_limit(uuid, text) TO rk_apikeys_admin
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer,
     interval, jsonb, text, text),
-  rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval, text), rk_apikeys.flush_usage(),
+  rk_apikeys.purge_keys(interval), rk_apikeys.purge_usage(interval, text),
+  rk_apikeys.purge_events(interval, text), rk_apikeys.flush_usage(),
   rk_apikeys.erase_tenant(text), rk_apikeys.notice_expiring(interval),
   rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[],
     bigint[], bigint[], date[], uuid[])
   TO rk_apikeys_admin;
+GRANT EXECUTE ON PROCEDURE rk_apikeys.purge(interval, interval, interval) TO rk_apikeys_admin;
 
 -- Nobody: the functions of the triggers.
 REVOKE ALL ON FUNCTION

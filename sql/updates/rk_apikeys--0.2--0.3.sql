@@ -39,17 +39,11 @@ ALTER POLICY principal ON rk_apikeys.api_keys
   USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
     OR environment = (SELECT rk_apikeys._principal_environment())));
 COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A principal sees and changes keys only of its environment, and only if it has the scope apikeys:manage.';
-ALTER POLICY principal ON rk_apikeys.key_usage
-  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
-    OR EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_usage.key_id)));
 COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A principal sees usage only of keys that it sees.';
 ALTER POLICY principal ON rk_apikeys.key_usage_daily
   USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
     OR environment = (SELECT rk_apikeys._principal_environment())));
 COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A principal sees usage only of its environment, and only if it has the scope apikeys:manage.';
-ALTER POLICY principal ON rk_apikeys.key_events
-  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
-    OR EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_events.key_id)));
 COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A principal sees events only of keys that it sees.';
 
 -- seal() finds pgcrypto when it is called, so the extension does not depend on it.
@@ -383,6 +377,38 @@ CREATE INDEX api_keys_family ON rk_apikeys.api_keys (family) WHERE family <> key
 COMMENT ON INDEX rk_apikeys.api_keys_family IS 'The successors of a family''s first key are found by this index.';
 ALTER TABLE rk_apikeys.api_keys ADD limits_reset_at timestamptz;
 COMMENT ON COLUMN rk_apikeys.api_keys.limits_reset_at IS 'The time of the last reset_limit of the key''s family. NULL: there was none.';
+
+-- Tables with millions of rows: pages by name, an administrator's lists, and purges.
+CREATE INDEX api_keys_tenant_name ON rk_apikeys.api_keys (tenant, name, key_id);
+CREATE INDEX api_keys_created ON rk_apikeys.api_keys (created_at, key_id);
+CREATE INDEX key_usage_daily_day ON rk_apikeys.key_usage_daily (day);
+CREATE INDEX key_events_occurred ON rk_apikeys.key_events (occurred_at);
+COMMENT ON INDEX rk_apikeys.api_keys_tenant_name IS 'For pages of a tenant''s keys, ordered by name.';
+COMMENT ON INDEX rk_apikeys.api_keys_created IS 'For pages of all tenants'' keys, ordered by created_at.';
+COMMENT ON INDEX rk_apikeys.key_usage_daily_day IS 'A purge finds old days by this index.';
+COMMENT ON INDEX rk_apikeys.key_events_occurred IS 'For the events of a time. A purge finds old events by this index.';
+CREATE FUNCTION rk_apikeys._sees_key(key_id text) RETURNS boolean
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_sees_key';
+COMMENT ON FUNCTION rk_apikeys._sees_key(text) IS
+  'Private: whether the caller sees a key, as the policies of api_keys say.';
+ALTER POLICY principal ON rk_apikeys.key_usage
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR rk_apikeys._sees_key(key_id)));
+ALTER POLICY principal ON rk_apikeys.key_events
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR rk_apikeys._sees_key(key_id)));
+CREATE OR REPLACE VIEW rk_apikeys.stale_keys WITH (security_invoker = true) AS
+  SELECT k.key_id, k.tenant, k.name, k.description, k.environment, k.masked_key, k.status,
+    greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
+    greatest(u.use_count, rk_apikeys._live_use_count(k.key_id), 0) AS use_count, k.created_at, k.created_by,
+    date_trunc('second', statement_timestamp()
+      - coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at)) AS unused_for
+  FROM rk_apikeys.keys k LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
+  WHERE k.revoked_at IS NULL AND k.enabled AND k.grace_until IS NULL
+    AND (k.expires_at > statement_timestamp()) IS NOT FALSE
+    AND coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at)
+      < (SELECT statement_timestamp() - rk_apikeys._setting_interval('stale_after'));
 
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS

@@ -17,7 +17,7 @@
  * rest of it is given back, and the pieces behind it move to an earlier time.  A
  * take does not know how much the pieces before it have given back.  So each
  * state sums up what was given back, and a take supposes that all of it stood
- * before it.  A state that was given back to is never emptier than it would be
+ * before it, except what is noted to stand behind it.  A state that was given back to is never emptier than it would be
  * without the take.
  *
  * Locking: none.  The caller guards the state.
@@ -86,17 +86,28 @@ limiter_take(LimiterState *state, LimiterRate rate, int64 cost, TimestampTz now,
 	return 0;
 }
 
-/* Give back what has not come back yet of a take. */
-void
+/*
+ * Give back what has not come back yet of a take.  Return the nanoseconds by which
+ * that moved arrival.
+ */
+int64
 limiter_give_back(LimiterState *state, const LimiterTake *take, TimestampTz now)
 {
 	int64		end = take->end - (int64) (state->returned - take->returned);
 	int64		left = Min(end - now * NSECS_PER_USEC, take->length);
 
 	if (left <= 0 || take->changes != state->changes)
-		return;
+		return 0;
 	state->arrival -= left;
 	state->returned += left;
+	return left;
+}
+
+/* Note that of what was given back, so much stood behind a take. */
+void
+limiter_note_behind(LimiterTake *take, int64 returned)
+{
+	take->returned += returned;
 }
 
 /* Return the nanoseconds from now until the full limit will be available. */

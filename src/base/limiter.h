@@ -38,8 +38,9 @@ typedef struct LimiterTake
 extern int64 limiter_window(const Interval *window);
 extern int64 limiter_take(LimiterState *state, LimiterRate rate, int64 cost,
 						  TimestampTz now, LimiterTake *take);
-extern void limiter_give_back(LimiterState *state, const LimiterTake *take,
-							  TimestampTz now);
+extern int64 limiter_give_back(LimiterState *state, const LimiterTake *take,
+							   TimestampTz now);
+extern void limiter_note_behind(LimiterTake *take, int64 returned);
 extern int64 limiter_ahead(LimiterState state, LimiterRate rate, TimestampTz now);
 extern bool limiter_is_full(const LimiterState *state, TimestampTz now);
 extern int64 limiter_remaining(LimiterRate rate, int64 ahead);

@@ -58,6 +58,7 @@ static UsageLook *look_at_own(int *count);
 static bool find_viewer(Viewer *viewer);
 static bool may_see_limit(const LimitRow *row);
 static bool may_see(const Viewer *viewer, const StoredKey *key);
+static bool finds_key(const Viewer *viewer, const char *key_id);
 static text *find_searched(const char *s, size_t len);
 static bool same_text(text *a, const char *b);
 static bool look_for_caller(FunctionCallInfo fcinfo, UsageLook *look);
@@ -66,6 +67,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_at);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_addr);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_use_count);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_usage);
+PG_FUNCTION_INFO_V1(rk_apikeys_sees_key);
 PG_FUNCTION_INFO_V1(rk_apikeys_searched_key_id);
 PG_FUNCTION_INFO_V1(rk_apikeys_limit_state);
 PG_FUNCTION_INFO_V1(rk_apikeys_stats);
@@ -184,6 +186,22 @@ look_at_own(int *count)
 	}
 	SPI_finish();
 	return looks;
+}
+
+/*
+ * rk_apikeys._sees_key(key_id text) -> boolean
+ *
+ * Return whether the caller sees a key, as the policies of api_keys say.
+ */
+Datum
+rk_apikeys_sees_key(PG_FUNCTION_ARGS)
+{
+	text	   *key_id = PG_GETARG_TEXT_PP(0);
+	Viewer		viewer;
+
+	PG_RETURN_BOOL(VARSIZE_ANY_EXHDR(key_id) == TOKEN_KEY_ID_LEN &&
+				   find_viewer(&viewer) &&
+				   finds_key(&viewer, text_to_cstring(key_id)));
 }
 
 /*
@@ -407,6 +425,15 @@ may_see(const Viewer *viewer, const StoredKey *key)
 		 (key->owner != NULL && same_text(key->owner, viewer->owner)));
 }
 
+/* Return whether a key exists that the viewer may see. */
+static bool
+finds_key(const Viewer *viewer, const char *key_id)
+{
+	const StoredKey *key = cache_find(key_id);
+
+	return key != NULL && may_see(viewer, key);
+}
+
 /*
  * Look at the key that an SQL function asks for.  Return false if shared memory
  * has nothing of the key, or the caller may not see it.
@@ -416,7 +443,6 @@ look_for_caller(FunctionCallInfo fcinfo, UsageLook *look)
 {
 	text	   *key_id = PG_GETARG_TEXT_PP(0);
 	Viewer		viewer;
-	const StoredKey *key;
 
 	/* First whether there is an entry: most keys of a list have none. */
 	if (VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN ||
@@ -424,8 +450,7 @@ look_for_caller(FunctionCallInfo fcinfo, UsageLook *look)
 		!find_viewer(&viewer))
 		return false;
 	if (viewer.owner != NULL)
-		return (key = cache_find(text_to_cstring(key_id))) != NULL &&
-			may_see(&viewer, key);
+		return finds_key(&viewer, text_to_cstring(key_id));
 	return (viewer.environment == NULL || strcmp(look->environment, viewer.environment) == 0) &&
 		(viewer.tenant == NULL || usage_look_is_of(look, viewer.tenant));
 }

@@ -217,11 +217,15 @@ usage_bucket_use(const BucketCharge *charge)
 	LWLockRelease(charge->target.lock);
 }
 
-/* Return a charge's units.  Does not raise. */
-void
+/*
+ * Return a charge's units.  Return the nanoseconds that a rate limit was given
+ * back.  Does not raise.
+ */
+int64
 usage_bucket_return(const BucketCharge *charge, TimestampTz now)
 {
 	UsageEntry *entry;
+	int64		given_back = 0;
 
 	LWLockAcquire(charge->target.lock, LW_SHARED);
 	entry = usage_hash_find(&charge->target);
@@ -232,11 +236,12 @@ usage_bucket_return(const BucketCharge *charge, TimestampTz now)
 		{
 			entry->bucket.reserved -= charge->cost;
 			if (!charge->is_quota)
-				limiter_give_back(&entry->bucket.limiter, &charge->take, now);
+				given_back = limiter_give_back(&entry->bucket.limiter, &charge->take, now);
 		}
 		SpinLockRelease(&entry->mutex);
 	}
 	LWLockRelease(charge->target.lock);
+	return given_back;
 }
 
 /*

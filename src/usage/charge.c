@@ -61,14 +61,25 @@ usage_charge_use(int from)
 		usage_bucket_use(&charges[--count]);
 }
 
-/* Return the charges from that number on: the last one first. */
+/*
+ * Return the charges from that number on, the first one first, because its piece
+ * of a rate limit stands before the others.  The charges that stay stand before
+ * all of them.
+ */
 void
 usage_charge_return(int from)
 {
 	TimestampTz now = count > from ? GetCurrentTimestamp() : 0;
 
-	while (count > from)
-		usage_bucket_return(&charges[--count], now);
+	for (int i = from; i < count; i++)
+	{
+		int64		given_back = usage_bucket_return(&charges[i], now);
+
+		for (int before = 0; given_back > 0 && before < from; before++)
+			if (charges[before].serial == charges[i].serial)
+				limiter_note_behind(&charges[before].take, given_back);
+	}
+	count = Min(count, from);
 }
 
 static void

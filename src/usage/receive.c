@@ -417,7 +417,10 @@ read_recalled(Receipt *receipt)
 	}
 }
 
-/* Note that the batch is written, and forget senders silent for 30 days. */
+/*
+ * Note that the batch is written.  At the first batch of a sender, whose number
+ * need not be 1, forget senders silent for 30 days.
+ */
 static void
 note_batch(Receipt *receipt)
 {
@@ -427,19 +430,22 @@ note_batch(Receipt *receipt)
 		" VALUES ($1, $2, clock_timestamp(), inet_client_addr(), $3, $4)"
 		" ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch,"
 		"  received_at = excluded.received_at, client_addr = excluded.client_addr,"
-		"  application_name = excluded.application_name, left_out = excluded.left_out";
+		"  application_name = excluded.application_name, left_out = excluded.left_out"
+		" RETURNING xmax = 0";		/* whether the row is new */
 	static const char *const purge =
 		"DELETE FROM rk_apikeys.usage_senders"
 		" WHERE received_at < clock_timestamp() - interval '30 days'";
 	Oid			types[4] = {UUIDOID, INT8OID, TEXTOID, TEXTARRAYOID};
 	Datum		values[4];
+	bool		isnull;
 
 	values[0] = PointerGetDatum(receipt->sender);
 	values[1] = Int64GetDatum(receipt->batch);
 	values[2] = CStringGetTextDatum(caller_application_name());
 	values[3] = names(receipt, true);
 	SPI_execute_with_args(query, 4, types, values, NULL, false, 0);
-	if (receipt->batch == 1)
+	if (SPI_processed > 0 &&
+		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)))
 		SPI_execute(purge, false, 0);
 }
 

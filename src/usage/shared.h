@@ -281,7 +281,7 @@ extern LimitResult usage_bucket_reserve(const UsageBucket *bucket, int64 cost,
 										BucketCharge *charge);
 extern void usage_bucket_name(UsageCopy *copy);
 extern void usage_bucket_use(const BucketCharge *charge);
-extern void usage_bucket_return(const BucketCharge *charge, TimestampTz now);
+extern int64 usage_bucket_return(const BucketCharge *charge, TimestampTz now);
 
 /* fallback.c */
 extern void usage_record_in_table(const StoredKey *key, inet *client_addr,

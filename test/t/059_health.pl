@@ -76,6 +76,7 @@ my @sick = (
 	[ 'GRANT USAGE ON SEQUENCE rk_apikeys.key_events_event_id_seq TO PUBLIC', 'grants|warning|rk_apikeys.key_events_event_id_seq' ],
 	[ 'GRANT EXECUTE ON FUNCTION rk_apikeys.purge_keys, rk_apikeys._keys_make TO PUBLIC',
 		"grants|warning|rk_apikeys._keys_make()\ngrants|warning|rk_apikeys.purge_keys(interval)" ],
+	[ 'GRANT EXECUTE ON PROCEDURE rk_apikeys.purge TO app', 'grants|warning|rk_apikeys.purge(interval,interval,interval)' ],
 	[ 'GRANT EXECUTE ON FUNCTION rk_apikeys.receive_usage TO sender WITH GRANT OPTION',
 		'grants|warning|rk_apikeys.receive_usage(uuid,bigint,text[],text[],timestamp with time zone[],inet[],bigint[],bigint[],bigint[],bigint[],date[])' ],
 	# What PUBLIC may do too, stays
