@@ -104,6 +104,32 @@ sub limit
 	$node->stop;
 }
 
+# Sessions at once, while flushes make room: no key gets more than its units, though its bucket goes and comes back
+{
+	my $node = rk_node('crowded', PRELOAD, 'rk_apikeys.max_tracked_keys = 32', "rk_apikeys.usage_flush_interval = '100ms'");
+	my $units = 5;
+	limit($node, 'acme', 'quota', 'x', 'units, period, per_key', "$units, 'total', true");
+	my @tokens = make_keys($node, 'acme', 60, 'x');
+	$node->safe_psql('postgres', 'CREATE UNLOGGED TABLE asked (key int, code text); GRANT INSERT ON asked TO backend;
+		CREATE TABLE tokens (key int PRIMARY KEY, token text); GRANT SELECT ON tokens TO backend;');
+	$node->safe_psql('postgres', 'INSERT INTO tokens VALUES ' . join ', ', map { "($_, '$tokens[$_]')" } 0 .. 59);
+	my $dir = PostgreSQL::Test::Utils::tempdir;
+	my $ask = "INSERT INTO asked SELECT key, code FROM tokens, rk_apikeys.verify_key(token, charge => 'CHARGE') WHERE key = :key;\n";
+	append_to_file("$dir/now.sql", "\\set key random(0, 59)\n" . $ask =~ s/CHARGE/now/r);
+	append_to_file("$dir/commit.sql", "\\set key random(0, 59)\nBEGIN; " . $ask =~ s/CHARGE/commit/r . 'COMMIT;');
+	append_to_file("$dir/undone.sql", "\\set key random(0, 59)\nBEGIN; " . $ask =~ s/CHARGE/commit/r . 'ROLLBACK;');
+	$node->command_ok([ 'pgbench', '-n', '-M', 'prepared', '-c', 8, '-j', 2, '-T', 8, '-U', 'backend', (map { ('-f', "$dir/$_.sql") } qw(now commit undone)),
+			'-h', $node->host, '-p', $node->port, 'postgres' ], 'eight sessions take from 60 quotas, with room for 28');
+	is($node->safe_psql('postgres', "SELECT count(*) FROM (SELECT key FROM asked WHERE code = 'valid' GROUP BY key HAVING count(*) > $units) s"), '0',
+		'no quota gives more than its units');
+	is($node->safe_psql('postgres', q{SELECT string_agg(DISTINCT code, ' ') FROM asked WHERE code NOT IN ('valid', 'quota_exceeded', 'limiter_unavailable')}), '', 'no other answer');
+	ok($node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats'), 'all is written');
+	is($node->safe_psql('postgres', 'SELECT sum(units) FROM rk_apikeys.limit_usage'), $node->safe_psql('postgres', q{SELECT count(*) FROM asked WHERE code = 'valid'}),
+		'the table has what was given');
+	diag 'eight sessions: ' . $node->safe_psql('postgres', q{SELECT string_agg(code || ' ' || n, ', ') FROM (SELECT code, count(*) n FROM asked GROUP BY 1 ORDER BY 1) s});
+	$node->stop;
+}
+
 # No shared memory at all: see test/t/033_fallback_table.pl.
 {
 	my $node = rk_initdb('without', "dynamic_shared_memory_type = 'mmap'");
