@@ -35,6 +35,7 @@ Log log[2];
 bool exact[2] = true;		/* all that was given back came back in full */
 byte now;
 byte started;
+byte ended;
 
 /*
  * The shadow is a bucket that only the kept takes have ever reached.  It must
@@ -161,7 +162,8 @@ active [CLIENTS] proctype client()
 		:: granted -> give_back(1); give_back(0)
 		fi
 	:: else
-	fi
+	fi;
+	ended++
 }
 
 /* Makes room: a bucket that is full again begins anew. */
@@ -177,8 +179,9 @@ active proctype evictor()
 			bucket[0].arrival = 0;
 			bucket[0].returned = 0
 		}
-	:: now == MAX_NOW -> break
-	od
+	:: now == MAX_NOW && ended == CLIENTS -> break
+	od;
+	assert(bucket[0].reserved + bucket[1].reserved == 0)
 }
 
 active proctype clock()
