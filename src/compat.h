@@ -72,6 +72,12 @@ object_aclcheck(Oid classid, Oid objectid, Oid roleid, AclMode mode)
 	index_beginscan(heap, index, snapshot, NULL, nkeys, norderbys)
 #endif
 
+/* 18: RelationGetPrimaryKeyIndex() says whether the key may be deferrable. */
+#if PG_VERSION_NUM < 180000
+#define RelationGetPrimaryKeyIndex(rel, deferrable_ok) \
+	RelationGetPrimaryKeyIndex(rel)
+#endif
+
 /* 18: ExecutorRun() has lost the parameter execute_once. */
 #if PG_VERSION_NUM < 180000
 #define COMPAT_RUN_PARAMS uint64 count, bool execute_once
