@@ -78,7 +78,7 @@ my @sick = (
 		"grants|warning|rk_apikeys._keys_make()\ngrants|warning|rk_apikeys.purge_keys(interval)" ],
 	[ 'GRANT EXECUTE ON PROCEDURE rk_apikeys.purge TO app', 'grants|warning|rk_apikeys.purge(interval,interval,interval)' ],
 	[ 'GRANT EXECUTE ON FUNCTION rk_apikeys.receive_usage TO sender WITH GRANT OPTION',
-		'grants|warning|rk_apikeys.receive_usage(uuid,bigint,text[],text[],timestamp with time zone[],inet[],bigint[],bigint[],bigint[],bigint[],date[])' ],
+		'grants|warning|rk_apikeys.receive_usage(uuid,bigint,text[],text[],timestamp with time zone[],inet[],bigint[],bigint[],bigint[],bigint[],date[],uuid[])' ],
 	# What PUBLIC may do too, stays
 	[ 'GRANT USAGE ON TYPE rk_apikeys.verdict TO app WITH GRANT OPTION', 'grants|warning|rk_apikeys.verdict', '',
 		'REVOKE USAGE ON TYPE rk_apikeys.verdict FROM app' ],
