@@ -314,7 +314,7 @@ read_units(void *arg)
 				TimestampTzGetDatum(new->bucket->since));
 	/* In parallel mode no snapshot can be taken; then a view looks. */
 	snapshot = RegisterSnapshot(IsInParallelMode() ? GetActiveSnapshot() : GetLatestSnapshot());
-	index = RelationGetPrimaryKeyIndex(rel);
+	index = RelationGetPrimaryKeyIndex(rel, false);
 	scan = systable_beginscan(rel, index, OidIsValid(index), snapshot, 3, keys);
 	if (HeapTupleIsValid(row = systable_getnext(scan)))
 	{

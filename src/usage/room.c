@@ -275,7 +275,7 @@ static bool
 limit_exists(Oid limits, const uint8 *limit_id)
 {
 	Relation	rel = table_open(limits, NoLock);
-	Oid			index = RelationGetPrimaryKeyIndex(rel);
+	Oid			index = RelationGetPrimaryKeyIndex(rel, false);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	ScanKeyData key;
 	SysScanDesc scan;
