@@ -28,7 +28,8 @@ CREATE TABLE rk_apikeys.limits (
 );
 -- No statistics of what is written for one tenant: see api_keys.
 ALTER TABLE rk_apikeys.limits ALTER limit_id SET STATISTICS 0, ALTER tenant SET STATISTICS 0,
-  ALTER name SET STATISTICS 0, ALTER owner SET STATISTICS 0, ALTER family SET STATISTICS 0;
+  ALTER name SET STATISTICS 0, ALTER owner SET STATISTICS 0, ALTER environment SET STATISTICS 0,
+  ALTER family SET STATISTICS 0, ALTER period SET STATISTICS 0;
 CREATE INDEX limits_tenant ON rk_apikeys.limits (tenant, name);
 CREATE INDEX limits_name ON rk_apikeys.limits (name);
 COMMENT ON TABLE rk_apikeys.limits IS 'What the keys of a tenant may use. A limit binds the keys that match each of its columns that is not NULL. All limits that bind a key must pass.';

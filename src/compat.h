@@ -16,6 +16,7 @@
 #include "miscadmin.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
+#include "utils/relcache.h"
 
 /* 16: the macros for varlena have a header of their own. */
 #if PG_VERSION_NUM >= 160000
