@@ -138,8 +138,13 @@ foreach my $end ('DROP DATABASE other', 'DROP EXTENSION rk_apikeys CASCADE')
 	$node->safe_psql('postgres', "CREATE DATABASE other");
 	$node->safe_psql('other', 'CREATE EXTENSION rk_apikeys CASCADE');
 	my @tokens = map { (create_key($node, 'gone', ONCE, 'acme', 'other'))[1] } 1 .. 60;
-	sql_as($node, 'backend', "SELECT rk_apikeys.verify('$_')", 'other') foreach @tokens;
-	written($node);
+	# A key that finds no room is tried again; in the end the limits hold the places.
+	foreach (1 .. 10)
+	{
+		sql_as($node, 'backend', 'SELECT count(*) FROM unnest(ARRAY[' . join(',', map { "'$_'" } @tokens) . ']) t WHERE rk_apikeys.verify(t)', 'other');
+		written($node);
+		select(undef, undef, undef, 0.3);
+	}
 	cmp_ok(stat_of($node, 'tracked_keys'), '>=', 48, 'keys of another database have taken the room');
 	$node->safe_psql($end =~ /DATABASE/ ? 'postgres' : 'other', $end);
 	ok($node->poll_query_until('postgres', 'SELECT tracked_keys < 8 FROM rk_apikeys.stats'), "$end gives it back");
