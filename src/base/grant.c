@@ -151,7 +151,7 @@ grants(const Scopes *scopes, const char *want, int want_len)
 bool
 grant_address(ArrayType *cidrs, inet *address)
 {
-	inet		host;
+	inet		host = {0};		/* SET_INET_VARSIZE() reads the length */
 
 	if (address == NULL)
 		return false;

@@ -521,9 +521,8 @@ append_copy(StringInfo columns, const UsageCopy *copy)
 		appendStringInfo(&columns[2], "\"%s\"", timestamptz_to_str(copy->last_used_at));
 	if (copy->has_addr)
 	{
-		inet		addr;
+		inet		addr = {.inet_data = copy->addr};
 
-		addr.inet_data = copy->addr;
 		SET_INET_VARSIZE(&addr);
 		appendStringInfo(&columns[3], "\"%s\"",
 						 DatumGetCString(DirectFunctionCall1(inet_out, InetPGetDatum(&addr))));

@@ -32,6 +32,9 @@ foreach my $preloaded (0, 1)
 	is_deeply(verdicts($standby, $token), $expected, "$with: same verdicts on the standby");
 	my %session = map { $_ => session($standby, 'backend') } 'autocommit', 'repeatable read';
 	my ($id, $toggled) = create_key($primary, 'toggled');
+	# The primary removes no row that the session below may see: its removal would cancel that session.
+	my $holder = session($primary, 'backend');
+	$holder->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
 	$replayed->();
 	$session{'repeatable read'}->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
 	is_deeply([ map { code($_, $toggled) } (values %session) x 2 ], [ ('valid') x 4 ], "$with: a new key");
@@ -49,7 +52,7 @@ foreach my $preloaded (0, 1)
 		$replayed->();
 		is_deeply([ map { code($_, $toggled) } (values %session) x 2 ], [ ($code) x 4 ], "$with: $code on the standby: $sql");
 	}
-	$session{'repeatable read'}->query_safe('COMMIT');
+	$_->query_safe('COMMIT') foreach $session{'repeatable read'}, $holder;
 
 	# Use on the standby is told there, if it is in shared memory, and flushed by nobody while it is one
 	my ($used_id, $used) = create_key($primary, 'used');
@@ -69,7 +72,7 @@ foreach my $preloaded (0, 1)
 	sql_as($standby, 'acme', "UPDATE rk_apikeys.keys SET enabled = false WHERE key_id = '$used_id'");
 	is(code($session{autocommit}, $used), 'disabled', "$with: disabled after the promotion");
 
-	$_->quit foreach values %session;
+	$_->quit foreach values %session, $holder;
 	$_->stop foreach $standby, $primary;
 }
 

@@ -29,6 +29,9 @@ my %settings = (
 	storage => { default_toast_compression => 'pglz', default_statistics_target => '1', synchronous_commit => 'off', gin_pending_list_limit => '64kB', statement_timeout => '1min',
 		lock_timeout => '1min', idle_in_transaction_session_timeout => '1min', default_transaction_isolation => 'serializable', default_transaction_deferrable => 'on',
 		row_security => 'on', session_replication_role => 'origin', vacuum_cost_delay => '1', temp_file_limit => '1MB' });
+# 19 has no other strings than standard ones.
+delete @{ $settings{syntax} }{qw(standard_conforming_strings escape_string_warning)} if $node->pg_version >= 19;
+
 # The extension is made under the settings of a database.
 foreach my $group (sort keys %settings)
 {
