@@ -101,7 +101,7 @@ sub start
 # --- verifiers ----------------------------------------------------------------------------------------------------------
 
 # What a verifier counts since the last pause. A gap is a time without an answer, of at least half a second or with an error in it.
-sub nothing_counted { return { sent => 0, answered => 0, seconds => {}, errors => 0, gaps => [], longest => 0, checks => 0, stale => 0, lag => 0, lag_of => {} }; }
+sub nothing_counted { return { sent => 0, answered => 0, seconds => {}, errors => 0, gaps => [], longest => 0, checks => 0, bound => 0, stale => 0, lag => 0 }; }
 
 sub start_verifier
 {
@@ -157,7 +157,7 @@ sub verifier
 		$answered->();
 		$said->{answered}++;
 		$said->{seconds}{ int time }++;
-		note('wrong', "$name: a good key was refused") if !$good;
+		note('wrong', time . " $name: a good key was refused") if !$good;
 
 		# a key that comes and goes: those that have ended first
 		shift @ended while @ended && !($key{ $ended[0] } && $key{ $ended[0] }{left});
@@ -165,35 +165,38 @@ sub verifier
 		my $id = @ended && rand() < 0.7 ? shift @ended : @live ? $live[ rand @live ] : undef;
 		my $key = defined $id ? $key{$id} : undef;
 		if (!$key) { usleep 5_000; next; }
-		my $change = $key->{ended} // $key->{made};
+		my $ended = $key->{ended};
+		my $change = $ended // $key->{made};
 		my ($standby, $replayed) = $dbh->selectrow_array(
 			'SELECT pg_is_in_recovery(), EXISTS (SELECT FROM truth WHERE key_id = $1 AND what = $2)
 				AND coalesce(pg_last_wal_replay_lsn() >= $3::pg_lsn, true)',
-			undef, $id, ($key->{ended} ? 'revoked' : 'made'), $change->{lsn});
+			undef, $id, ($ended ? 'revoked' : 'made'), $change->{lsn});
 		my $asked = time;
 		my ($code) = $dbh->err ? () : $dbh->selectrow_array('SELECT code FROM rk_apikeys.verify_key($1)', undef, $key->{token});
 		if ($dbh->err) { $dbh = undef; $errors++; $said->{errors}++; next; }
 		$answered->();
 		$said->{checks}++;
+		my $at_once = $change->{sync}{$node} && $change->{time} > $connected;
+		my $bound = !$standby || $at_once || $replayed;
+		$said->{bound}++ if $bound;
 		my $stale = 0;
-		if ($code ne ($key->{ended} ? 'revoked' : 'valid'))
+		if ($code ne ($ended ? 'revoked' : 'valid'))
 		{
-			# in the meantime it may have changed again
+			# a good key may end meanwhile
 			$learn->();
-			$stale = 1 if $key->{ended} || !$key->{leaving};
+			$stale = $ended || !$key->{leaving};
 		}
 		if ($stale)
 		{
 			my $age = $asked - $change->{time};
-			my $at_once = $change->{sync}{$node} && $change->{time} > $connected;
-			note('wrong', sprintf '%s: %s for key %s %.3f s after COMMIT%s', $name, $code, $id, $age,
+			note('wrong', sprintf '%.3f %s: %s for key %s %.3f s after COMMIT%s', $asked, $name, $code, $id, $age,
 				!$standby ? ' on a leader' : $at_once ? ' on a synchronous standby' : ' after replay')
-			  if !$standby || $at_once || $replayed;
+			  if $bound;
 			$said->{stale}++;
 			$said->{lag} = $age if $age > $said->{lag};
 		}
-		elsif ($key->{ended}) { $key->{left}--; }
-		push @ended, $id if $key->{ended} && $key->{left};
+		elsif ($ended) { $key->{left}--; }
+		push @ended, $id if $ended && $key->{left};
 		usleep 5_000;
 	}
 	return;
@@ -251,7 +254,7 @@ sub writer
 			$before = $sync;
 		}
 		elsif ($revoke) { note('journal', 'doubt', $id); }
-		if (!$done || !defined $lsn) { $dbh = undef; $said->{errors}++; }
+		if (!$done || !defined $lsn) { $dbh->disconnect; $dbh = undef; $said->{errors}++; }
 		usleep 40_000;
 	}
 	return;
@@ -266,6 +269,7 @@ sub revoke_on
 	my $pid = fork // die "could not fork: $!\n";
 	if (!$pid)
 	{
+		open STDERR, '>>', "$dir/clients.log" or die;
 		my $dbh = connect_to($node, 'postgres');
 		my $done = $dbh && $dbh->do(q{UPDATE rk_apikeys.keys SET revoked_at = now() WHERE key_id = $1}, undef, $id);
 		note("revoke.$id", $done ? 'confirmed' : 'refused');

@@ -95,7 +95,8 @@ sub write_file
 	return;
 }
 
-# doc/operations.md shows the parts of this file that matter.
+# doc/operations.md shows the parts of this file that matter. The API of etcd is v2: over v3, Patroni 3.0.2 overwrites the lock of a new
+# leader when the old leader's node is back from a partition, and both lead for a while.
 sub patroni_yaml
 {
 	my ($node, $sync) = @_;
@@ -106,7 +107,7 @@ sub patroni_yaml
 scope: keys
 name: $node
 restapi: {listen: '$me:8008', connect_address: '$me:8008'}
-etcd3: {hosts: '$etcd'}
+etcd: {hosts: '$etcd'}
 bootstrap:
   dcs:
     ttl: 20
@@ -156,7 +157,7 @@ sub start_etcd
 		'--listen-client-urls', "http://$me:2379", '--advertise-client-urls', "http://$me:2379",
 		'--listen-peer-urls', "http://$me:2380", '--initial-advertise-peer-urls', "http://$me:2380",
 		'--initial-cluster', join(',', map { "$_=http://" . address($_) . ':2380' } NODES), '--initial-cluster-state', 'new',
-		'--heartbeat-interval', '250', '--election-timeout', '2500');
+		'--enable-v2', '--heartbeat-interval', '250', '--election-timeout', '2500');
 }
 
 sub start_patroni

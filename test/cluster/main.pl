@@ -80,6 +80,7 @@ sub check_round
 	$answered_before += sum0 map { $_->{answered} } @verifiers;
 	$sent_before += sum0 map { $_->{sent} } @verifiers;
 	$round->{checks} = sum0 map { $_->{checks} } @verifiers;
+	$round->{bound} = sum0 map { $_->{bound} } @verifiers;
 	$round->{answered} = sum0 map { $_->{answered} } @verifiers;
 	$round->{node} = \%by_node;
 
@@ -121,11 +122,25 @@ sub without_writer
 	return max 0, map { $times[$_] > $fault ? $times[$_] - $times[ $_ - 1 ] : () } 1 .. $#times;
 }
 
-# What a node's verifiers counted since a moment.
-sub uses_since
+# What a node's verifiers counted from a moment on, to another.
+sub uses_between
 {
-	my ($verifiers, $time) = @_;
-	return sum0 map { my $seconds = $_->{seconds}; map { $seconds->{$_} } grep { $_ >= int $time } keys %$seconds } @$verifiers;
+	my ($verifiers, $from, $to) = @_;
+	return sum0 map { my $seconds = $_->{seconds}; map { $seconds->{$_} } grep { $_ >= int $from && $_ <= $to } keys %$seconds } @$verifiers;
+}
+
+# When a node answered again, for good.
+sub returned
+{
+	my ($verifiers) = @_;
+	return max 0, map { $_->[1] } grep { $_->[2] } map { @{ $_->{gaps} } } @$verifiers;
+}
+
+# What nodes that were rewound may have lost: what they counted from the last delivery before the fault on, until they returned.
+sub rewound_uses
+{
+	my ($round, $node, @rewound) = @_;
+	return sum0 map { uses_between($node->{$_}, $round->{fault} - INTERVAL - 1, returned($node->{$_})) } @rewound;
 }
 
 sub changes_confirmed { return scalar grep { $_->[0] =~ /^(?:made|revoked)$/ } read_journal(); }
@@ -148,7 +163,7 @@ sub round
 	work(60) or push @{ $round{problems} }, 'the writers do not write';
 	my $start = $round{fault} = time;
 	$fault->(\%round);
-	$leader = healthy(180) // die "round $number of $kind: the cluster does not come back\n";
+	$leader = healthy(180) || die "$kind $number: the nodes do not all come back\n";
 	$round{back} = time - $start;
 	work(60) or push @{ $round{problems} }, 'the writers do not write again';
 	$round{no_writer} = without_writer($start);
@@ -159,6 +174,7 @@ sub round
 	my @others = grep { $_ ne $old && !$rewound{$_} } NODES;
 	$round{standby_errors} = sum0 map { $_->{errors} } map { @{ $round{node}{$_} } } @others;
 	$round{standby_gap} = max map { $_->{longest} } map { @{ $round{node}{$_} } } @others;
+	$round{old_uses} = uses_between($round{node}{$old}, returned($round{node}{$old}), time);
 	$round{old_gap} = max map { $_->{longest} } @{ $round{node}{$old} };
 	$round{lag} = max map { $_->{lag} } map { @{ $round{node}{$_} } } $kind eq 'partition' ? @others : NODES;
 	push @{ $round{problems} }, "$old still leads" if $leader eq $old;
@@ -177,73 +193,66 @@ sub another_leads
 	return until_true($seconds, sub { my $now = leader(); return defined $now && $now ne $old ? $now : undef });
 }
 
-foreach my $number (1 .. $rounds)
-{
-	round('switchover', $number, sub {
-		my ($round) = @_;
-		my $answer = switchover($leader) // 'nothing';
-		another_leads($leader, 90) or push @{ $round->{problems} }, "no switchover: $answer";
-	});
-}
+eval {
+	foreach my $number (1 .. $rounds)
+	{
+		round('switchover', $number, sub {
+			my ($round) = @_;
+			my $answer = switchover($leader) // 'nothing';
+			another_leads($leader, 90) or push @{ $round->{problems} }, "no switchover: $answer";
+		});
+	}
 
-foreach my $number (1 .. $rounds)
-{
-	round('kill', $number, sub {
-		my ($round) = @_;
-		kill_node($leader);
-		$round->{killed} = time;
-		another_leads($leader, 120) or push @{ $round->{problems} }, 'no failover';
-		start_patroni($leader);
-	}, sub {
-		my ($round, $node) = @_;
-		# the last flush that committed began at most one interval before, plus the time that the next one took
-		my $killed = uses_since([ map { before($_, $round->{killed}) } @{ $node->{ $round->{old} } } ], $round->{fault} - INTERVAL - 1);
-		# a standby that is rewound loses what it could not deliver while none led
-		my $rewound = sum0 map { uses_since($node->{$_}, $round->{fault} - INTERVAL - 1) } grep { $_ ne $round->{old} } keys %{ $round->{rewound} };
-		$round->{rewound_uses} = $rewound;
-		return $killed + $rewound;
-	});
-}
+	foreach my $number (1 .. $rounds)
+	{
+		round('kill', $number, sub {
+			my ($round) = @_;
+			kill_node($leader);
+			$round->{killed} = time;
+			another_leads($leader, 120) or push @{ $round->{problems} }, 'no failover';
+			start_patroni($leader);
+		}, sub {
+			my ($round, $node) = @_;
+			# the last flush that committed began at most one interval before, plus the time that the next one took
+			my $window = INTERVAL + 1;
+			my $killed = uses_between($node->{ $round->{old} }, $round->{fault} - $window, $round->{killed});
+			$round->{rate} = $killed / $window;
+			return $killed + rewound_uses($round, $node, grep { $_ ne $round->{old} } keys %{ $round->{rewound} });
+		});
+	}
 
-# A verifier's counts before a moment.
-sub before
-{
-	my ($verifier, $time) = @_;
-	my $seconds = $verifier->{seconds};
-	return { seconds => { map { $_ => $seconds->{$_} } grep { $_ <= $time } keys %$seconds } };
-}
-
-foreach my $number (1 .. $partitions)
-{
-	round('partition', $number, sub {
-		my ($round) = @_;
-		my $old = $leader;
-		my $acme = connect_to($old, 'acme');
-		my ($spare) = $acme->selectrow_array(q{SELECT key_id FROM rk_apikeys.create_key('spare')});
-		$acme->disconnect;
-		cut($old);
-		my $outcome = revoke_on($old, $spare);
-		my @others = grep { $_ ne $old } NODES;
-		my ($demoted, $promoted);
-		until_true(120, sub {
-			$demoted //= time if (ask($old, 'SELECT pg_is_in_recovery()') // 1) == 1;
-			$promoted //= time if grep { (ask($_, 'SELECT pg_is_in_recovery()') // 1) == 0 } @others;
-			return $demoted && $promoted;
-		}) or push @{ $round->{problems} }, 'no failover';
-		push @{ $round->{problems} }, 'two nodes led at once' if ($promoted // 0) < ($demoted // time);
-		$round->{demoted} = ($demoted // time) - $round->{fault};
-		$round->{promoted} = ($promoted // time) - $round->{fault};
-		# the majority goes on
-		work(60) or push @{ $round->{problems} }, 'the majority does not write';
-		push @{ $round->{problems} }, 'the minority confirmed a revocation' if (until_true(10, $outcome) // 'confirmed') ne 'refused';
-		$round->{healed} = time;
-		heal($old);
-	}, sub {
-		my ($round, $node) = @_;
-		# what a rewound node could not deliver since the cut
-		return sum0 map { uses_since($node->{$_}, $round->{fault} - INTERVAL - 1) } keys %{ $round->{rewound} };
-	});
-}
+	foreach my $number (1 .. $partitions)
+	{
+		round('partition', $number, sub {
+			my ($round) = @_;
+			my $old = $leader;
+			my $acme = connect_to($old, 'acme');
+			my ($spare) = $acme->selectrow_array(q{SELECT key_id FROM rk_apikeys.create_key('spare')});
+			$acme->disconnect;
+			cut($old);
+			my $outcome = revoke_on($old, $spare);
+			my @others = grep { $_ ne $old } NODES;
+			my ($demoted, $promoted);
+			until_true(120, sub {
+				$demoted //= time if (ask($old, 'SELECT pg_is_in_recovery()') // 1) == 1;
+				$promoted //= time if grep { (ask($_, 'SELECT pg_is_in_recovery()') // 1) == 0 } @others;
+				return $demoted && $promoted;
+			}) or push @{ $round->{problems} }, 'no failover';
+			push @{ $round->{problems} }, 'two nodes led at once' if ($promoted // 0) < ($demoted // time);
+			$round->{demoted} = ($demoted // time) - $round->{fault};
+			$round->{promoted} = ($promoted // time) - $round->{fault};
+			# the majority goes on
+			work(60) or push @{ $round->{problems} }, 'the majority does not write';
+			push @{ $round->{problems} }, 'the minority confirmed a revocation' if (until_true(10, $outcome) // 'confirmed') ne 'refused';
+			$round->{healed} = time;
+			heal($old);
+		}, sub {
+			my ($round, $node) = @_;
+			return rewound_uses($round, $node, keys %{ $round->{rewound} });
+		});
+	}
+	1;
+} or ok(0, "the rounds ended early: $@" =~ s/\n\z//r);
 
 # --- the summary --------------------------------------------------------------------------------------------------------
 
@@ -267,7 +276,10 @@ foreach my $kind (grep { $kept{$_} } qw(switchover kill partition))
 	fact("$title: without a writer: " . spread(all_of($kind, 'no_writer')));
 	fact("$title: until all nodes stream again: " . spread(all_of($kind, 'back')));
 	fact("$title: longest wait for a verify on the old leader's node: " . spread(all_of($kind, 'old_gap')));
-	fact(sprintf '%s: longest a standby gave an older verdict after COMMIT: %.3f s', $title, max(all_of($kind, 'lag')));
+	fact(sprintf '%s: oldest verdict of a standby that was not synchronous yet: %.1f s after COMMIT', $title, max(all_of($kind, 'lag')));
+	fact(sprintf '%s: a kill lost the uses of at most %.1f s of the killed node', $title, max map { $_->{lost} / max(1, $_->{rate}) } @rounds)
+	  if $kind eq 'kill';
+	fact("$title: uses that the old leader counted after its return, and delivered: " . sum0 all_of($kind, 'old_uses'));
 	fact(sprintf '%s: pg_rewind on %d old leaders and on %d other nodes', $title, scalar(grep { $_->{rewound}{ $_->{old} } } @rounds),
 		sum0(map { my $round = $_; scalar grep { $_ ne $round->{old} } keys %{ $round->{rewound} } } @rounds));
 	next if $kind ne 'partition';
@@ -276,8 +288,8 @@ foreach my $kind (grep { $kept{$_} } qw(switchover kill partition))
 }
 my @wrong = lines_of('wrong');
 my @rounds = map { @{ $kept{$_} } } keys %kept;
-ok(!@wrong, sprintf 'verdicts: %d wrong of %d checks and %d uses, with %d confirmed changes', scalar @wrong, sum0(map { $_->{checks} } @rounds),
-	sum0(map { $_->{answered} } @rounds), changes_confirmed());
+ok(!@wrong, sprintf 'verdicts: %d wrong of %d uses and of %d verdicts on changed keys, %d of them bound by COMMIT or replay; %d changes', scalar @wrong,
+	map({ my $what = $_; sum0 map { $_->{$what} } @rounds } qw(answered checks bound)), changes_confirmed());
 print "        $_\n" foreach @wrong[ 0 .. min($#wrong, 19) ];
 my @crashes = map { my $node = $_; map { "$node: $_" } grep { /terminated by signal (?:6|7|8|11)|PANIC|TRAP: / } lines_of("$node/patroni.log") } NODES;
 ok(!@crashes, 'no process of a server crashed' . join '', map { "; $_" } @crashes);
