@@ -123,6 +123,7 @@ sub verifier
 		foreach my $line ($news->())
 		{
 			my ($what, $id, @more) = @$line;
+			next if $what eq 'start';
 			if ($what eq 'made') { $key{$id} = { id => $id, made => change(@more[ 1 .. 3 ]), token => $more[0] }; push @live, $id; }
 			elsif (!$key{$id}) { next; }
 			elsif ($what eq 'revoking') { $key{$id}{leaving} = 1; }
@@ -240,7 +241,8 @@ sub writer
 		if ($revoke) { $dbh->do('SELECT rk_apikeys.revoke_key($1)', undef, $id); }
 		else { ($id, $token) = $dbh->selectrow_array(q{SELECT key_id, secret FROM rk_apikeys.create_key('churn')}); }
 		$dbh->do('INSERT INTO truth VALUES ($1, $2)', undef, $id, $revoke ? 'revoked' : 'made') if !$dbh->err;
-		my $done = !$dbh->err && $dbh->commit;
+		# commit returns true after a lost connection too; the error says so
+		my $done = !$dbh->err && $dbh->commit && !$dbh->err;
 		my $confirmed = time;
 		my ($lsn, $sync) = $done ? $dbh->selectrow_array($cluster_now) : ();
 		if ($done)
