@@ -21,11 +21,11 @@ PG_CPPFLAGS += -DRK_APIKEYS_VERSION='"$(EXTVERSION)"'
 
 # A table of contents: the first makes the extension and the roles, the last removes them.
 REGRESS = install tokens tables roles create guard verify verdict lifecycle rotate columns \
-	import list_keys views orm_keys policies audit acl principal cascade attacks badinput uninstall
+	import list_keys views orm_keys policies limits audit acl principal cascade attacks badinput uninstall
 REGRESS_OPTS = --inputdir=test
 
 # Each a race between sessions.
-ISOLATION = revoke_vs_verify rotate_vs_rotate cascade_vs_create save_vs_delete max_keys
+ISOLATION = revoke_vs_verify rotate_vs_rotate cascade_vs_create save_vs_delete max_keys limits_max
 ISOLATION_OPTS = --inputdir=test/isolation --load-extension=rk_apikeys
 
 PG_CONFIG ?= pg_config
@@ -49,7 +49,7 @@ $(SCRIPT): $(sort $(wildcard sql/*.sql)) rk_apikeys.control
 	cat $(sort $(wildcard sql/*.sql)) > $@
 
 # An update ends with the parts that this release adds or makes anew, and with the same grants.
-$(UPDATE): %: sql/updates/% sql/57-orm_keys.sql sql/58-policies.sql sql/65-http.sql sql/75-list_keys.sql sql/77-events.sql sql/80-health.sql sql/90-grants.sql
+$(UPDATE): %: sql/updates/% sql/57-orm_keys.sql sql/58-policies.sql sql/59-limits.sql sql/65-http.sql sql/75-list_keys.sql sql/77-events.sql sql/80-health.sql sql/90-grants.sql
 	cat $^ > $@
 
 # The TAP tests against the installed extension, by PGXS alone, as a user who may run a server: all, or those of PROVE_TESTS.

@@ -8,6 +8,8 @@ CREATE TABLE bench.plain (LIKE rk_apikeys.api_keys);
 ALTER TABLE bench.plain ADD PRIMARY KEY (key_id);
 CREATE INDEX ON bench.plain (tenant, created_at, key_id);
 CREATE INDEX ON bench.plain (tenant, key_id);
+CREATE INDEX ON bench.plain (tenant, name, key_id);
+CREATE INDEX ON bench.plain (created_at, key_id);
 CREATE UNIQUE INDEX ON bench.plain (digest) WHERE digest_kind <> 'native';
 GRANT USAGE ON SCHEMA bench TO acme;
 GRANT INSERT ON bench.plain TO acme;

@@ -1,6 +1,6 @@
 -- A database with :keys keys, as a product's would be after a year; psql reads it, as the superuser.
 -- The rows come complete, as in a restore, so that they can have a past; their tokens are kept in bench.token.
---   tenant      acme has a tenth of the keys, the other tenants 1,000 each
+--   tenant      acme has a tenth of the keys, the other tenants 100 each
 --   state       all good, but for 12% of acme's: disabled, expired, revoked, in grace
 --   usage       70% have been used
 -- The random numbers are the same in each run (setseed), the tokens are not.
@@ -20,7 +20,7 @@ CREATE UNLOGGED TABLE bench.token AS
 INSERT INTO rk_apikeys.api_keys (key_id, tenant, name, description, prefix, environment, scopes, enabled, expires_at,
     grace_until, revoked_at, created_at, created_by, updated_at, updated_by, hint, digest, digest_kind)
   SELECT split_part(token, '_', 3),
-      CASE WHEN n % 10 = 0 THEN 'acme' ELSE 'tenant-' || 1 + n % greatest(:keys / 1000, 1) END,
+      CASE WHEN n % 10 = 0 THEN 'acme' ELSE 'tenant-' || 1 + n % greatest(:keys / 100, 1) END,
       (ARRAY['HubSpot Sync', 'Billing export', 'Form intake', 'Data lake', 'Support desk'])[1 + floor(random() * 5)]
         || ' ' || floor(random() * 1000000),
       'Made for an integration that copies contacts every hour', 'rk', 'prod', '{records:read,contacts:read}',

@@ -17,7 +17,7 @@ CREATE TYPE rk_apikeys.verdict AS (
   limit_resets_at timestamptz
 );
 COMMENT ON TYPE rk_apikeys.verdict IS
-  'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, environment_mismatch, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set. retry_after_ms: when a refused call may succeed. limit_name, limit_units, limit_remaining, limit_resets_at: the rate limit of the key, NULL without one.';
+  'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, environment_mismatch, address_denied, scope_missing, rate_limited, quota_exceeded, limiter_unavailable. If the token is not genuine, only valid and code are set. retry_after_ms: when a call that a limit refused may succeed; NULL if it never will. limit_name, limit_units, limit_remaining, limit_resets_at: the limit that refused or, of a valid key, the limit with the fewest units left; NULL without a limit.';
 
 CREATE TYPE rk_apikeys.new_key AS (key_id text, secret text);
 COMMENT ON TYPE rk_apikeys.new_key IS

@@ -32,6 +32,7 @@ CREATE TABLE rk_apikeys.api_keys (
   owner text,
   created_by_user text,
   updated_by_user text,
+  limits_reset_at timestamptz,
   CONSTRAINT api_keys_pkey PRIMARY KEY (key_id),
   -- Constraints check only rules that always hold, because a restored row may
   -- have expired.
@@ -76,7 +77,12 @@ ALTER TABLE rk_apikeys.api_keys ALTER key_id SET STATISTICS 0, ALTER tenant SET 
 CREATE INDEX api_keys_tenant_created ON rk_apikeys.api_keys (tenant, created_at, key_id);
 -- For pages of a tenant's keys, ordered by key id.
 CREATE INDEX api_keys_tenant_key ON rk_apikeys.api_keys (tenant, key_id);
+-- For pages of a tenant's keys, ordered by name.
+CREATE INDEX api_keys_tenant_name ON rk_apikeys.api_keys (tenant, name, key_id);
+-- For pages of all tenants' keys, ordered by created_at.
+CREATE INDEX api_keys_created ON rk_apikeys.api_keys (created_at, key_id);
 CREATE INDEX api_keys_owner ON rk_apikeys.api_keys (tenant, owner, created_at, key_id) WHERE owner IS NOT NULL;
+CREATE INDEX api_keys_family ON rk_apikeys.api_keys (family) WHERE family <> key_id;
 CREATE INDEX api_keys_parent ON rk_apikeys.api_keys (parent) WHERE parent IS NOT NULL;
 -- src/base/store.c finds this index by its name.
 CREATE UNIQUE INDEX api_keys_imported_digest ON rk_apikeys.api_keys (digest)
@@ -114,9 +120,13 @@ COMMENT ON COLUMN rk_apikeys.api_keys.family IS 'The id of the first key of a ch
 COMMENT ON COLUMN rk_apikeys.api_keys.owner IS 'The person or service account of the tenant that owns the key: 1 to 200 characters. NULL: the tenant.';
 COMMENT ON COLUMN rk_apikeys.api_keys.created_by_user IS 'The end user for whom the key was made: rk_apikeys.end_user then. NULL: none.';
 COMMENT ON COLUMN rk_apikeys.api_keys.updated_by_user IS 'The end user for whom a setting was last changed. NULL: none.';
+COMMENT ON COLUMN rk_apikeys.api_keys.limits_reset_at IS 'The time of the last reset_limit of the key''s family. NULL: there was none.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_created IS 'For pages of a tenant''s keys, ordered by created_at.';
 COMMENT ON INDEX rk_apikeys.api_keys_tenant_key IS 'For pages of a tenant''s keys, ordered by key id.';
+COMMENT ON INDEX rk_apikeys.api_keys_tenant_name IS 'For pages of a tenant''s keys, ordered by name.';
+COMMENT ON INDEX rk_apikeys.api_keys_created IS 'For pages of all tenants'' keys, ordered by created_at.';
 COMMENT ON INDEX rk_apikeys.api_keys_owner IS 'For pages of an owner''s keys, ordered by created_at.';
+COMMENT ON INDEX rk_apikeys.api_keys_family IS 'The successors of a family''s first key are found by this index.';
 COMMENT ON INDEX rk_apikeys.api_keys_parent IS 'revoke_key finds the keys that a key has made by this index.';
 COMMENT ON INDEX rk_apikeys.api_keys_imported_digest IS 'verify finds an imported key by this index.';
 

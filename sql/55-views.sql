@@ -102,14 +102,19 @@ CREATE VIEW rk_apikeys.expiring_keys WITH (security_invoker = true) AS
 COMMENT ON VIEW rk_apikeys.expiring_keys IS
   'The accepted keys that expire within the time of the setting rk_apikeys.expiring_window.';
 
+-- A join, because the sub-selects of keys would look up the use of each key. Columns
+-- instead of status, because the planner knows how many rows have them.
 CREATE VIEW rk_apikeys.stale_keys WITH (security_invoker = true) AS
-  SELECT key_id, tenant, name, description, environment, masked_key, status,
-    last_used_at, use_count, created_at, created_by,
-    date_trunc('second', statement_timestamp() - coalesce(last_used_at, created_at)) AS unused_for
-  FROM rk_apikeys.keys
-  WHERE status = 'active'
-    AND coalesce(last_used_at, created_at)
-      < statement_timestamp() - rk_apikeys._setting_interval('stale_after');
+  SELECT k.key_id, k.tenant, k.name, k.description, k.environment, k.masked_key, k.status,
+    greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
+    greatest(u.use_count, rk_apikeys._live_use_count(k.key_id), 0) AS use_count, k.created_at, k.created_by,
+    date_trunc('second', statement_timestamp()
+      - coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at)) AS unused_for
+  FROM rk_apikeys.keys k LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
+  WHERE k.revoked_at IS NULL AND k.enabled AND k.grace_until IS NULL
+    AND (k.expires_at > statement_timestamp()) IS NOT FALSE
+    AND coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at)
+      < (SELECT statement_timestamp() - rk_apikeys._setting_interval('stale_after'));
 COMMENT ON VIEW rk_apikeys.stale_keys IS
   'The active keys that nobody has used for the time of the setting rk_apikeys.stale_after. For a key that was never used, the time counts from its creation.';
 
@@ -123,7 +128,7 @@ COMMENT ON VIEW rk_apikeys.key_activity IS
 CREATE FUNCTION rk_apikeys._server_stats(OUT preloaded boolean,
     OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT disabled bigint,
     OUT expired bigint, OUT rotated bigint, OUT environment_mismatch bigint, OUT address_denied bigint, OUT scope_missing bigint,
-    OUT rate_limited bigint, OUT limiter_unavailable bigint, OUT verified bigint,
+    OUT rate_limited bigint, OUT quota_exceeded bigint, OUT limiter_unavailable bigint, OUT verified bigint,
     OUT cache_hits bigint, OUT cache_misses bigint, OUT overflow bigint, OUT dropped bigint,
     OUT flushes bigint, OUT flushed_keys bigint, OUT tracked_keys bigint, OUT max_tracked_keys bigint,
     OUT pending_keys bigint, OUT last_flush_at timestamptz, OUT flush_lag_ms bigint) RETURNS record
@@ -135,7 +140,7 @@ CREATE VIEW rk_apikeys.stats WITH (security_invoker = true) AS
   SELECT preloaded, verified, malformed, unknown, revoked, disabled, expired, rotated, address_denied,
     scope_missing, rate_limited, limiter_unavailable, cache_hits, cache_misses,
     tracked_keys, max_tracked_keys, pending_keys, overflow, dropped,
-    flushes, flushed_keys, last_flush_at, flush_lag_ms, environment_mismatch
+    flushes, flushed_keys, last_flush_at, flush_lag_ms, environment_mismatch, quota_exceeded
   FROM rk_apikeys._server_stats();
 COMMENT ON VIEW rk_apikeys.stats IS
   'One row: counters of this server since its start, over all databases. Without shared memory, all columns except preloaded are NULL.';

@@ -23,7 +23,7 @@ BEGIN ATOMIC
         'Retry-After', CASE WHEN r.status IN (429, 503) THEN r.wait::text END,
         'RateLimit-Policy', r.limit_name || ';q=' || r.units,
         'RateLimit', r.limit_name || ';r=' || r.remaining
-          || CASE WHEN r.status = 429 THEN ';t=' || r.wait ELSE '' END)),
+          || coalesce(CASE WHEN r.status = 429 THEN ';t=' || r.wait END, ''))),
       CASE WHEN r.status <> 200 THEN jsonb_strip_nulls(jsonb_build_object(
         'type', 'about:blank', 'status', r.status, 'code', r.code,
         'title', CASE r.status WHEN 401 THEN 'Unauthorized' WHEN 403 THEN 'Forbidden'
@@ -32,12 +32,13 @@ BEGIN ATOMIC
           WHEN 401 THEN CASE WHEN r.code IS NULL THEN 'The request has no API key.' ELSE 'The API key is not accepted.' END
           WHEN 403 THEN CASE r.code WHEN 'scope_missing' THEN 'The API key lacks a scope that the request needs.'
             ELSE 'The API key is not accepted from this address.' END
-          WHEN 429 THEN 'The API key has used up its limit.'
+          WHEN 429 THEN CASE r.code WHEN 'quota_exceeded' THEN 'The quota of the API key is used up.'
+            ELSE 'The API key has used up its limit.' END
           ELSE 'The limit of the API key cannot be checked now.' END)) END
     FROM (SELECT verdict.code,
         CASE WHEN verdict.valid THEN 200
           WHEN verdict.code IN ('scope_missing', 'address_denied') THEN 403
-          WHEN verdict.code = 'rate_limited' THEN 429
+          WHEN verdict.code IN ('rate_limited', 'quota_exceeded') THEN 429
           WHEN verdict.code = 'limiter_unavailable' THEN 503
           ELSE 401 END AS status,
         -- RFC 6750: the list's characters.
@@ -48,8 +49,9 @@ BEGIN ATOMIC
           '"' || regexp_replace(verdict.limit_name, E'(["\\\\])', E'\\\\\\1', 'g') || '"' END AS limit_name,
         CASE WHEN verdict.limit_units >= 0 THEN least(verdict.limit_units, 999999999999999) END AS units,
         CASE WHEN verdict.limit_remaining >= 0 THEN least(verdict.limit_remaining, 999999999999999) END AS remaining,
-        -- Whole seconds, rounded up.
-        (greatest(coalesce(verdict.retry_after_ms, 1000), 0) + 999::bigint) / 1000 AS wait) r;
+        -- Whole seconds, rounded up. A quota without end comes back at no time.
+        (CASE WHEN verdict.retry_after_ms IS NOT NULL THEN greatest(verdict.retry_after_ms, 0)
+          WHEN verdict.code = 'limiter_unavailable' THEN 1000 END + 999::bigint) / 1000 AS wait) r;
 END;
 COMMENT ON FUNCTION rk_apikeys.http_response(rk_apikeys.verdict, text) IS
-  'The response of an HTTP server to a verdict. scope: as it was given to verify_key. status: 200, 401, 403, 429 or 503. headers: an object of WWW-Authenticate (RFC 6750), Retry-After, RateLimit and RateLimit-Policy. body: problem details (RFC 9457); NULL with 200. Without a verdict, that is for a request without a token, the status is 401.';
+  'The response of an HTTP server to a verdict. scope: as it was given to verify_key. status: 200, 401, 403, 429 or 503. headers: an object of WWW-Authenticate (RFC 6750), Retry-After, RateLimit and RateLimit-Policy. A quota without end has no Retry-After. body: problem details (RFC 9457); NULL with 200. Without a verdict, that is for a request without a token, the status is 401.';

@@ -1,4 +1,4 @@
--- The events for followers, and the functions that write or delete events.
+-- The events for followers, and the functions that write or delete events and use.
 
 -- A place in the order of events_since: the history of the server that wrote the
 -- event, and the transaction. Events of 0.2 keep the defaults here, and come first.
@@ -59,19 +59,32 @@ CREATE FUNCTION rk_apikeys.purge_events(older_than interval, tenant text DEFAULT
 COMMENT ON FUNCTION rk_apikeys.purge_events(interval, text) IS
   'Deletes the events that are older than older_than, of one tenant or of all, and leaves one event purged. Returns the number of deleted events; NULL if older_than is NULL. Errors: 22023 if negative.';
 
+CREATE FUNCTION rk_apikeys.purge_usage(older_than interval, tenant text DEFAULT NULL) RETURNS bigint
+  LANGUAGE C VOLATILE PARALLEL UNSAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_purge_usage';
+COMMENT ON FUNCTION rk_apikeys.purge_usage(interval, text) IS
+  'Deletes the rows of key_usage_daily whose day ended longer than older_than ago, of one tenant or of all, and leaves one event purged. Returns the number of deleted rows; NULL if older_than is NULL. Errors: 22023 if negative.';
+
+CREATE PROCEDURE rk_apikeys.purge(keys interval DEFAULT NULL, usage interval DEFAULT NULL,
+    events interval DEFAULT NULL)
+  LANGUAGE C
+  AS 'MODULE_PATHNAME', 'rk_apikeys_purge';
+COMMENT ON PROCEDURE rk_apikeys.purge(interval, interval, interval) IS
+  'Deletes what purge_keys, purge_usage and purge_events delete, for all tenants, in batches. Each batch is a transaction, and a NOTICE reports it. keys, usage, events: older than this; NULL leaves them alone. Skips locked keys. Errors: 22023 if negative, 2D000 in a transaction block.';
+
 CREATE FUNCTION rk_apikeys.erase_tenant(tenant text, OUT keys bigint, OUT usage bigint,
-    OUT daily bigint, OUT policies bigint, OUT events bigint) RETURNS record
+    OUT daily bigint, OUT policies bigint, OUT limits bigint, OUT limit_usage bigint, OUT events bigint) RETURNS record
   LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_erase_tenant';
 COMMENT ON FUNCTION rk_apikeys.erase_tenant(text) IS
-  'Deletes all rows of a tenant, and leaves one event erased with the numbers. Returns how many rows each table had: keys, usage, daily usage, policies and events.';
+  'Deletes all rows of a tenant, and leaves one event erased with the numbers. Returns how many rows each table had: keys, usage, daily usage, policies, limits, usage of limits, and events.';
 
 -- Usage of other servers, with the days on which tokens of ended keys were presented.
 CREATE FUNCTION rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text[], environments text[],
     last_used_at timestamptz[], addrs inet[], uses bigint[], denials bigint[],
-    known_uses bigint[], known_denials bigint[], ended date[] DEFAULT '{}',
+    known_uses bigint[], known_denials bigint[], ended date[] DEFAULT '{}', limit_ids uuid[] DEFAULT '{}',
     OUT n integer, OUT use_count bigint, OUT denied_count bigint) RETURNS SETOF record
   LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE ROWS 1000
   AS 'MODULE_PATHNAME', 'rk_apikeys_receive_usage_0_3';
-COMMENT ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[], bigint[], bigint[], date[]) IS
+COMMENT ON FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[], bigint[], bigint[], date[], uuid[]) IS
   'Writes a batch of usage that a standby or subscriber has counted. The sending server calls it, as the role of its rk_apikeys.primary_conninfo. Returns for each written key its position in the batch and its counts now, or NULLs if the key does not exist. A batch that is sent again counts once. Errors: 22023 for an invalid batch, 55P03 while another flush is running.';

@@ -42,7 +42,8 @@ CREATE VIEW rk_apikeys.health WITH (security_invoker = true) AS
     FROM member JOIN pg_class c ON classid = 'pg_class'::regclass AND objid = c.oid
       JOIN pg_attribute ON attrelid = c.oid
     UNION ALL
-    SELECT classid, objid, 0, 'FUNCTION' AS kind, NULL AS attname, proowner, proacl, acldefault('f', proowner)
+    SELECT classid, objid, 0, CASE prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END AS kind, NULL AS attname,
+      proowner, proacl, acldefault('f', proowner)
     FROM member JOIN pg_proc p ON classid = 'pg_proc'::regclass AND objid = p.oid
     UNION ALL
     SELECT classid, objid, 0, 'TYPE' AS kind, NULL AS attname, typowner, typacl, acldefault('T', typowner)
@@ -120,9 +121,11 @@ CREATE VIEW rk_apikeys.health WITH (security_invoker = true) AS
       ('api_keys_audit_delete', 'O'),
       ('api_keys_max_keys_insert', 'O'), ('api_keys_max_keys_update', 'O'),
       ('policies_audit_insert', 'O'), ('policies_audit_update', 'O'), ('policies_audit_delete', 'O'),
+      ('limits_guard', 'O'), ('limits_max', 'O'), ('limits_settle', 'A'), ('limits_settle_truncate', 'A'),
+      ('limits_audit_insert', 'O'), ('limits_audit_update', 'O'), ('limits_audit_delete', 'O'),
       ('key_events_place', 'R')) e(trigger, state)
     CROSS JOIN LATERAL (SELECT 'rk_apikeys.' || CASE WHEN starts_with(e.trigger, 'policies')
-      THEN 'policies' WHEN e.state = 'R' THEN 'key_events' ELSE 'api_keys' END AS name) r
+      THEN 'policies' WHEN starts_with(e.trigger, 'limits') THEN 'limits' WHEN e.state = 'R' THEN 'key_events' ELSE 'api_keys' END AS name) r
     LEFT JOIN pg_trigger t ON t.tgrelid = r.name::regclass AND t.tgname = e.trigger
   WHERE t.tgenabled IS DISTINCT FROM e.state
   UNION ALL

@@ -25,7 +25,7 @@ BEGIN
           ON classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND objid = c.oid
         WHERE relkind IN ('r', 'v', 'S')
       UNION ALL
-      SELECT 'FUNCTION', objid, p.oid::pg_catalog.regprocedure::text, proowner,
+      SELECT 'ROUTINE', objid, p.oid::pg_catalog.regprocedure::text, proowner,
           coalesce(proacl, pg_catalog.acldefault('f', proowner))
         FROM member JOIN pg_catalog.pg_proc p
           ON classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND objid = p.oid
@@ -70,8 +70,8 @@ GRANT EXECUTE ON FUNCTION
 
 -- A backend: verify tokens, and revoke a leaked token.
 GRANT EXECUTE ON FUNCTION
-  rk_apikeys.verify(text), rk_apikeys.verify_key(text, text, inet, integer, text),
-  rk_apikeys.authenticate(text, text, inet, integer, text, boolean),
+  rk_apikeys.verify(text), rk_apikeys.verify_key(text, text, inet, integer, text, text[], text),
+  rk_apikeys.authenticate(text, text, inet, integer, text, text[], text, boolean),
   rk_apikeys.revoke_token(text, text)
   TO rk_apikeys_verifier, rk_apikeys_admin;
 
@@ -79,12 +79,13 @@ GRANT EXECUTE ON FUNCTION
 GRANT SELECT ON rk_apikeys.keys, rk_apikeys.active_keys, rk_apikeys.expiring_keys,
   rk_apikeys.stale_keys, rk_apikeys.key_activity, rk_apikeys.orm_keys,
   rk_apikeys.key_usage, rk_apikeys.key_usage_daily, rk_apikeys.key_events,
-  rk_apikeys.policies, rk_apikeys.noncompliant_keys
+  rk_apikeys.policies, rk_apikeys.noncompliant_keys, rk_apikeys.limits, rk_apikeys.limit_usage,
+  rk_apikeys.limit_status, rk_apikeys._live_keys
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT SELECT (key_id, tenant, name, description, prefix, environment, scopes, allowed_cidrs,
     rate_limit, rate_window, metadata, enabled, expires_at, replaces, grace_until, revoked_at,
     revoked_reason, created_at, created_by, updated_at, updated_by, hint,
-    parent, start, family, owner, created_by_user, updated_by_user)
+    parent, start, family, owner, created_by_user, updated_by_user, limits_reset_at)
   ON rk_apikeys.api_keys TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.list_keys(text, text, text, text, boolean, integer, text, text, text, text, jsonb, text[], text[]),
@@ -92,9 +93,10 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._conditions(text, text, text, text, text, jsonb, text[], text[]), rk_apikeys.reveal(text),
   rk_apikeys._status(timestamptz, boolean, timestamptz, timestamptz),
   rk_apikeys._setting_interval(text), rk_apikeys._may_manage(), rk_apikeys._no_principal(),
-  rk_apikeys._principal_environment(),
+  rk_apikeys._principal_environment(), rk_apikeys._sees_key(text),
   rk_apikeys._live_last_used_at(text), rk_apikeys._live_last_used_addr(text),
   rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
+  rk_apikeys._limit_state(text, uuid, text, bigint, interval, text, timestamptz),
   rk_apikeys._searched_key_id(text), rk_apikeys.events_since(text, integer),
   rk_apikeys._page(text, text, text, text, text, text, text, boolean, text, text, jsonb, text[], text[])
   TO rk_apikeys_auditor, rk_apikeys_manager, rk_apikeys_member, rk_apikeys_admin;
@@ -133,28 +135,37 @@ GRANT SELECT ON rk_apikeys.stats, rk_apikeys.usage_senders, rk_apikeys.health,
 GRANT EXECUTE ON FUNCTION rk_apikeys._server_stats(), rk_apikeys._health(), rk_apikeys._missing_peppers()
   TO rk_apikeys_auditor, rk_apikeys_admin;
 
--- Administrators only: policies. They bind the keys of every tenant.
+-- Administrators only: policies and limits. They bind the keys of every tenant.
 GRANT INSERT (tenant, environment, max_lifetime, max_idle, max_keys, allowed_scopes, require_cidrs, require_owner),
   UPDATE (tenant, environment, max_lifetime, max_idle, max_keys, allowed_scopes, require_cidrs, require_owner),
   DELETE
   ON rk_apikeys.policies TO rk_apikeys_admin;
 GRANT EXECUTE ON FUNCTION rk_apikeys.disable_idle_keys() TO rk_apikeys_admin;
+-- Limits: what a limit binds may change, except its tenant.
+GRANT INSERT (tenant, name, owner, environment, family, per_key, units, rate_window, period, always),
+  UPDATE (name, owner, environment, family, per_key, units, rate_window, period, always),
+  DELETE
+  ON rk_apikeys.limits TO rk_apikeys_admin;
+GRANT EXECUTE ON FUNCTION rk_apikeys.reset_limit(uuid, text) TO rk_apikeys_admin;
 
 -- Administrators only, because these functions write with the owner's rights.
 GRANT EXECUTE ON FUNCTION
   rk_apikeys.import_key(text, bytea, text, text, text, timestamptz, text, text[], cidr[], integer,
     interval, jsonb, text, text),
-  rk_apikeys.purge_keys(interval), rk_apikeys.purge_events(interval, text), rk_apikeys.flush_usage(),
+  rk_apikeys.purge_keys(interval), rk_apikeys.purge_usage(interval, text),
+  rk_apikeys.purge_events(interval, text), rk_apikeys.flush_usage(),
   rk_apikeys.erase_tenant(text), rk_apikeys.notice_expiring(interval),
   rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[], bigint[],
-    bigint[], bigint[], date[])
+    bigint[], bigint[], date[], uuid[])
   TO rk_apikeys_admin;
+GRANT EXECUTE ON PROCEDURE rk_apikeys.purge(interval, interval, interval) TO rk_apikeys_admin;
 
 -- Nobody: the functions of the triggers.
 REVOKE ALL ON FUNCTION
   rk_apikeys._keys_make(), rk_apikeys._keys_guard(), rk_apikeys._keys_settle(),
   rk_apikeys._keys_settle_imported(), rk_apikeys._keys_parent(), rk_apikeys._keys_audit_insert(),
   rk_apikeys._keys_audit_update(), rk_apikeys._keys_audit_delete(), rk_apikeys._orm_keys(),
-  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit(),
+  rk_apikeys._keys_max_keys(), rk_apikeys._policies_audit(), rk_apikeys._limits_guard(),
+  rk_apikeys._limits_settle(), rk_apikeys._limits_max(), rk_apikeys._limits_audit(),
   rk_apikeys._events_place(), rk_apikeys._history()
   FROM PUBLIC;

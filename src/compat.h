@@ -16,6 +16,7 @@
 #include "miscadmin.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
+#include "utils/relcache.h"
 
 /* 16: the macros for varlena have a header of their own. */
 #if PG_VERSION_NUM >= 160000
@@ -70,6 +71,12 @@ object_aclcheck(Oid classid, Oid objectid, Oid roleid, AclMode mode)
 #elif PG_VERSION_NUM >= 180000
 #define index_beginscan(heap, index, snapshot, nkeys, norderbys) \
 	index_beginscan(heap, index, snapshot, NULL, nkeys, norderbys)
+#endif
+
+/* 18: RelationGetPrimaryKeyIndex() says whether the key may be deferrable. */
+#if PG_VERSION_NUM < 180000
+#define RelationGetPrimaryKeyIndex(rel, deferrable_ok) \
+	RelationGetPrimaryKeyIndex(rel)
 #endif
 
 /* 18: ExecutorRun() has lost the parameter execute_once. */

@@ -58,6 +58,15 @@ const policies = async (client, who) => (await client.query(
 const owners = async (client, who) => (who.member ? [] : (await client.query(
   'SELECT DISTINCT owner FROM rk_apikeys.keys WHERE owner IS NOT NULL ORDER BY owner LIMIT 200')).rows.map(({ owner }) => owner));
 
+// The limits that bind a key, each with what remains, the own one first: of those per key, the bucket of its family alone.
+const limits = async (client, id) => (await client.query(
+  `SELECT l.name, l.limit_id IS NULL OR l.per_key OR l.family IS NOT NULL AS own, l.owner, l.environment, l.units, l.rate_window, l.period, l.always,
+     l.used, l.remaining, l.resets_at
+   FROM rk_apikeys.keys k JOIN rk_apikeys.limit_status l
+     ON l.tenant = k.tenant AND (l.family = k.family OR l.family IS NULL AND NOT l.per_key)
+       AND coalesce(l.owner = k.owner, l.owner IS NULL) AND coalesce(l.environment = k.environment, l.environment IS NULL)
+   WHERE k.key_id = $1 ORDER BY l.limit_id IS NOT NULL, NOT l.always, l.name, l.limit_id`, [id])).rows;
+
 module.exports = {
   close: () => pool.end(),
 
@@ -97,7 +106,13 @@ module.exports = {
     const events = await client.query(
       `SELECT occurred_at, event, actor, end_user, principal, changes FROM rk_apikeys.key_events WHERE key_id = $1
          ORDER BY event_id DESC LIMIT 100`, [id]);
-    return events.rows.length || key.rows.length ? { key: key.rows[0], days: days.rows, events: events.rows, owners: await owners(client, who) } : undefined;
+    return events.rows.length || key.rows.length ? { key: key.rows[0], days: days.rows, events: events.rows, limits: await limits(client, id), owners: await owners(client, who) }
+      : undefined;
+  }),
+
+  limits: (who, id) => reading(who, async (client) => {
+    const { rows: [key] } = await client.query('SELECT FROM rk_apikeys.keys WHERE key_id = $1', [id]);
+    return key && limits(client, id);
   }),
 
   create: (who, k) => change(who,

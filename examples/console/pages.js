@@ -349,6 +349,33 @@ function chart(days) {
 </figure>`;
 }
 
+// Whose units they are, and how many there are for how long.
+const binds = ({ own, owner, environment }) => (own ? 'This key' : `All keys${owner ? ` of ${owner}` : ''}${environment ? ` in ${environment}` : ''}`);
+const span = (window) => window.replace(/^@ /, '').replace(/\bmins?\b/, (word) => word.replace('min', 'minute')).replace(/\bsecs?\b/, (word) => word.replace('sec', 'second'));
+const allowed = ({ units, rate_window: window, period }) =>
+  `${units.toLocaleString('en')} ${window ? `in ${span(window)}` : period === 'total' ? 'in total' : `a ${period}`}`;
+
+// A quota begins anew at the end of its period; a rate limit has all its units again at that time.
+function left({ units, remaining, rate_window: window, resets_at: resets }) {
+  const words = html`${remaining.toLocaleString('en')} of ${units.toLocaleString('en')} left`;
+  if (!resets || (window && remaining >= units)) return words;
+  return window ? html`${words}, all again at ${minute(resets)}` : html`${words}, resets on <time datetime="${resets.toISOString()}">${day(resets).replace(/ \d{4}$/, '')}</time>`;
+}
+
+// The bar only repeats the words.
+const limitRow = (limit) => html`
+  <tr role="row"><th role="rowheader" scope="row"><strong>${limit.name === 'rate_limit' ? 'Rate limit' : limit.name}</strong>${!limit.always && html`<br><span class="minor">Only for requests that name it</span>`}</th>
+  <td role="cell" data-label="For">${binds(limit)}</td><td role="cell" data-label="Allowed">${allowed(limit)}</td>
+  <td role="cell" data-label="Left"><div class="left ${limit.remaining === 0 ? 'none' : limit.remaining * 10 < limit.units && 'low'}"><span>${left(limit)}</span>
+    <svg class="level" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true"><rect class="rail" width="100" height="1"/><rect width="${(100 * Math.min(limit.remaining, limit.units) / limit.units).toFixed(2)}" height="1"/></svg></div></td></tr>`;
+
+const limitsTable = (limits) => limits.length > 0 && html`
+<section aria-labelledby="limits"><h2 id="limits">Limits</h2>
+<div class="sheet"><table role="table" class="limits">
+  <thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col">Limit</th><th role="columnheader" scope="col">For</th><th role="columnheader" scope="col">Allowed</th><th role="columnheader" scope="col">Left</th></tr></thead>
+  <tbody role="rowgroup">${limits.map(limitRow)}</tbody>
+</table></div></section>`;
+
 // A setting's value as the history has it, which is JSON.
 function plain(value) {
   if (value === null || value === undefined) return 'none';
@@ -369,7 +396,7 @@ const changed = (changes) => Object.entries(changes ?? {}).map(([what, value]) =
 
 const fact = (term, value) => html`<div><dt>${term}</dt><dd>${value}</dd></div>`;
 
-function key({ session, id, key: row, days, events, owners }) {
+function key({ session, id, key: row, days, events, limits, owners }) {
   const facts = row && html`
 <dl class="facts">
   ${fact('Environment', row.environment)}
@@ -397,6 +424,7 @@ ${row ? html`
 ${row.late && alert({ message: `A request still used this key on ${day(new Date(row.late))} after it had ended.`, hint: 'Find out who still has the key.' })}
 ${row.description && html`<p class="description">${row.description}</p>`}
 ${facts}` : html`<div class="title"><h1>Deleted key <code>${id}</code></h1></div><p>The key is gone. Its history stays.</p>`}
+${row && limitsTable(limits)}
 <section aria-labelledby="use"><h2 id="use">Use per day</h2>${chart(days)}</section>
 <section aria-labelledby="history"><h2 id="history">History</h2>
 <div class="sheet"><table role="table" class="events">

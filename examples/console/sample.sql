@@ -55,6 +55,15 @@ INSERT INTO rk_apikeys.policies (tenant, environment, max_lifetime, max_keys, al
   ('globex', NULL, '90 days', 120, '{billing:read,contacts:read,contacts:write,orders:read}', true, false);
 -- as a restore would: no trigger fires
 SET session_replication_role = replica;
+-- what was sold: a plan to acme, exports that only some requests name, and a small quota for development
+INSERT INTO rk_apikeys.limits (limit_id, tenant, name, environment, units, rate_window, period, always) VALUES
+  ('00000000-0000-4000-8000-000000000001', 'acme', 'per_minute', NULL, 1000, '1 minute', NULL, true),
+  ('00000000-0000-4000-8000-000000000002', 'acme', 'monthly', NULL, 100000, NULL, 'month', true),
+  ('00000000-0000-4000-8000-000000000003', 'acme', 'exports', NULL, 10, '1 hour', NULL, false),
+  ('00000000-0000-4000-8000-000000000004', 'acme', 'dev', 'dev', 1000, NULL, 'month', true);
+INSERT INTO rk_apikeys.limit_usage (limit_id, family, period_start, units, tenant) VALUES
+  ('00000000-0000-4000-8000-000000000002', '', date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC', 81234, 'acme'),
+  ('00000000-0000-4000-8000-000000000004', '', date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC', 188, 'acme');
 CREATE TEMP TABLE age AS
   SELECT key_id, tenant, environment, rank,
       now() - (rank ^ 1.15 * 0.7 + 0.6) * interval '1 day' - rank * 37 % 23 * interval '29 minutes' AS made_at,

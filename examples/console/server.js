@@ -185,6 +185,13 @@ app.get('/keys/:id', signedIn, async (request, reply) => {
   return show(reply, pages.key({ session: request.session, id: request.params.id, ...found }));
 });
 
+// The same limits as JSON, for a page that shows what remains.
+app.get('/keys/:id/limits', signedIn, async (request) => {
+  const found = await database.limits(request.session, request.params.id);
+  if (!found) throw noSuchKey();
+  return found;
+});
+
 // --- actions: each answers JSON -----------------------------------------------------------------------------------------
 
 const words = (text) => String(text ?? '').split(/[\s,]+/).filter(Boolean);

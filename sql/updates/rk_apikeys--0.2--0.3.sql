@@ -39,17 +39,11 @@ ALTER POLICY principal ON rk_apikeys.api_keys
   USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
     OR environment = (SELECT rk_apikeys._principal_environment())));
 COMMENT ON POLICY principal ON rk_apikeys.api_keys IS 'A principal sees and changes keys only of its environment, and only if it has the scope apikeys:manage.';
-ALTER POLICY principal ON rk_apikeys.key_usage
-  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
-    OR EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_usage.key_id)));
 COMMENT ON POLICY principal ON rk_apikeys.key_usage IS 'A principal sees usage only of keys that it sees.';
 ALTER POLICY principal ON rk_apikeys.key_usage_daily
   USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
     OR environment = (SELECT rk_apikeys._principal_environment())));
 COMMENT ON POLICY principal ON rk_apikeys.key_usage_daily IS 'A principal sees usage only of its environment, and only if it has the scope apikeys:manage.';
-ALTER POLICY principal ON rk_apikeys.key_events
-  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
-    OR EXISTS (SELECT FROM rk_apikeys.api_keys k WHERE k.key_id = key_events.key_id)));
 COMMENT ON POLICY principal ON rk_apikeys.key_events IS 'A principal sees events only of keys that it sees.';
 
 -- seal() finds pgcrypto when it is called, so the extension does not depend on it.
@@ -292,22 +286,23 @@ CREATE TYPE rk_apikeys.verdict AS (
   limit_resets_at timestamptz
 );
 COMMENT ON TYPE rk_apikeys.verdict IS
-  'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, environment_mismatch, address_denied, scope_missing, rate_limited, limiter_unavailable. If the token is not genuine, only valid and code are set. retry_after_ms: when a refused call may succeed. limit_name, limit_units, limit_remaining, limit_resets_at: the rate limit of the key, NULL without one.';
+  'The outcome of a verify. code is one of: valid, malformed, unknown, revoked, disabled, expired, rotated, environment_mismatch, address_denied, scope_missing, rate_limited, quota_exceeded, limiter_unavailable. If the token is not genuine, only valid and code are set. retry_after_ms: when a call that a limit refused may succeed; NULL if it never will. limit_name, limit_units, limit_remaining, limit_resets_at: the limit that refused or, of a valid key, the limit with the fewest units left; NULL without a limit.';
 
 CREATE FUNCTION rk_apikeys.verify_key(token text, scope text DEFAULT NULL,
-    client_addr inet DEFAULT NULL, cost integer DEFAULT 1, environment text DEFAULT NULL)
+    client_addr inet DEFAULT NULL, cost integer DEFAULT 1, environment text DEFAULT NULL,
+    limits text[] DEFAULT NULL, charge text DEFAULT 'now')
   RETURNS rk_apikeys.verdict
   LANGUAGE C VOLATILE PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_verify_key_0_3';
-COMMENT ON FUNCTION rk_apikeys.verify_key(text, text, inet, integer, text) IS
-  'Returns the verdict on a token. scope: the scopes that the request needs, with one space between them (RFC 6749 section 3.3); of a|b one is enough. client_addr: the address of the API''s client. cost: the uses that the request costs. environment: the only one whose keys are accepted. Never raises an error for a bad token. Errors: 22023 for a scope that is no list, or a cost below 1 or above the key''s rate_limit.';
+COMMENT ON FUNCTION rk_apikeys.verify_key(text, text, inet, integer, text, text[], text) IS
+  'Returns the verdict on a token. scope: the scopes that the request needs, with one space between them (RFC 6749 section 3.3); of a|b one is enough. client_addr: the address of the API''s client. cost: the units that the request takes from each limit of the key. environment: the only one whose keys are accepted. limits: names of limits to take from that are not always taken. charge: now or commit, which reserves the units until the transaction ends. Never raises an error for a bad token. Errors: 22023 for a scope that is no list, a cost below 1 or above the units of a limit, a limit that does not exist, or another charge.';
 
 CREATE FUNCTION rk_apikeys.authenticate(token text, scope text DEFAULT NULL,
     client_addr inet DEFAULT NULL, cost integer DEFAULT 1, environment text DEFAULT NULL,
-    raise boolean DEFAULT true) RETURNS rk_apikeys.verdict
+    limits text[] DEFAULT NULL, charge text DEFAULT 'now', raise boolean DEFAULT true) RETURNS rk_apikeys.verdict
   LANGUAGE C VOLATILE PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_authenticate_0_3';
-COMMENT ON FUNCTION rk_apikeys.authenticate(text, text, inet, integer, text, boolean) IS
+COMMENT ON FUNCTION rk_apikeys.authenticate(text, text, inet, integer, text, text[], text, boolean) IS
   'Verifies a token and makes its key the principal until the transaction ends. Call it as the first statement of a transaction. Arguments as for verify_key. raise: if false, a refused token raises no error, takes away a principal that was set, and returns the verdict. Errors: 28000 unless valid, with the code and, if known, key_id and retry_after_ms in the DETAIL; 22023 as verify_key.';
 
 CREATE FUNCTION rk_apikeys.current_key_environment() RETURNS text
@@ -332,7 +327,7 @@ COMMENT ON FUNCTION rk_apikeys.current_key_family() IS
 CREATE FUNCTION rk_apikeys._server_stats(OUT preloaded boolean,
     OUT malformed bigint, OUT unknown bigint, OUT revoked bigint, OUT disabled bigint,
     OUT expired bigint, OUT rotated bigint, OUT environment_mismatch bigint, OUT address_denied bigint, OUT scope_missing bigint,
-    OUT rate_limited bigint, OUT limiter_unavailable bigint, OUT verified bigint,
+    OUT rate_limited bigint, OUT quota_exceeded bigint, OUT limiter_unavailable bigint, OUT verified bigint,
     OUT cache_hits bigint, OUT cache_misses bigint, OUT overflow bigint, OUT dropped bigint,
     OUT flushes bigint, OUT flushed_keys bigint, OUT tracked_keys bigint, OUT max_tracked_keys bigint,
     OUT pending_keys bigint, OUT last_flush_at timestamptz, OUT flush_lag_ms bigint) RETURNS record
@@ -344,7 +339,7 @@ CREATE OR REPLACE VIEW rk_apikeys.stats WITH (security_invoker = true) AS
   SELECT preloaded, verified, malformed, unknown, revoked, disabled, expired, rotated, address_denied,
     scope_missing, rate_limited, limiter_unavailable, cache_hits, cache_misses,
     tracked_keys, max_tracked_keys, pending_keys, overflow, dropped,
-    flushes, flushed_keys, last_flush_at, flush_lag_ms, environment_mismatch
+    flushes, flushed_keys, last_flush_at, flush_lag_ms, environment_mismatch, quota_exceeded
   FROM rk_apikeys._server_stats();
 DROP FUNCTION rk_apikeys._stats();
 COMMENT ON FUNCTION rk_apikeys._server_stats() IS 'Private: returns the row of the view stats.';
@@ -376,6 +371,44 @@ COMMENT ON COLUMN rk_apikeys.key_events.event IS 'created, imported, updated, en
 DROP FUNCTION rk_apikeys.purge_events(interval);
 DROP FUNCTION rk_apikeys.receive_usage(uuid, bigint, text[], text[], timestamptz[], inet[], bigint[],
   bigint[], bigint[], bigint[]);
+
+-- A reset of the limits of a family.
+CREATE INDEX api_keys_family ON rk_apikeys.api_keys (family) WHERE family <> key_id;
+COMMENT ON INDEX rk_apikeys.api_keys_family IS 'The successors of a family''s first key are found by this index.';
+ALTER TABLE rk_apikeys.api_keys ADD limits_reset_at timestamptz;
+COMMENT ON COLUMN rk_apikeys.api_keys.limits_reset_at IS 'The time of the last reset_limit of the key''s family. NULL: there was none.';
+
+-- Tables with millions of rows: pages by name, an administrator's lists, and purges.
+CREATE INDEX api_keys_tenant_name ON rk_apikeys.api_keys (tenant, name, key_id);
+CREATE INDEX api_keys_created ON rk_apikeys.api_keys (created_at, key_id);
+CREATE INDEX key_usage_daily_day ON rk_apikeys.key_usage_daily (day);
+CREATE INDEX key_events_occurred ON rk_apikeys.key_events (occurred_at);
+COMMENT ON INDEX rk_apikeys.api_keys_tenant_name IS 'For pages of a tenant''s keys, ordered by name.';
+COMMENT ON INDEX rk_apikeys.api_keys_created IS 'For pages of all tenants'' keys, ordered by created_at.';
+COMMENT ON INDEX rk_apikeys.key_usage_daily_day IS 'A purge finds old days by this index.';
+COMMENT ON INDEX rk_apikeys.key_events_occurred IS 'For the events of a time. A purge finds old events by this index.';
+CREATE FUNCTION rk_apikeys._sees_key(key_id text) RETURNS boolean
+  LANGUAGE C STABLE STRICT PARALLEL SAFE
+  AS 'MODULE_PATHNAME', 'rk_apikeys_sees_key';
+COMMENT ON FUNCTION rk_apikeys._sees_key(text) IS
+  'Private: whether the caller sees a key, as the policies of api_keys say.';
+ALTER POLICY principal ON rk_apikeys.key_usage
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR rk_apikeys._sees_key(key_id)));
+ALTER POLICY principal ON rk_apikeys.key_events
+  USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
+    OR rk_apikeys._sees_key(key_id)));
+CREATE OR REPLACE VIEW rk_apikeys.stale_keys WITH (security_invoker = true) AS
+  SELECT k.key_id, k.tenant, k.name, k.description, k.environment, k.masked_key, k.status,
+    greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
+    greatest(u.use_count, rk_apikeys._live_use_count(k.key_id), 0) AS use_count, k.created_at, k.created_by,
+    date_trunc('second', statement_timestamp()
+      - coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at)) AS unused_for
+  FROM rk_apikeys.keys k LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
+  WHERE k.revoked_at IS NULL AND k.enabled AND k.grace_until IS NULL
+    AND (k.expires_at > statement_timestamp()) IS NOT FALSE
+    AND coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at)
+      < (SELECT statement_timestamp() - rk_apikeys._setting_interval('stale_after'));
 
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS

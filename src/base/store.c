@@ -66,11 +66,7 @@
 
 #define SCHEMA_NAME "rk_apikeys"
 #define IMPORTED_INDEX "api_keys_imported_digest"
-
-/* The triggers that send a message with each change of api_keys. */
-static const char *const settle_triggers[] = {
-	"api_keys_settle", "api_keys_settle_imported"
-};
+#define FAMILY_INDEX "api_keys_family"
 
 /* Every how many pins of a place, on average, one is a plain ReadBuffer(). */
 #define PLAIN_PIN_EVERY 64
@@ -123,6 +119,7 @@ typedef struct Search
 	const char *index;			/* NULL: the primary key */
 	Datum		value;			/* of the first column of the index */
 	RegProcedure equal;			/* InvalidOid: any row will do */
+	bool		all;			/* hand every row to the reader, not the first */
 	StoredPlace place;			/* where the row may be, then where it was */
 	RelFileLocator file;		/* result: of the table */
 } Search;
@@ -130,6 +127,7 @@ typedef struct Search
 /* What is done with a row that was found; runs while it is pinned. */
 typedef void (*RowReader) (HeapTuple row, TupleDesc desc, void *arg);
 
+static bool always_fires(Oid table, const char *name);
 static bool read_row(Search *search, RowReader reader, void *arg);
 static Buffer pin_place(Relation rel, const StoredPlace *place);
 static bool read_at_place(Relation rel, Snapshot snapshot, Search *search,
@@ -140,6 +138,7 @@ static Oid	find_index(Relation rel, const char *name);
 static char **pointer_of(StoredKey *key, int i);
 static void parse_key(HeapTuple row, TupleDesc desc, void *arg);
 static void parse_usage(HeapTuple row, TupleDesc desc, void *arg);
+static void parse_life(HeapTuple row, TupleDesc desc, void *arg);
 static void parse_nothing(HeapTuple row, TupleDesc desc, void *arg);
 
 /*
@@ -188,12 +187,13 @@ store_same_text(text *a, text *b)
  * Return the number that a column of api_keys has in a table of that shape.  A
  * table of an earlier release may lack a later column: then return 0.  A DBA may
  * have added columns before the release that brought the later column, even of
- * its name.  Later columns are text, and a column of another type is not ours.
+ * its name.  A column of another type is not ours.
  */
 int
 store_column(TupleDesc desc, int column, const char *name)
 {
 	int			number = column;
+	Oid			type = column == KEY_LIMITS_RESET_AT ? TIMESTAMPTZOID : TEXTOID;
 
 	if (column <= KEY_FIRST_COLUMNS)
 		return column;
@@ -204,7 +204,7 @@ store_column(TupleDesc desc, int column, const char *name)
 		{
 			Form_pg_attribute att = TupleDescAttr(desc, number - 1);
 
-			if (!att->attisdropped && att->atttypid == TEXTOID &&
+			if (!att->attisdropped && att->atttypid == type &&
 				strcmp(NameStr(att->attname), name) == 0)
 				return number;
 		}
@@ -240,27 +240,36 @@ store_find(Oid table, const char *key_id, const StoredPlace *place)
 }
 
 /*
- * Return whether each change of api_keys sends a message, whoever makes it: both
- * triggers that send it exist and are ENABLE ALWAYS.
+ * Return whether each change of api_keys and of limits sends a message, whoever
+ * makes it: the triggers that send it exist and are ENABLE ALWAYS.
  */
 bool
 store_changes_are_told(Oid table)
 {
-	Relation	rel;
-	TriggerDesc *triggers;
-	int			always = 0;
+	Oid			limits = store_table("limits", true);
 
-	if (!OidIsValid(table) ||
-		(rel = try_table_open(table, AccessShareLock)) == NULL)
+	/* SQL of an earlier release has no limits. */
+	return OidIsValid(table) && always_fires(table, "api_keys_settle") &&
+		always_fires(table, "api_keys_settle_imported") &&
+		(!OidIsValid(limits) ||
+		 (always_fires(limits, "limits_settle") &&
+		  always_fires(limits, "limits_settle_truncate")));
+}
+
+/* Return whether a table has a trigger of that name that is ENABLE ALWAYS. */
+static bool
+always_fires(Oid table, const char *name)
+{
+	Relation	rel = try_table_open(table, AccessShareLock);
+	bool		fires = false;
+
+	if (rel == NULL)
 		return false;
-	triggers = rel->trigdesc;
-	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
-		for (int j = 0; j < (int) lengthof(settle_triggers); j++)
-			if (strcmp(triggers->triggers[i].tgname, settle_triggers[j]) == 0 &&
-				triggers->triggers[i].tgenabled == TRIGGER_FIRES_ALWAYS)
-				always++;
+	for (int i = 0; rel->trigdesc != NULL && i < rel->trigdesc->numtriggers; i++)
+		if (strcmp(rel->trigdesc->triggers[i].tgname, name) == 0)
+			fires = rel->trigdesc->triggers[i].tgenabled == TRIGGER_FIRES_ALWAYS;
 	table_close(rel, AccessShareLock);
-	return always == (int) lengthof(settle_triggers);
+	return fires;
 }
 
 /* Forget the table's file: after a message the table may have another. */
@@ -365,6 +374,30 @@ store_find_imported(Oid table, DigestKind kind, const uint8 *digest, int len)
 	return key != NULL && key->digest_kind == kind ? key : NULL;
 }
 
+/*
+ * Return whether a key of a family is neither revoked nor past its end.  Without
+ * the index, which SQL before 0.3 lacks, every family with its first key is.
+ */
+bool
+store_family_lives(Oid table, const char *family)
+{
+	bool		lives = false;
+	Search		first = {
+		.table = table, .value = CStringGetTextDatum(family), .equal = F_TEXTEQ
+	};
+	Search		others = {
+		.table = table, .index = FAMILY_INDEX, .value = first.value,
+		.equal = F_TEXTEQ, .all = true
+	};
+	bool		exists = read_row(&first, parse_life, &lives);
+
+	if (!OidIsValid(get_relname_relid(FAMILY_INDEX, get_rel_namespace(table))))
+		return exists;
+	if (!lives)
+		read_row(&others, parse_life, &lives);
+	return lives;
+}
+
 /* Return whether any imported key exists. */
 bool
 store_has_imported(Oid table)
@@ -372,6 +405,21 @@ store_has_imported(Oid table)
 	Search		search = {.table = table, .index = IMPORTED_INDEX};
 
 	return read_row(&search, parse_nothing, NULL);
+}
+
+/* Return whether there may be a limit.  SQL of an earlier release has no table of limits. */
+bool
+store_has_limits(void)
+{
+	Oid			table = store_table("limits", true);
+	Relation	rel = OidIsValid(table) ? try_table_open(table, AccessShareLock) : NULL;
+	bool		found;
+
+	if (rel == NULL)
+		return false;
+	found = rel->rd_rel->relkind == RELKIND_RELATION && RelationGetNumberOfBlocks(rel) > 0;
+	table_close(rel, AccessShareLock);
+	return found;
 }
 
 /* Return whether the key has a row in key_usage, and set *usage to it. */
@@ -510,7 +558,7 @@ read_by_index(Relation rel, Snapshot snapshot, Search *search,
 		ScanKeyInit(&scankey, 1, BTEqualStrategyNumber, search->equal,
 					search->value);
 	index_rescan(scan, &scankey, nkeys, NULL, 0);
-	while (!found && (tid = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
+	while ((!found || search->all) && (tid = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
 	{
 		/* index_fetch_heap() changes the TID to that of the visible version. */
 		ItemPointerData root = *tid;
@@ -597,6 +645,7 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 	StoredKey  *key;
 	struct varlena *digest;
 	int			family;
+	int			reset;
 	char	   *at;
 
 #define VALUE(column) (wide_values[(column) - 1])
@@ -658,6 +707,9 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 									   ISNULL(KEY_EXPIRES_AT));
 	key->grace_until = timestamp_or_end(VALUE(KEY_GRACE_UNTIL),
 										ISNULL(KEY_GRACE_UNTIL));
+	reset = store_column(desc, KEY_LIMITS_RESET_AT, "limits_reset_at");
+	key->limits_reset_at = reset == 0 || ISNULL(reset) ? DT_NOBEGIN :
+		DatumGetTimestampTz(VALUE(reset));
 	if (!ISNULL(KEY_RATE_LIMIT) && !ISNULL(KEY_RATE_WINDOW))
 	{
 		key->rate_limit = DatumGetInt32(VALUE(KEY_RATE_LIMIT));
@@ -708,6 +760,19 @@ parse_usage(HeapTuple row, TupleDesc desc, void *arg)
 	usage->use_count = isnull ? 0 : DatumGetInt64(value);
 	value = heap_getattr(row, USAGE_DENIED_COUNT, desc, &isnull);
 	usage->denied_count = isnull ? 0 : DatumGetInt64(value);
+}
+
+/* RowReader: set *arg if the key is neither revoked nor past its end. */
+static void
+parse_life(HeapTuple row, TupleDesc desc, void *arg)
+{
+	StoredKey  *key;
+	TimestampTz now = GetCurrentTimestamp();
+
+	parse_key(row, desc, &key);
+	if (!key->revoked && now < key->expires_at && now < key->grace_until)
+		*(bool *) arg = true;
+	pfree(key);
 }
 
 /* RowReader: only the existence of the row matters. */

@@ -54,8 +54,9 @@ enum KeyColumn
 	KEY_OWNER,
 	KEY_CREATED_BY_USER,
 	KEY_UPDATED_BY_USER,
+	KEY_LIMITS_RESET_AT,
 	KEY_FIRST_COLUMNS = KEY_PEPPER_ID,
-	KEY_COLUMNS = KEY_UPDATED_BY_USER
+	KEY_COLUMNS = KEY_LIMITS_RESET_AT
 };
 
 typedef enum DigestKind
@@ -76,6 +77,9 @@ typedef struct StoredPlace
 								 * the row; else 0 */
 } StoredPlace;
 
+/* The limits that may bind a key; key/limit.c's. */
+typedef struct KeyLimits KeyLimits;
+
 /* One row of api_keys, parsed: the part that a verify needs. */
 typedef struct StoredKey
 {
@@ -90,6 +94,7 @@ typedef struct StoredKey
 	StoredPlace place;			/* of the row; not known of a copy */
 	TimestampTz expires_at;		/* DT_NOEND: never */
 	TimestampTz grace_until;	/* DT_NOEND: not rotated */
+	TimestampTz limits_reset_at;	/* DT_NOBEGIN: never */
 	int32		rate_limit;		/* 0: none */
 	Interval	rate_window;
 	/* of a brief key, the rest is NULL and 0 */
@@ -101,6 +106,7 @@ typedef struct StoredKey
 	ArrayType  *scopes;
 	ArrayType  *allowed_cidrs;	/* NULL: any address */
 	struct varlena *metadata;	/* jsonb */
+	KeyLimits  *limits;			/* in the key's memory context; NULL: not read yet */
 	/* the data of the pointers follows, the metadata last */
 	Size		size;			/* bytes of all this */
 	Size		metadata_size;	/* bytes of them that the metadata takes */
@@ -140,9 +146,11 @@ extern void store_abridge(const StoredKey *key, StoredBrief *brief);
 extern bool store_brief_holds(Oid table, const StoredBrief *brief);
 extern void store_expand(const StoredBrief *brief, const char *key_id,
 						 StoredKey *key);
+extern bool store_family_lives(Oid table, const char *family);
 extern StoredKey *store_find_imported(Oid table, DigestKind kind,
 									  const uint8 *digest, int len);
 extern bool store_has_imported(Oid table);
+extern bool store_has_limits(void);
 extern StoredKey *store_copy(const StoredKey *key, MemoryContext context);
 extern bool store_find_usage(const char *key_id, StoredUsage *usage);
 

@@ -18,6 +18,7 @@ static const char *const codes[] = {
 	[VERDICT_ADDRESS_DENIED] = "address_denied",
 	[VERDICT_SCOPE_MISSING] = "scope_missing",
 	[VERDICT_RATE_LIMITED] = "rate_limited",
+	[VERDICT_QUOTA_EXCEEDED] = "quota_exceeded",
 	[VERDICT_LIMITER_UNAVAILABLE] = "limiter_unavailable",
 	[VERDICT_VALID] = "valid"
 };

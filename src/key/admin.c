@@ -18,6 +18,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "base/caller.h"
@@ -48,7 +49,57 @@ typedef struct OwnerQuery
 
 /* The tables with rows of tenants, by column of erase_tenant(); last one first. */
 static const char *const erased[] = {
-	"api_keys", "key_usage", "key_usage_daily", "policies", "key_events"
+	"api_keys", "key_usage", "key_usage_daily", "policies", "limits", "limit_usage", "key_events"
+};
+
+/* A kind of rows that purge() deletes. */
+typedef struct PurgeKind
+{
+	const char *table;
+	const char *told_as;		/* in the event of a batch; NULL: each row has one */
+	int			batch_size;		/* rows of a transaction */
+	/*
+	 * Deletes up to $3 rows that are older than $1, from time $2 on.  Returns
+	 * their number and their last time.
+	 */
+	const char *query;
+} PurgeKind;
+
+/* A batch of purge(). */
+typedef struct PurgeBatch
+{
+	const PurgeKind *kind;
+	Datum		older_than;
+	TimestampTz from;			/* result: the last time, if count is not 0 */
+	int64		count;			/* result */
+} PurgeBatch;
+
+/* A batch, from the conditions, the time of a row, and its lock, if any. */
+#define PURGE(table, time, condition, lock) \
+	"WITH gone AS (DELETE FROM rk_apikeys." table " WHERE ctid = ANY (ARRAY(" \
+	"  SELECT ctid FROM rk_apikeys." table " r WHERE " condition \
+	"   ORDER BY " time " LIMIT $3" lock ")) RETURNING " time " AS time)" \
+	" SELECT count(*), max(time)::timestamptz FROM gone"
+
+/* The days that ended before older_than, in UTC. */
+#define OLD_DAYS "day < ((now() - $1) AT TIME ZONE 'UTC')::date"
+
+/*
+ * The kinds, by argument of purge().  Events come last, because the deletion of
+ * keys writes some.  The index of the time gives the order.  A batch begins at
+ * the last time of the batch before, so that it does not pass what is deleted.
+ */
+static const PurgeKind purges[] = {
+	{"api_keys", NULL, 1000,
+		PURGE("api_keys", "created_at",
+			  "created_at >= $2 AND least(revoked_at, expires_at, grace_until) < now() - $1"
+			  " AND NOT EXISTS (SELECT FROM rk_apikeys.api_keys c WHERE c.parent = r.key_id)",
+			  " FOR UPDATE SKIP LOCKED")},
+	{"key_usage_daily", "daily", 10000,
+		PURGE("key_usage_daily", "day", "day >= $2::date AND " OLD_DAYS, "")},
+	{"key_events", "events", 10000,
+		PURGE("key_events", "occurred_at",
+			  "occurred_at >= $2 AND occurred_at < now() - $1", "")}
 };
 
 /* A tenant that is erased. */
@@ -58,12 +109,24 @@ typedef struct Erasure
 	int64		counts[lengthof(erased)];	/* results: rows, by table */
 } Erasure;
 
+/* A reset of a limit, or of a family's limits. */
+typedef struct Reset
+{
+	bool		of_limit;
+	Datum		what;			/* limit_id or family */
+	uint64		rows;			/* result: reset */
+} Reset;
+
 static Datum import_key(FunctionCallInfo fcinfo, int nargs);
 static Datum purge_events(FunctionCallInfo fcinfo, text *tenant);
+static void tell_purge(const char *told_as, Datum older_than, text *tenant, int64 count);
+static void purge_in_batches(const PurgeKind *kind, Datum older_than);
+static void delete_batch(void *arg);
+static void reset(void *arg);
 static void erase(void *arg);
 static void run_query(void *arg);
 static void run_as_owner(OwnerQuery *query);
-static void check_older_than(FunctionCallInfo fcinfo);
+static void check_older_than(Datum older_than);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_revoke_token);
 PG_FUNCTION_INFO_V1(rk_apikeys_import_key);
@@ -71,8 +134,11 @@ PG_FUNCTION_INFO_V1(rk_apikeys_import_key_0_3);
 PG_FUNCTION_INFO_V1(rk_apikeys_purge_keys);
 PG_FUNCTION_INFO_V1(rk_apikeys_purge_events);
 PG_FUNCTION_INFO_V1(rk_apikeys_purge_events_0_3);
+PG_FUNCTION_INFO_V1(rk_apikeys_purge_usage);
+PG_FUNCTION_INFO_V1(rk_apikeys_purge);
 PG_FUNCTION_INFO_V1(rk_apikeys_erase_tenant);
 PG_FUNCTION_INFO_V1(rk_apikeys_flush_usage);
+PG_FUNCTION_INFO_V1(rk_apikeys_reset_limit);
 
 /*
  * rk_apikeys.revoke_token(token text, reason text) -> boolean
@@ -215,7 +281,7 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 	};
 
 	principal_refuse();
-	check_older_than(fcinfo);
+	check_older_than(PG_GETARG_DATUM(0));
 	/* The SQL of 0.2 has no children. */
 	if (!store_has_text("api_keys", "parent"))
 		query.query = "DELETE FROM rk_apikeys.api_keys"
@@ -247,38 +313,165 @@ rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 static Datum
 purge_events(FunctionCallInfo fcinfo, text *tenant)
 {
-	Oid			types[3] = {INTERVALOID, TEXTOID, INT8OID};
-	Datum		values[3] = {0};
-	char		nulls[3] = {' ', tenant == NULL ? 'n' : ' ', ' '};
+	Oid			types[2] = {INTERVALOID, TEXTOID};
+	Datum		values[2] = {0};
+	char		nulls[2] = {' ', tenant == NULL ? 'n' : ' '};
 	OwnerQuery	query = {
 		.query = "DELETE FROM rk_apikeys.key_events WHERE occurred_at < now() - $1"
 		"  AND ($2 IS NULL OR tenant = $2)",
 		.nargs = 2, .types = types, .values = values, .nulls = nulls
 	};
-	uint64		count;
 
 	principal_refuse();
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
-	check_older_than(fcinfo);
+	check_older_than(PG_GETARG_DATUM(0));
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = PointerGetDatum(tenant);
 	run_as_owner(&query);
-	count = query.processed;
-	if (count > 0)
-	{
-		values[2] = Int64GetDatum((int64) count);
-		query.nargs = 3;
-		query.query = "SELECT jsonb_build_array(jsonb_build_object('tenant', $2, 'event', 'purged',"
-			"  'changes', jsonb_build_object('older_than', $1, 'events', $3)))::text";
-		run_as_owner(&query);
-		audit_add(text_to_cstring(query.first));
-	}
-	PG_RETURN_INT64((int64) count);
+	tell_purge("events", values[0], tenant, (int64) query.processed);
+	PG_RETURN_INT64((int64) query.processed);
 }
 
 /*
- * rk_apikeys.erase_tenant(tenant text) -> (keys, usage, daily, policies, events)
+ * rk_apikeys.purge_usage(older_than interval, tenant text) -> bigint
+ *
+ * Delete the rows of key_usage_daily whose day ended longer than older_than
+ * ago, likewise.
+ */
+Datum
+rk_apikeys_purge_usage(PG_FUNCTION_ARGS)
+{
+	Oid			types[2] = {INTERVALOID, TEXTOID};
+	Datum		values[2] = {0};
+	char		nulls[2] = {' ', PG_ARGISNULL(1) ? 'n' : ' '};
+	OwnerQuery	query = {
+		.query = "DELETE FROM rk_apikeys.key_usage_daily WHERE " OLD_DAYS
+		"  AND ($2 IS NULL OR tenant = $2)",
+		.nargs = 2, .types = types, .values = values, .nulls = nulls
+	};
+	text	   *tenant = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
+
+	principal_refuse();
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	check_older_than(PG_GETARG_DATUM(0));
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = PointerGetDatum(tenant);
+	run_as_owner(&query);
+	tell_purge("daily", values[0], tenant, (int64) query.processed);
+	PG_RETURN_INT64((int64) query.processed);
+}
+
+/* Add an event "purged" if rows were deleted. */
+static void
+tell_purge(const char *told_as, Datum older_than, text *tenant, int64 count)
+{
+	Oid			types[4] = {INTERVALOID, TEXTOID, TEXTOID, INT8OID};
+	Datum		values[4] = {
+		older_than, PointerGetDatum(tenant), CStringGetTextDatum(told_as), Int64GetDatum(count)
+	};
+	char		nulls[4] = {' ', tenant == NULL ? 'n' : ' ', ' ', ' '};
+	OwnerQuery	query = {
+		.query = "SELECT jsonb_build_array(jsonb_build_object('tenant', $2, 'event', 'purged',"
+		"  'changes', jsonb_build_object('older_than', $1, $3, $4)))::text",
+		.nargs = 4, .types = types, .values = values, .nulls = nulls
+	};
+
+	if (count == 0)
+		return;
+	run_as_owner(&query);
+	audit_add(text_to_cstring(query.first));
+}
+
+/*
+ * rk_apikeys.purge(keys interval, usage interval, events interval)
+ *
+ * Do what purge_keys(), purge_usage() and purge_events() do for all tenants, in
+ * batches.  Each batch is a transaction, so no lock is held for long, and what is
+ * done stays done.  A kind whose argument is NULL is left alone.  Skip keys that
+ * are locked.  Raise 22023 if an argument is negative, and 2D000 in a transaction
+ * block.
+ */
+Datum
+rk_apikeys_purge(PG_FUNCTION_ARGS)
+{
+	if (fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
+		castNode(CallContext, fcinfo->context)->atomic)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
+				 errmsg("purge cannot run inside a transaction block"),
+				 errhint("Use purge_keys(), purge_usage() or purge_events().")));
+	principal_refuse();
+	for (int i = 0; i < (int) lengthof(purges); i++)
+		if (!PG_ARGISNULL(i))
+			check_older_than(PG_GETARG_DATUM(i));
+
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	for (int i = 0; i < (int) lengthof(purges); i++)
+		if (!PG_ARGISNULL(i))
+			purge_in_batches(&purges[i], PG_GETARG_DATUM(i));
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/*
+ * Delete the rows of a kind, a transaction a batch, and report the progress.  The
+ * caller has connected to SPI, nonatomic.
+ */
+static void
+purge_in_batches(const PurgeKind *kind, Datum older_than)
+{
+	PurgeBatch	batch = {
+		.kind = kind, .older_than = older_than, .from = DT_NOBEGIN
+	};
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "rk_apikeys purge",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext caller = MemoryContextSwitchTo(context);
+	int64		total = 0;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		caller_run_as_owner(store_table("api_keys", false), delete_batch, &batch);
+		if (kind->told_as != NULL)
+			tell_purge(kind->told_as, older_than, NULL, batch.count);
+		SPI_commit();
+		total += batch.count;
+		if (batch.count > 0)
+			ereport(NOTICE,
+					(errmsg("purged %lld rows of \"%s\"", (long long) total,
+							kind->table)));
+		MemoryContextReset(context);
+	} while (batch.count == kind->batch_size);
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(context);
+}
+
+/* OwnerWork: delete a batch. */
+static void
+delete_batch(void *arg)
+{
+	PurgeBatch *batch = arg;
+	Oid			types[3] = {INTERVALOID, TIMESTAMPTZOID, INT4OID};
+	Datum		values[3] = {
+		batch->older_than, TimestampTzGetDatum(batch->from), Int32GetDatum(batch->kind->batch_size)
+	};
+	HeapTuple	tuple;
+	bool		isnull;
+
+	SPI_connect();
+	SPI_execute_with_args(batch->kind->query, 3, types, values, NULL, false, 0);
+	tuple = SPI_tuptable->vals[0];
+	batch->count = DatumGetInt64(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 1, &isnull));
+	if (batch->count > 0)
+		batch->from = DatumGetTimestampTz(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 2, &isnull));
+	SPI_finish();
+}
+
+/*
+ * rk_apikeys.erase_tenant(tenant text)
+ *		-> (keys, usage, daily, policies, limits, limit_usage, events)
  *
  * Delete all rows of a tenant.  Return how many rows each table had.  If there
  * were any, add an event "erased" with the numbers.
@@ -352,13 +545,63 @@ rk_apikeys_flush_usage(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(usage_flush_now());
 }
 
-/* Raise 22023 if the first argument, an interval, is negative. */
+/*
+ * rk_apikeys.reset_limit(limit_id uuid, family text) -> boolean
+ *
+ * Note a reset in a limit, or in the keys of a family: what was used before no
+ * longer counts.  Return whether there is such a limit or family.  Raise 22023
+ * unless exactly one of both is given.
+ */
+Datum
+rk_apikeys_reset_limit(PG_FUNCTION_ARGS)
+{
+	Reset		work = {.of_limit = !PG_ARGISNULL(0)};
+
+	principal_refuse();
+	if (PG_ARGISNULL(0) == PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 PG_ARGISNULL(0) ?
+				 errmsg("reset_limit needs a limit_id or a family") :
+				 errmsg("reset_limit takes a limit_id or a family, not both")));
+	work.what = PG_GETARG_DATUM(work.of_limit ? 0 : 1);
+	caller_run_as_owner(store_table("api_keys", false), reset, &work);
+	PG_RETURN_BOOL(work.rows > 0);
+}
+
+#define OF_FAMILY " WHERE (key_id = $1 AND coalesce(family, key_id) = $1)" \
+	" OR (family = $1 AND family <> key_id)"
+
+/*
+ * OwnerWork.  All keys of a family get the same time.  The lock waits for a
+ * rotation, so that the successor gets it too.
+ */
 static void
-check_older_than(FunctionCallInfo fcinfo)
+reset(void *arg)
+{
+	Reset	   *work = arg;
+	Oid			type = work->of_limit ? UUIDOID : TEXTOID;
+
+	SPI_connect();
+	if (!work->of_limit)
+		(void) now_execute(NULL, "SELECT FROM rk_apikeys.api_keys" OF_FAMILY
+						   " ORDER BY key_id FOR NO KEY UPDATE", 1, &type, &work->what);
+	work->rows = now_execute(NULL, work->of_limit ?
+							 "UPDATE rk_apikeys.limits SET reset_at = clock_timestamp()"
+							 " WHERE limit_id = $1" :
+							 "UPDATE rk_apikeys.api_keys"
+							 " SET limits_reset_at = (SELECT clock_timestamp())" OF_FAMILY,
+							 1, &type, &work->what);
+	SPI_finish();
+}
+
+/* Raise 22023 if the interval is negative. */
+static void
+check_older_than(Datum older_than)
 {
 	Interval	zero = {0, 0, 0};
 
-	if (DatumGetBool(DirectFunctionCall2(interval_lt, PG_GETARG_DATUM(0),
+	if (DatumGetBool(DirectFunctionCall2(interval_lt, older_than,
 										 IntervalPGetDatum(&zero))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

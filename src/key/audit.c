@@ -106,29 +106,35 @@
 	"  FROM old_keys n"
 
 /*
- * The events of policies.  A row is known by its tenant and environment: if one
- * of them changes, a policy is deleted and another one is made.  Each event tells
- * the environment.
+ * The events of the rows of policies or limits.  Each event tells the columns that
+ * name the row.
  */
-#define AUDIT_POLICIES(rows) \
+#define AUDIT_ROWS(kind, naming, rows) \
 	INSERT_EVENTS \
 	" SELECT coalesce(p.new, p.old) ->> 'tenant', NULL," \
-	"  CASE WHEN p.old IS NULL THEN 'policy_created' WHEN p.new IS NULL THEN 'policy_deleted'" \
-	"   ELSE 'policy_changed' END," WHO "," \
+	"  CASE WHEN p.old IS NULL THEN '" kind "_created' WHEN p.new IS NULL THEN '" kind "_deleted'" \
+	"   ELSE '" kind "_changed' END," WHO "," \
 	"  (SELECT jsonb_object_agg(key," \
 	"     CASE WHEN p.old IS NULL THEN '{}' ELSE jsonb_build_object('old', p.old -> key) END ||" \
 	"     CASE WHEN p.new IS NULL THEN '{}' ELSE jsonb_build_object('new', p.new -> key) END)" \
 	"    FROM jsonb_object_keys(coalesce(p.new, p.old) - '{tenant,created_at}'::text[]) key" \
-	"    WHERE key = 'environment'" \
+	"    WHERE key IN (" naming ")" \
 	"     OR nullif(p.old -> key, 'null') IS DISTINCT FROM nullif(p.new -> key, 'null'))" FOR_WHOM \
 	"  FROM (" rows ") p, (SELECT NULL::text AS owner) n WHERE p.old IS DISTINCT FROM p.new"
-#define POLICIES_MADE " SELECT NULL::jsonb AS old, to_jsonb(n) AS new FROM new_policies n"
-#define POLICIES_CHANGED \
+#define ROWS_MADE(table) " SELECT NULL::jsonb AS old, to_jsonb(n) AS new FROM new_" table " n"
+#define ROWS_RESTORED(table) ROWS_MADE(table) " WHERE n.created_at = now()"
+#define ROWS_CHANGED(table, same) \
 	" SELECT to_jsonb(o) AS old, to_jsonb(n) AS new" \
-	"  FROM old_policies o FULL JOIN new_policies n" \
-	"   ON coalesce(o.tenant, '') = coalesce(n.tenant, '')" \
-	"    AND coalesce(o.environment, '') = coalesce(n.environment, '')"
-#define POLICIES_DELETED " SELECT to_jsonb(o) AS old, NULL::jsonb AS new FROM old_policies o"
+	"  FROM old_" table " o FULL JOIN new_" table " n ON " same
+#define ROWS_DELETED(table) " SELECT to_jsonb(o) AS old, NULL::jsonb AS new FROM old_" table " o"
+
+/*
+ * A policy is known by its tenant and environment: if one of them changes, a
+ * policy is deleted and another one is made.
+ */
+#define SAME_POLICY \
+	"coalesce(o.tenant, '') = coalesce(n.tenant, '')" \
+	" AND coalesce(o.environment, '') = coalesce(n.environment, '')"
 
 /* Events of audit_add(), from JSON. */
 #define AUDIT_ADD \
@@ -161,6 +167,26 @@ typedef struct Audit
 	bool		few;			/* of this call */
 } Audit;
 
+/* The events of the rows of a table. */
+typedef struct RowAudits
+{
+	const char *table;
+	Audit		made;
+	Audit		restored;		/* of new rows that the owner has inserted */
+	Audit		changed;
+	Audit		deleted;
+} RowAudits;
+
+#define ROW_AUDITS(of, kind, naming, same) \
+	{ \
+		.table = of, \
+		.made = {.query = AUDIT_ROWS(kind, naming, ROWS_MADE(of))}, \
+		.restored = {.query = AUDIT_ROWS(kind, naming, ROWS_RESTORED(of))}, \
+		.changed = {.query = AUDIT_ROWS(kind, naming, ROWS_CHANGED(of, same))}, \
+		.deleted = {.query = AUDIT_ROWS(kind, naming, ROWS_DELETED(of))} \
+	}
+
+static Datum audit_rows(FunctionCallInfo fcinfo, RowAudits *audits);
 static Datum audit_write(TriggerData *trigger, Audit *audit);
 static void insert_events(void *arg);
 static void mend_numbers(void);
@@ -173,6 +199,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_insert);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_update);
 PG_FUNCTION_INFO_V1(rk_apikeys_keys_audit_delete);
 PG_FUNCTION_INFO_V1(rk_apikeys_policies_audit);
+PG_FUNCTION_INFO_V1(rk_apikeys_limits_audit);
 
 /* api_keys_audit_insert, AFTER INSERT, FOR EACH STATEMENT. */
 Datum
@@ -201,28 +228,47 @@ rk_apikeys_keys_audit_delete(PG_FUNCTION_ARGS)
 	return audit_write(guard_trigger(fcinfo, "api_keys_audit_delete"), &audit);
 }
 
-/*
- * policies_audit_insert, _update and _delete, FOR EACH STATEMENT.
- *
- * A policy that was restored or copied has a created_at of its own.  Only the
- * owner can give one without an event.
- */
+/* policies_audit_insert, _update and _delete, FOR EACH STATEMENT. */
 Datum
 rk_apikeys_policies_audit(PG_FUNCTION_ARGS)
 {
-	static Audit made = {.query = AUDIT_POLICIES(POLICIES_MADE)};
-	static Audit restored = {.query = AUDIT_POLICIES(POLICIES_MADE " WHERE n.created_at = now()")};
-	static Audit changed = {.query = AUDIT_POLICIES(POLICIES_CHANGED)};
-	static Audit deleted = {.query = AUDIT_POLICIES(POLICIES_DELETED)};
-	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	static RowAudits audits = ROW_AUDITS("policies", "policy", "'environment'", SAME_POLICY);
 
-	if (CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
-		return audit_write(guard_trigger_of(fcinfo, "policies", "policies_audit_update"), &changed);
-	if (CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
-		return audit_write(guard_trigger_of(fcinfo, "policies", "policies_audit_delete"), &deleted);
-	trigger = guard_trigger_of(fcinfo, "policies", "policies_audit_insert");
+	return audit_rows(fcinfo, &audits);
+}
+
+/* limits_audit_insert, _update and _delete, FOR EACH STATEMENT. */
+Datum
+rk_apikeys_limits_audit(PG_FUNCTION_ARGS)
+{
+	static RowAudits audits = ROW_AUDITS("limits", "limit", "'limit_id', 'name'",
+										 "o.limit_id = n.limit_id");
+
+	return audit_rows(fcinfo, &audits);
+}
+
+/*
+ * Insert the events of a statement that has changed rows of a table.
+ *
+ * A row that was restored or copied has a created_at of its own.  Only the owner
+ * can give one without an event.
+ */
+static Datum
+audit_rows(FunctionCallInfo fcinfo, RowAudits *audits)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	bool		update = CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_BY_UPDATE(trigger->tg_event);
+	bool		delete = CALLED_AS_TRIGGER(fcinfo) && TRIGGER_FIRED_BY_DELETE(trigger->tg_event);
+
+	trigger = guard_trigger_of(fcinfo, audits->table,
+							   psprintf("%s_audit_%s", audits->table,
+										update ? "update" : delete ? "delete" : "insert"));
+	if (update)
+		return audit_write(trigger, &audits->changed);
+	if (delete)
+		return audit_write(trigger, &audits->deleted);
 	return audit_write(trigger, caller_owns(RelationGetRelid(trigger->tg_relation)) ?
-					   &restored : &made);
+					   &audits->restored : &audits->made);
 }
 
 /* Insert the events of a statement, as the owner of its table. */

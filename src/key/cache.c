@@ -59,6 +59,12 @@
 #define ENTRY_MAX_SIZE 1024
 #define METADATA_MAX_SIZE 1024
 
+/*
+ * A flush frees the blocks of the rows.  Larger ones would go back to the system,
+ * and cost a page fault for each page when rows are kept again.
+ */
+#define BLOCK_MAX_SIZE (64 * 1024)
+
 #define SET_SIZE 4
 
 /* 64 bytes. */
@@ -90,6 +96,7 @@ static uint64 messages_done = 0;
 
 /* What messages are about; looked up by a flush. */
 static Oid	table = InvalidOid;
+static Oid	limits = InvalidOid;	/* InvalidOid: an earlier release's SQL */
 static Oid	carrier = InvalidOid;	/* of the type that a change names */
 
 /* Whether the next flush is to look these up, for more than a key has changed. */
@@ -104,9 +111,11 @@ static bool changes_are_told = false;
  */
 static int	told_level = 0;
 
-/* Whether there are imported keys, as of a count of messages. */
+/* Whether there are imported keys, and limits, as of a count of messages. */
 static uint64 has_imported_since = 0;
 static bool has_imported = false;
+static uint64 has_limits_since = 0;
+static bool has_limits = false;
 
 static void end_transaction(XactEvent event, void *arg);
 static void end_subtransaction(SubXactEvent event, SubTransactionId mySubid,
@@ -121,6 +130,7 @@ static uint32 hash_imported(DigestKind kind, const uint8 *digest);
 static StoredKey *use_row(CacheSet *set, int i);
 static void move_to_front(CacheSet *set, int i);
 static bool same_place(const StoredPlace *a, const StoredPlace *b);
+static void drop_row(StoredKey *row);
 static const StoredKey *keep(uint32 hash, StoredKey *row,
 							 uint64 messages_before);
 
@@ -129,7 +139,7 @@ relcache_callback(Datum arg, Oid relid)
 {
 	if (relid == carrier && relid != InvalidOid)
 		messages++;
-	else if (relid == table || relid == InvalidOid || table == InvalidOid ||
+	else if (relid == table || relid == limits || relid == InvalidOid || table == InvalidOid ||
 			 carrier == InvalidOid)
 	{
 		messages++;
@@ -248,7 +258,8 @@ cache_get(CacheLook *look, bool brief_will_do)
 
 	if (look->kept != NULL)
 		return look->kept;
-	if (brief_will_do && settings_cache_size > 0 &&
+	/* A brief key does not have what limits go by. */
+	if (brief_will_do && settings_cache_size > 0 && !cache_has_limits() &&
 		store_brief_holds(table, &look->brief))
 	{
 		stats_count(STATS_CACHE_HITS);
@@ -304,6 +315,44 @@ cache_has_imported(void)
 	return found;
 }
 
+/*
+ * Return whether there may be limits, by the messages that the last look at a key
+ * took.
+ */
+bool
+cache_has_limits(void)
+{
+	uint64		before = messages;
+	bool		found;
+
+	if (has_limits_since == messages)
+		return has_limits;
+	found = store_has_limits();
+	if (may_keep(before))
+	{
+		has_limits = found;
+		has_limits_since = before;
+	}
+	return found;
+}
+
+/*
+ * Return the moment before a read, for cache_may_keep(): the count of messages
+ * taken.
+ */
+uint64
+cache_moment(void)
+{
+	return messages;
+}
+
+/* Return whether what was read since a moment may be kept until the next message. */
+bool
+cache_may_keep(uint64 moment)
+{
+	return may_keep(moment);
+}
+
 /* Take the messages from the queue, and flush if one may concern us. */
 static void
 take_messages(void)
@@ -325,6 +374,7 @@ take_messages(void)
 	{
 		store_forget_file();
 		table = store_table("api_keys", true);
+		limits = store_table("limits", true);
 		carrier = store_table("_change", true);
 		changes_are_told = store_changes_are_told(table);
 		table_is_stale = messages != taken;
@@ -351,8 +401,8 @@ make_sets(void)
 	uint32		many = pg_prevpower2_32(Max(settings_cache_size * 2 / SET_SIZE, 1));
 
 	if (context == NULL)
-		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache",
-										ALLOCSET_DEFAULT_SIZES);
+		context = AllocSetContextCreate(TopMemoryContext, "rk_apikeys cache", 0,
+										ALLOCSET_DEFAULT_INITSIZE, BLOCK_MAX_SIZE);
 	sets_memory = MemoryContextAllocExtended(TopMemoryContext,
 											 many * sizeof(CacheSet) + PG_CACHE_LINE_SIZE,
 											 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
@@ -429,6 +479,14 @@ same_place(const StoredPlace *a, const StoredPlace *b)
 		a->lsn == b->lsn;
 }
 
+static void
+drop_row(StoredKey *row)
+{
+	if (row->limits != NULL)
+		pfree(row->limits);
+	pfree(row);
+}
+
 /* Keep a row that was just read, if it may be kept.  Return the row. */
 static const StoredKey *
 keep(uint32 hash, StoredKey *row, uint64 messages_before)
@@ -452,8 +510,9 @@ keep(uint32 hash, StoredKey *row, uint64 messages_before)
 		i++;
 	copy = store_copy(row, context);
 	copy->place.buffer = InvalidBuffer;
+	copy->limits = NULL;
 	if (i == SET_SIZE)
-		pfree(set->rows[--i]);
+		drop_row(set->rows[--i]);
 	set->rows[i] = copy;
 	set->hashes[i] = hash;
 	move_to_front(set, i);

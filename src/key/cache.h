@@ -29,5 +29,8 @@ extern const StoredKey *cache_find(const char *key_id);
 extern const StoredKey *cache_find_imported(DigestKind kind,
 											const uint8 *digest, int len);
 extern bool cache_has_imported(void);
+extern bool cache_has_limits(void);
+extern uint64 cache_moment(void);
+extern bool cache_may_keep(uint64 moment);
 
 #endif

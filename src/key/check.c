@@ -55,7 +55,6 @@ static const struct
 /* The text columns of free text.  metadata is free text too, as jsonb. */
 static const int free_text[] = {KEY_NAME, KEY_DESCRIPTION, KEY_REVOKED_REASON, KEY_OWNER};
 
-static text *without_tokens(text *value);
 static Jsonb *metadata_without_tokens(Jsonb *metadata);
 static void check_length(const char *what, text *value, int min, int max);
 static void check_token_part(const char *what, text *value, int max);
@@ -124,7 +123,7 @@ check_settings(Datum *values, bool *nulls, const bool *changed,
 	for (int i = 0; i < (int) lengthof(free_text); i++)
 		if (CHECKED(free_text[i]))
 			values[free_text[i] - 1] =
-				PointerGetDatum(without_tokens(TEXT(free_text[i])));
+				PointerGetDatum(check_without_tokens(TEXT(free_text[i])));
 	if (CHECKED(KEY_METADATA))
 		values[KEY_METADATA - 1] =
 			JsonbPGetDatum(metadata_without_tokens(DatumGetJsonbP(values[KEY_METADATA - 1])));
@@ -142,8 +141,8 @@ check_settings(Datum *values, bool *nulls, const bool *changed,
 }
 
 /* Return the value, or a copy with its tokens masked. */
-static text *
-without_tokens(text *value)
+text *
+check_without_tokens(text *value)
 {
 	char	   *copy;
 

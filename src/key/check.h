@@ -10,5 +10,6 @@
 extern void check_settings(Datum *values, bool *nulls, const bool *changed,
 						   TimestampTz created_at);
 extern TimestampTz check_latest_end(TimestampTz created_at);
+extern text *check_without_tokens(text *value);
 
 #endif

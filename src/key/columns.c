@@ -56,7 +56,9 @@ static const struct
 	[KEY_OWNER - 1] = {"owner", COLUMN_SETTING},
 	/* As created_by and updated_by. */
 	[KEY_CREATED_BY_USER - 1] = {"created_by_user", COLUMN_FIXED | COLUMN_MADE},
-	[KEY_UPDATED_BY_USER - 1] = {"updated_by_user", COLUMN_MADE}
+	[KEY_UPDATED_BY_USER - 1] = {"updated_by_user", COLUMN_MADE},
+	/* Goes with the family. */
+	[KEY_LIMITS_RESET_AT - 1] = {"limits_reset_at", COLUMN_TOLD | COLUMN_FIXED | COLUMN_MADE}
 };
 
 StaticAssertDecl(lengthof(columns) == KEY_COLUMNS,

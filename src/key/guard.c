@@ -65,7 +65,6 @@ static void unpack_into(KeyTuple *key, TupleDesc desc, HeapTuple row);
 static void read_replaced(void *arg);
 static void copy_settings(KeyTuple *key, KeyTuple *old);
 static HeapTuple repack(TriggerData *trigger, HeapTuple row, KeyTuple *key);
-static bool column_differs(TriggerData *trigger, int column);
 static void make_token(KeyTuple *key);
 static void set_defaults(KeyTuple *key);
 static void make_imported(KeyTuple *key);
@@ -267,7 +266,7 @@ rk_apikeys_keys_guard(PG_FUNCTION_ARGS)
 	{
 		int			column;
 
-		if (!column_differs(trigger, number))
+		if (!guard_differs(trigger, number))
 			continue;
 		column = columns_of_number(desc, number);
 		if (column > 0)
@@ -487,11 +486,11 @@ repack(TriggerData *trigger, HeapTuple row, KeyTuple *key)
 }
 
 /*
- * Return whether an update changes a column, by its number in the table.  A
- * dropped column never changes.
+ * Return whether the update of a trigger changes a column, by its number in the
+ * table.  A dropped column never changes.
  */
-static bool
-column_differs(TriggerData *trigger, int column)
+bool
+guard_differs(TriggerData *trigger, int column)
 {
 	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
 	Form_pg_attribute att = TupleDescAttr(desc, column - 1);
@@ -652,12 +651,16 @@ set_family(KeyTuple *key, const Replaced *old)
 				  old->key_id : VALUE(&old->key, KEY_FAMILY));
 		if (ISNULL(key, KEY_OWNER) && !ISNULL(&old->key, KEY_OWNER))
 			set_value(key, KEY_OWNER, VALUE(&old->key, KEY_OWNER));
+		/* Else the successor would have limits of its own. */
+		if (!ISNULL(&old->key, KEY_LIMITS_RESET_AT))
+			set_value(key, KEY_LIMITS_RESET_AT, VALUE(&old->key, KEY_LIMITS_RESET_AT));
 	}
 }
 
 /*
  * Check the changes of a caller other than the owner.  A flush, with borrowed
- * rights, may store a digest that was signed with a newer pepper.
+ * rights, may store a digest that was signed with a newer pepper, and
+ * reset_limit() may note a reset.
  *
  * Raise 42501 for a column that such a caller may not change.  Raise 55000 for a
  * change that undoes a revocation or prolongs a grace period.  Raise 22023 for
@@ -670,7 +673,8 @@ check_transition(KeyTuple *old, KeyTuple *new, const bool *changed,
 	for (int column = 1; column <= KEY_COLUMNS; column++)
 		if ((columns_flags(column) & COLUMN_FIXED) != 0 && changed[column - 1] &&
 			!(caller_borrows() && (column == KEY_DIGEST ||
-								   column == KEY_PEPPER_ID)))
+								   column == KEY_PEPPER_ID ||
+								   column == KEY_LIMITS_RESET_AT)))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("column \"%s\" of an API key cannot be changed",

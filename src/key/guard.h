@@ -24,5 +24,6 @@ extern GuardRotation guard_rotation;
 extern TriggerData *guard_trigger(FunctionCallInfo fcinfo, const char *name);
 extern TriggerData *guard_trigger_of(FunctionCallInfo fcinfo, const char *table,
 									 const char *name);
+extern bool guard_differs(TriggerData *trigger, int column);
 
 #endif

@@ -52,6 +52,7 @@
 #include "base/store.h"
 #include "compat.h"
 #include "key/guard.h"
+#include "key/max_keys.h"
 #include "key/policy.h"
 #include "token/shown.h"
 
@@ -78,7 +79,6 @@ static void add_place(Places *places, TupleTableSlot *slot);
 static bool column(TupleTableSlot *slot, int column, Datum *value);
 static bool counts(TupleTableSlot *slot, TimestampTz now);
 static int	compare_places(const void *a, const void *b);
-static void lock_tenant(uint32 hash);
 static bool is_updated(SysScanDesc scan, HeapTuple row);
 static void check_place(Relation rel, Snapshot snapshot, const Place *place,
 						const Policy *policies, int count);
@@ -125,7 +125,7 @@ rk_apikeys_keys_max_keys(PG_FUNCTION_ARGS)
 			if (policies[i][j].max_keys >= 0)
 				policies[i][bound_by[i]++] = policies[i][j];
 		if (bound_by[i] > 0)
-			lock_tenant(place->hash);
+			max_keys_lock("policies", place->hash);
 	}
 
 	CommandCounterIncrement();
@@ -234,8 +234,7 @@ add_place(Places *places, TupleTableSlot *slot)
 	/* The next row overwrites the slot. */
 	place->tenant = DatumGetTextPCopy(tenant);
 	place->environment = DatumGetTextPCopy(environment);
-	place->hash = hash_bytes((unsigned char *) VARDATA_ANY(place->tenant),
-							 VARSIZE_ANY_EXHDR(place->tenant));
+	place->hash = max_keys_hash(place->tenant);
 }
 
 /* Set *value to a column of a row.  Return whether it is not NULL. */
@@ -284,13 +283,24 @@ compare_places(const void *a, const void *b)
 		compare_texts(one->environment, other->environment);
 }
 
-/* Lock a tenant's number of keys until the transaction ends. */
-static void
-lock_tenant(uint32 hash)
+/* Return the part of a tenant's lock that stands for the tenant. */
+uint32
+max_keys_hash(text *tenant)
+{
+	return hash_bytes((unsigned char *) VARDATA_ANY(tenant), VARSIZE_ANY_EXHDR(tenant));
+}
+
+/*
+ * Lock a tenant's number of rows, which a table decides on or has, until the
+ * transaction ends.  A caller with several tenants locks them by their hashes, in
+ * ascending order.
+ */
+void
+max_keys_lock(const char *table, uint32 hash)
 {
 	LOCKTAG		tag;
 
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, store_table("policies", false), hash, 0);
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, store_table(table, false), hash, 0);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 }
 

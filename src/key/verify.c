@@ -20,19 +20,21 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_type_d.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inet.h"
 #include "utils/timestamp.h"
 
 #include "base/grant.h"
-#include "base/limiter.h"
 #include "base/principal.h"
 #include "base/settings.h"
 #include "base/stats.h"
 #include "compat.h"
 #include "key/cache.h"
+#include "key/limit.h"
 #include "key/verify.h"
 #include "token/digest.h"
 #include "token/pepper.h"
@@ -80,11 +82,8 @@ typedef struct Request
 	text	   *scope;			/* a list; NULL: no scope is required */
 	inet	   *client_addr;	/* NULL: not given */
 	text	   *environment;	/* NULL: any */
-	int			cost;			/* taken from the rate limit */
 	bool		brief;			/* the caller needs the verdict only */
-	int64		retry_after;	/* result, microseconds: set if rate-limited */
-	int64		ahead;			/* result: of limiter_take() at that moment */
-	TimestampTz now;
+	LimitCall	limit;
 } Request;
 
 /* The arguments of verify_key() and authenticate(), by number. */
@@ -95,20 +94,24 @@ enum Argument
 	ARG_CLIENT_ADDR,
 	ARG_COST,
 	ARG_ENVIRONMENT,
+	ARG_LIMITS,
+	ARG_CHARGE,
 	ARG_RAISE
 };
 
 static void read_request(FunctionCallInfo fcinfo, Request *request);
 static text *check_scope(text *scope);
+static void read_limits(ArrayType *names, LimitCall *call);
+static bool is_at_commit(text *charge);
 static Datum verify_key(FunctionCallInfo fcinfo);
 static Datum authenticate(FunctionCallInfo fcinfo, bool raise);
 static void refuse(Verdict verdict, const StoredKey *key,
 				   const Request *request);
+static bool is_limited(Verdict verdict);
 static int	retry_after_ms(const Request *request);
 static Datum verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 						 const StoredKey *key, const Request *request);
-static void set_limit(Datum *values, bool *nulls, const StoredKey *key,
-					  const Request *request);
+static void set_limit(Datum *values, bool *nulls, const LimitCall *limit);
 static Verdict judge(text *token, Request *request,
 						  const StoredKey **key);
 static Verdict judge_key(const StoredKey *key, Request *request,
@@ -149,7 +152,7 @@ Datum
 rk_apikeys_verify_0_3(PG_FUNCTION_ARGS)
 {
 	Request		request = {
-		.cost = 1, .brief = settings_required_environment[0] == '\0'
+		.limit.cost = 1, .brief = settings_required_environment[0] == '\0'
 	};
 	const StoredKey *key;
 
@@ -172,11 +175,12 @@ rk_apikeys_verify_key(PG_FUNCTION_ARGS)
 
 /*
  * rk_apikeys.verify_key(token text, scope text, client_addr inet, cost int,
- *		environment text) -> rk_apikeys.verdict
+ *		environment text, limits text[], charge text) -> rk_apikeys.verdict
  *
  * Return the verdict, with the key's settings if the token is genuine.  Raise
- * 22023 if scope is not a list of scopes, or if the cost is below 1 or above the
- * key's rate_limit.
+ * 22023 if scope is not a list of scopes, if the cost is below 1 or above the
+ * units of a limit, if limits has a name that no limit has, or if charge is
+ * neither now nor commit.
  */
 Datum
 rk_apikeys_verify_key_0_3(PG_FUNCTION_ARGS)
@@ -187,7 +191,7 @@ rk_apikeys_verify_key_0_3(PG_FUNCTION_ARGS)
 static Datum
 verify_key(FunctionCallInfo fcinfo)
 {
-	Request		request = {.cost = 1};
+	Request		request = {.limit.cost = 1};
 	const StoredKey *key = NULL;
 	Verdict		verdict = VERDICT_MALFORMED;
 
@@ -211,7 +215,8 @@ rk_apikeys_authenticate(PG_FUNCTION_ARGS)
 
 /*
  * rk_apikeys.authenticate(token text, scope text, client_addr inet, cost int,
- *		environment text, raise boolean) -> rk_apikeys.verdict
+ *		environment text, limits text[], charge text, raise boolean)
+ *		-> rk_apikeys.verdict
  *
  * Make the key the principal until the transaction ends, and return the
  * verdict.  If the token is not valid, raise 28000, or, unless raise, take away
@@ -227,7 +232,7 @@ rk_apikeys_authenticate_0_3(PG_FUNCTION_ARGS)
 static Datum
 authenticate(FunctionCallInfo fcinfo, bool raise)
 {
-	Request		request = {.cost = 1};
+	Request		request = {.limit.cost = 1};
 	const StoredKey *key = NULL;
 	Verdict		verdict = VERDICT_MALFORMED;
 	Datum		row;
@@ -257,7 +262,7 @@ refuse(Verdict verdict, const StoredKey *key, const Request *request)
 	appendStringInfo(&detail, "code=%s", verdict_code(verdict));
 	if (key != NULL)
 		appendStringInfo(&detail, " key_id=%s", key->key_id);
-	if (verdict == VERDICT_RATE_LIMITED)
+	if (is_limited(verdict) && request->limit.wait >= 0)
 		appendStringInfo(&detail, " retry_after_ms=%d", retry_after_ms(request));
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
@@ -280,11 +285,11 @@ read_request(FunctionCallInfo fcinfo, Request *request)
 	if (GIVEN(ARG_CLIENT_ADDR))
 		request->client_addr = PG_GETARG_INET_PP(ARG_CLIENT_ADDR);
 	if (GIVEN(ARG_COST))
-		request->cost = PG_GETARG_INT32(ARG_COST);
-	if (request->cost < 1)
+		request->limit.cost = PG_GETARG_INT32(ARG_COST);
+	if (request->limit.cost < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("cost must be at least 1, not %d", request->cost)));
+				 errmsg("cost must be at least 1, not %d", request->limit.cost)));
 	if (GIVEN(ARG_ENVIRONMENT))
 	{
 		/* No key has the environment "", nor one of that length. */
@@ -293,7 +298,55 @@ read_request(FunctionCallInfo fcinfo, Request *request)
 		else
 			request->environment = PG_GETARG_TEXT_PP(ARG_ENVIRONMENT);
 	}
+	if (GIVEN(ARG_LIMITS))
+		read_limits(PG_GETARG_ARRAYTYPE_P(ARG_LIMITS), &request->limit);
+	if (GIVEN(ARG_CHARGE))
+		request->limit.at_commit = is_at_commit(PG_GETARG_TEXT_PP(ARG_CHARGE));
 #undef GIVEN
+}
+
+/* Set the names of limits that a call takes from.  Raise 22023 for NULL, or too many. */
+static void
+read_limits(ArrayType *names, LimitCall *call)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+
+	deconstruct_array(names, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls,
+					  &count);
+	if (count > LIMIT_MAX_NAMES)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%d limits are given, but at most %d are allowed",
+						count, LIMIT_MAX_NAMES)));
+	call->names = palloc(Max(count, 1) * sizeof(text *));
+	for (int i = 0; i < count; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("the name of a limit cannot be null")));
+		call->names[i] = DatumGetTextPP(elements[i]);
+	}
+	call->names_count = count;
+}
+
+/* Return whether the argument charge is "commit".  Raise 22023 if it is not "now" either. */
+static bool
+is_at_commit(text *charge)
+{
+	const char *word = VARDATA_ANY(charge);
+	Size		len = VARSIZE_ANY_EXHDR(charge);
+
+	if (len == strlen("commit") && memcmp(word, "commit", len) == 0)
+		return true;
+	if (len != strlen("now") || memcmp(word, "now", len) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for charge: \"%s\"", shown_text(charge)),
+				 errhint("Use now or commit.")));
+	return false;
 }
 
 /*
@@ -320,11 +373,18 @@ check_scope(text *scope)
 	return scope;
 }
 
+/* Return whether a limit refused. */
+static bool
+is_limited(Verdict verdict)
+{
+	return verdict == VERDICT_RATE_LIMITED || verdict == VERDICT_QUOTA_EXCEEDED;
+}
+
 /* Return the milliseconds until a refused call may succeed, at most INT_MAX. */
 static int
 retry_after_ms(const Request *request)
 {
-	return (int) Min((request->retry_after + 999) / 1000, INT_MAX);
+	return (int) Min((request->limit.wait + 999) / 1000, INT_MAX);
 }
 
 /*
@@ -339,7 +399,7 @@ verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 	TupleDesc	desc;
 	Datum		values[COLUMN_COLUMNS] = {0};
 	bool		nulls[COLUMN_COLUMNS];
-	bool		limited = key != NULL && verdict == VERDICT_RATE_LIMITED;
+	bool		limited = is_limited(verdict) && request->limit.wait >= 0;
 
 	/* A call in FROM has the type at hand. */
 	if (caller != NULL && IsA(caller, ReturnSetInfo) &&
@@ -371,8 +431,8 @@ verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 		if (limited)
 			values[COLUMN_RETRY_AFTER_MS] = Int32GetDatum(retry_after_ms(request));
 		nulls[COLUMN_RETRY_AFTER_MS] = !limited;
-		if (key->rate_limit > 0 && (limited || verdict == VERDICT_VALID))
-			set_limit(values, nulls, key, request);
+		if (request->limit.name != NULL && (is_limited(verdict) || verdict == VERDICT_VALID))
+			set_limit(values, nulls, &request->limit);
 	}
 	if (desc->natts == OLD_COLUMNS)
 	{
@@ -384,36 +444,31 @@ verdict_row(FunctionCallInfo fcinfo, Verdict verdict,
 		if (limited)
 			values[OLD_COLUMNS - 1] =
 				DirectFunctionCall2(timestamp_mi,
-									TimestampGetDatum(request->retry_after),
+									TimestampGetDatum(request->limit.wait),
 									TimestampGetDatum(0));
 		nulls[OLD_COLUMNS - 1] = !limited;
 	}
 	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 }
 
-/* Set the columns of the limit that a verify has taken from. */
+/* Set the columns of the limit that refused, or that has the fewest units left. */
 static void
-set_limit(Datum *values, bool *nulls, const StoredKey *key,
-		  const Request *request)
+set_limit(Datum *values, bool *nulls, const LimitCall *limit)
 {
-	int			remaining = limiter_remaining(key->rate_limit,
-											  limiter_window(&key->rate_window),
-											  request->ahead);
-
-	values[COLUMN_LIMIT_NAME] = CStringGetTextDatum("rate_limit");
-	values[COLUMN_LIMIT_UNITS] = Int64GetDatum(key->rate_limit);
-	values[COLUMN_LIMIT_REMAINING] = Int64GetDatum(remaining);
-	values[COLUMN_LIMIT_RESETS_AT] =
-		TimestampTzGetDatum(limiter_resets_at(request->now, request->ahead));
+	values[COLUMN_LIMIT_NAME] = CStringGetTextDatum(limit->name);
+	values[COLUMN_LIMIT_UNITS] = Int64GetDatum(limit->units);
+	values[COLUMN_LIMIT_REMAINING] = Int64GetDatum(limit->remaining);
+	values[COLUMN_LIMIT_RESETS_AT] = TimestampTzGetDatum(limit->resets_at);
 	for (int column = COLUMN_LIMIT_NAME; column <= COLUMN_LIMIT_RESETS_AT; column++)
 		nulls[column] = false;
+	nulls[COLUMN_LIMIT_RESETS_AT] = limit->resets_at == DT_NOEND;
 }
 
 /*
  * Return the verdict on a token (toasted or not), count the verdict, and record
  * the use.  Set *key to the token's key; NULL if the token is not genuine.  The
- * pointer is good until the next verify.  Raise 22023 if the cost is above the
- * key's rate limit, and 58030 as verify_genuine() does.
+ * pointer is good until the next verify.  Raise 22023 as limit_take() does, and
+ * 58030 as verify_genuine() does.
  */
 static Verdict
 judge(text *token, Request *request, const StoredKey **key)
@@ -608,9 +663,8 @@ sign_begin(DigestWork *work, const Pepper *pepper)
 
 /*
  * Return the verdict on the key of a genuine token: the first check that fails
- * decides, in the order of verdict.h.  Take the cost from the key's rate limit
- * after all other checks.  If the limit is reached, set request->retry_after.
- * Raise 22023 if the cost is above the rate limit.
+ * decides, in the order of verdict.h.  Take the cost from the limits after all
+ * other checks.  Raise 22023 as limit_take() does.
  */
 static Verdict
 judge_key(const StoredKey *key, Request *request, TimestampTz now)
@@ -626,26 +680,7 @@ judge_key(const StoredKey *key, Request *request, TimestampTz now)
 		return VERDICT_ADDRESS_DENIED;
 	if (request->scope != NULL && !grant_scopes(key->scopes, request->scope))
 		return VERDICT_SCOPE_MISSING;
-	if (key->rate_limit > 0)
-	{
-		if (request->cost > key->rate_limit)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("cost %d is above the rate limit %d of API key \"%s\"",
-							request->cost, key->rate_limit, key->key_id)));
-		request->now = now;
-		switch (usage_limit(key, request->cost, now, &request->retry_after,
-							&request->ahead))
-		{
-			case LIMIT_PASSED:
-				break;
-			case LIMIT_REACHED:
-				return VERDICT_RATE_LIMITED;
-			case LIMIT_UNAVAILABLE:
-				return VERDICT_LIMITER_UNAVAILABLE;
-		}
-	}
-	return VERDICT_VALID;
+	return limit_take(key, &request->limit, now);
 }
 
 /*

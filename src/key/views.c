@@ -1,6 +1,6 @@
 /*
  * views.c
- *		Shared memory, for the views: keys' use and the server's counters.
+ *		Shared memory, for the views: keys' use, limits, and the server's counters.
  *
  * Trust: any role that reads the views can call the functions about keys
  * directly, so they answer as the tables' policies would.
@@ -12,6 +12,7 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_type_d.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -21,12 +22,14 @@
 #include "utils/inet.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
+#include "utils/uuid.h"
 
 #include "base/caller.h"
 #include "base/principal.h"
 #include "base/stats.h"
 #include "compat.h"
 #include "key/cache.h"
+#include "key/limit.h"
 #include "key/session.h"
 #include "key/verify.h"
 #include "token/token.h"
@@ -35,8 +38,9 @@
 /* Bytes of a search that may be a token, with the blanks around it. */
 #define SEARCH_MAX_LEN 1024
 
-/* Of _live_usage(). */
+/* Of _live_usage(), and of _limit_state(). */
 #define LIVE_COLUMNS 3
+#define STATE_COLUMNS 3
 
 /* Whose keys the caller may see; NULL: of all tenants, environments or owners. */
 typedef struct Viewer
@@ -49,10 +53,12 @@ typedef struct Viewer
 /* Of _stats(): the counters are between the first and the last five. */
 #define STATS_COLUMNS (1 + STATS_ALL + 5)
 
-static Datum stats_row(FunctionCallInfo fcinfo, int without);
+static Datum stats_row(FunctionCallInfo fcinfo, bool old);
 static UsageLook *look_at_own(int *count);
 static bool find_viewer(Viewer *viewer);
+static bool may_see_limit(const LimitRow *row);
 static bool may_see(const Viewer *viewer, const StoredKey *key);
+static bool finds_key(const Viewer *viewer, const char *key_id);
 static text *find_searched(const char *s, size_t len);
 static bool same_text(text *a, const char *b);
 static bool look_for_caller(FunctionCallInfo fcinfo, UsageLook *look);
@@ -61,7 +67,9 @@ PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_at);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_addr);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_use_count);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_usage);
+PG_FUNCTION_INFO_V1(rk_apikeys_sees_key);
 PG_FUNCTION_INFO_V1(rk_apikeys_searched_key_id);
+PG_FUNCTION_INFO_V1(rk_apikeys_limit_state);
 PG_FUNCTION_INFO_V1(rk_apikeys_stats);
 PG_FUNCTION_INFO_V1(rk_apikeys_stats_0_3);
 
@@ -180,11 +188,30 @@ look_at_own(int *count)
 	return looks;
 }
 
-/* rk_apikeys._stats() of 0.1 and 0.2, whose verdicts had no environment_mismatch. */
+/*
+ * rk_apikeys._sees_key(key_id text) -> boolean
+ *
+ * Return whether the caller sees a key, as the policies of api_keys say.
+ */
+Datum
+rk_apikeys_sees_key(PG_FUNCTION_ARGS)
+{
+	text	   *key_id = PG_GETARG_TEXT_PP(0);
+	Viewer		viewer;
+
+	PG_RETURN_BOOL(VARSIZE_ANY_EXHDR(key_id) == TOKEN_KEY_ID_LEN &&
+				   find_viewer(&viewer) &&
+				   finds_key(&viewer, text_to_cstring(key_id)));
+}
+
+/*
+ * rk_apikeys._stats() of 0.1 and 0.2, whose verdicts had neither
+ * environment_mismatch nor quota_exceeded.
+ */
 Datum
 rk_apikeys_stats(PG_FUNCTION_ARGS)
 {
-	return stats_row(fcinfo, VERDICT_ENVIRONMENT_MISMATCH);
+	return stats_row(fcinfo, true);
 }
 
 /*
@@ -256,12 +283,88 @@ same_text(text *a, const char *b)
 Datum
 rk_apikeys_stats_0_3(PG_FUNCTION_ARGS)
 {
-	return stats_row(fcinfo, -1);
+	return stats_row(fcinfo, false);
 }
 
-/* Return the counters as a row, without that of one verdict (-1: with all). */
+/*
+ * rk_apikeys._limit_state(tenant text, limit_id uuid, family text, units bigint,
+ *		rate_window interval, period text, reset_at timestamptz)
+ *		-> (used, remaining, resets_at)
+ *
+ * Return what a limit has, of which the view limit_status has read the row.  All
+ * columns are NULL if the caller may not see the tenant, or the family.
+ */
+Datum
+rk_apikeys_limit_state(PG_FUNCTION_ARGS)
+{
+	TupleDesc	desc;
+	Datum		values[STATE_COLUMNS] = {0};
+	bool		nulls[STATE_COLUMNS] = {true, true, true};
+	LimitRow	row = {.reset_at = DT_NOBEGIN};
+	UsageLevel	level;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != STATE_COLUMNS)
+		elog(ERROR, "_limit_state returns another row than expected");
+	/* Either the window or the period. */
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(3) || PG_ARGISNULL(4) == PG_ARGISNULL(5))
+		PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+	row.tenant = PG_GETARG_TEXT_PP(0);
+	if (!PG_ARGISNULL(1))
+		row.limit_id = PG_GETARG_UUID_P(1)->data;
+	if (!PG_ARGISNULL(2))
+		row.family = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	row.units = Max(PG_GETARG_INT64(3), 1);
+	if (!PG_ARGISNULL(4))
+		row.rate_window = PG_GETARG_INTERVAL_P(4);
+	else
+		row.period = PG_GETARG_TEXT_PP(5);
+	if (!PG_ARGISNULL(6))
+		row.reset_at = PG_GETARG_TIMESTAMPTZ(6);
+	if ((row.rate_window == NULL || limiter_window(row.rate_window) > 0) &&
+		(row.period == NULL || VARSIZE_ANY_EXHDR(row.period) > 0) &&
+		may_see_limit(&row))
+	{
+		limit_look(&row, GetCurrentTimestamp(), &level);
+		values[0] = Int64GetDatum(level.used);
+		values[1] = Int64GetDatum(level.remaining);
+		values[2] = TimestampTzGetDatum(level.resets_at);
+		memset(nulls, false, sizeof(nulls));
+		nulls[2] = level.resets_at == DT_NOEND;
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+}
+
+/*
+ * Return whether the caller may see what a limit has.  A caller that does not see
+ * all keys of the tenant sees only what families of keys have that it sees.
+ */
+static bool
+may_see_limit(const LimitRow *row)
+{
+	Viewer		viewer;
+	Oid			type = TEXTOID;
+	Datum		family;
+	bool		found;
+
+	if (!find_viewer(&viewer) ||
+		(viewer.tenant != NULL && !same_text(row->tenant, viewer.tenant)))
+		return false;
+	if ((viewer.owner == NULL && viewer.environment == NULL) || row->family == NULL)
+		return true;
+	family = CStringGetTextDatum(row->family);
+	SPI_connect();
+	SPI_execute_with_args("SELECT FROM rk_apikeys.api_keys k WHERE k.key_id OPERATOR(pg_catalog.=) $1"
+						  " OR (k.family OPERATOR(pg_catalog.=) $1 AND k.family OPERATOR(pg_catalog.<>) k.key_id)",
+						  1, &type, &family, NULL, true, 1);
+	found = SPI_processed > 0;
+	SPI_finish();
+	return found;
+}
+
+/* Return the counters as a row; old: without those of verdicts since 0.3. */
 static Datum
-stats_row(FunctionCallInfo fcinfo, int without)
+stats_row(FunctionCallInfo fcinfo, bool old)
 {
 	TupleDesc	desc;
 	Datum		values[STATS_COLUMNS] = {0};
@@ -272,7 +375,7 @@ stats_row(FunctionCallInfo fcinfo, int without)
 
 	principal_refuse();
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
-		desc->natts != STATS_COLUMNS - (without >= 0))
+		desc->natts != STATS_COLUMNS - (old ? 2 : 0))
 		elog(ERROR, "_stats returns another row than expected");
 	memset(nulls, !usage_is_shared(), sizeof(nulls));
 	nulls[0] = false;
@@ -281,7 +384,7 @@ stats_row(FunctionCallInfo fcinfo, int without)
 	{
 		stats_sum(sums);
 		for (int i = 0; i < STATS_ALL; i++)
-			if (i != without)
+			if (!old || (i != VERDICT_ENVIRONMENT_MISMATCH && i != VERDICT_QUOTA_EXCEEDED))
 				values[column++] = Int64GetDatum(sums[i]);
 		usage_totals(&totals);
 		values[column++] = Int64GetDatum(totals.tracked);
@@ -322,6 +425,15 @@ may_see(const Viewer *viewer, const StoredKey *key)
 		 (key->owner != NULL && same_text(key->owner, viewer->owner)));
 }
 
+/* Return whether a key exists that the viewer may see. */
+static bool
+finds_key(const Viewer *viewer, const char *key_id)
+{
+	const StoredKey *key = cache_find(key_id);
+
+	return key != NULL && may_see(viewer, key);
+}
+
 /*
  * Look at the key that an SQL function asks for.  Return false if shared memory
  * has nothing of the key, or the caller may not see it.
@@ -331,7 +443,6 @@ look_for_caller(FunctionCallInfo fcinfo, UsageLook *look)
 {
 	text	   *key_id = PG_GETARG_TEXT_PP(0);
 	Viewer		viewer;
-	const StoredKey *key;
 
 	/* First whether there is an entry: most keys of a list have none. */
 	if (VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN ||
@@ -339,8 +450,7 @@ look_for_caller(FunctionCallInfo fcinfo, UsageLook *look)
 		!find_viewer(&viewer))
 		return false;
 	if (viewer.owner != NULL)
-		return (key = cache_find(text_to_cstring(key_id))) != NULL &&
-			may_see(&viewer, key);
+		return finds_key(&viewer, text_to_cstring(key_id));
 	return (viewer.environment == NULL || strcmp(look->environment, viewer.environment) == 0) &&
 		(viewer.tenant == NULL || usage_look_is_of(look, viewer.tenant));
 }

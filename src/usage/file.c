@@ -1,10 +1,12 @@
 /*
  * file.c
- *		Pending entries are kept in a file from a shutdown to the next start.
+ *		Pending entries, and the buckets of rate limits, are kept in a file from a
+ *		shutdown to the next start.
  *
  * At a clean end of the server no worker can be started any more.  So the
- * postmaster writes the pending entries to a file.  At the next start it reads
- * the file and removes it.  A crash writes no file.
+ * postmaster writes these entries to a file.  At the next start it reads the
+ * file and removes it.  A crash writes no file.  At a clean end no session is
+ * left, so no units are reserved.
  *
  * A cold copy of a stopped server has the file too.  If the copy follows the
  * server, as a standby or from an archive, both would count the same use.  So
@@ -22,14 +24,15 @@
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
+#include "utils/timestamp.h"
 
 #include "base/grant.h"
 #include "usage/shared.h"
 
 /* Below the data directory. */
 #define SAVE_FILE "pg_stat/rk_apikeys.usage"
-#define SAVE_MAGIC 0x524b5534
-/* 0.2: the same, without the home. */
+#define SAVE_MAGIC 0x524b5535
+/* 0.2: the same, without the home and without buckets. */
 #define SAVE_MAGIC_0_2 0x524b5533
 /* 0.1: without the known counts, too. */
 #define SAVE_MAGIC_0_1 0x524b5532
@@ -47,8 +50,18 @@ typedef struct SavedUsage
 	inet_struct addr;
 	int64		known_uses;
 	int64		known_denials;
+	/* of a bucket, since 0.3 */
+	int64		since;
+	uint8		limit_id[USAGE_LIMIT_ID_LEN];
+	char		family[TOKEN_KEY_ID_LEN + 1];
+	bool		is_quota;
+	int64		arrival;
+	LimiterRate rate;
 } SavedUsage;
 
+static bool is_to_save(UsageEntry *entry, const void *arg);
+static void save_entry(UsageEntry *entry, SavedUsage *saved);
+static void load_entry(UsageEntry *entry, const SavedUsage *saved);
 static uint64 home_of(FILE *file);
 static bool starts_in_recovery(void);
 
@@ -61,7 +74,8 @@ usage_file_save(int code, Datum arg)
 {
 	FILE	   *file;
 	UsageEntry *entry;
-	UsageWalk	walk = {.pending = true, .alone = true};
+	TimestampTz now = GetCurrentTimestamp();
+	UsageWalk	walk = {.wanted = is_to_save, .arg = &now, .alone = true};
 	uint32		magic = SAVE_MAGIC;
 	uint64		home;
 	bool		failed;
@@ -84,17 +98,7 @@ usage_file_save(int code, Datum arg)
 	{
 		SavedUsage	saved;
 
-		memset(&saved, 0, sizeof(saved));
-		saved.key = entry->key;
-		saved.tenant = entry->tenant;
-		memcpy(saved.environment, entry->environment, sizeof(saved.environment));
-		saved.last_used_at = (int64) pg_atomic_read_u64(&entry->last_used_at);
-		saved.use_count = (int64) pg_atomic_read_u64(&entry->use_count);
-		saved.denied_count = (int64) pg_atomic_read_u64(&entry->denied_count);
-		saved.has_addr = entry->has_addr;
-		saved.addr = entry->addr;
-		saved.known_uses = entry->known_uses;
-		saved.known_denials = entry->known_denials;
+		save_entry(entry, &saved);
 		failed = fwrite(&saved, sizeof(saved), 1, file) != 1;
 	}
 	if (FreeFile(file) != 0)
@@ -136,6 +140,8 @@ usage_file_load(void)
 			home != home_of(file);
 	if (magic == SAVE_MAGIC_0_1)
 		size = offsetof(SavedUsage, known_uses);
+	if (magic == SAVE_MAGIC_0_2)
+		size = offsetof(SavedUsage, since);
 	if (magic != SAVE_MAGIC && magic != SAVE_MAGIC_0_2 && magic != SAVE_MAGIC_0_1)
 		ereport(LOG,
 				(errmsg("ignoring file \"%s\" of another version",
@@ -157,29 +163,88 @@ usage_file_load(void)
 			usage_hash_target(&target, saved.key.database, saved.key.key_id);
 			entry = usage_hash_find(&target) == NULL ?
 				usage_hash_add(&target, saved.tenant, false) : NULL;
-			if (entry == NULL)
-				continue;
-			memcpy(entry->environment, saved.environment, sizeof(entry->environment));
-			entry->environment[TOKEN_NAME_MAX] = '\0';
-			pg_atomic_write_u64(&entry->last_used_at, saved.last_used_at);
-			pg_atomic_write_u64(&entry->use_count, saved.use_count);
-			pg_atomic_write_u64(&entry->denied_count, saved.denied_count);
-			entry->has_addr = saved.has_addr != 0;
-			/* 0.2 kept an address as it was given. */
-			if (entry->has_addr)
-			{
-				inet		addr = {.inet_data = saved.addr};
-
-				SET_INET_VARSIZE(&addr);
-				grant_host(&addr, &entry->addr);
-			}
-			entry->known_uses = saved.known_uses;
-			entry->known_denials = saved.known_denials;
-			usage_hash_set_dirty(entry);
+			if (entry != NULL)
+				load_entry(entry, &saved);
 		}
 	}
 	FreeFile(file);
 	unlink(SAVE_FILE);
+}
+
+/* UsageFilter.  arg: the time.  A rate limit that is full again is not saved. */
+static bool
+is_to_save(UsageEntry *entry, const void *arg)
+{
+	if (usage_is_rate_bucket(entry))
+		return usage_is_held(entry, *(const TimestampTz *) arg);
+	return usage_is_pending(entry);
+}
+
+static void
+save_entry(UsageEntry *entry, SavedUsage *saved)
+{
+	memset(saved, 0, sizeof(SavedUsage));
+	saved->key = entry->key;
+	saved->tenant = entry->tenant;
+	saved->last_used_at = (int64) pg_atomic_read_u64(&entry->last_used_at);
+	saved->use_count = (int64) pg_atomic_read_u64(&entry->use_count);
+	saved->denied_count = (int64) pg_atomic_read_u64(&entry->denied_count);
+	saved->known_uses = entry->known_uses;
+	saved->known_denials = entry->known_denials;
+	if (usage_is_bucket(entry->key.key_id))
+	{
+		saved->since = entry->since;
+		memcpy(saved->limit_id, entry->limit_id, sizeof(saved->limit_id));
+		memcpy(saved->family, entry->family, sizeof(saved->family));
+		saved->is_quota = entry->is_quota;
+		saved->arrival = entry->bucket.limiter.arrival;
+		saved->rate = entry->bucket.limiter.rate;
+	}
+	else
+	{
+		memcpy(saved->environment, entry->environment, sizeof(saved->environment));
+		saved->has_addr = entry->has_addr;
+		saved->addr = entry->addr;
+	}
+}
+
+/* Fill an entry that was just made. */
+static void
+load_entry(UsageEntry *entry, const SavedUsage *saved)
+{
+	pg_atomic_write_u64(&entry->last_used_at, saved->last_used_at);
+	pg_atomic_write_u64(&entry->use_count, saved->use_count);
+	pg_atomic_write_u64(&entry->denied_count, saved->denied_count);
+	entry->known_uses = saved->known_uses;
+	entry->known_denials = saved->known_denials;
+	if (usage_is_bucket(entry->key.key_id))
+	{
+		entry->since = saved->since;
+		memcpy(entry->limit_id, saved->limit_id, sizeof(entry->limit_id));
+		memcpy(entry->family, saved->family, sizeof(entry->family));
+		entry->family[TOKEN_KEY_ID_LEN] = '\0';
+		entry->is_quota = saved->is_quota;
+		entry->bucket.limiter.arrival = saved->arrival;
+		entry->bucket.limiter.rate = saved->rate;
+		entry->bucket.serial = pg_atomic_add_fetch_u64(&usage_shared->serial, 1);
+		if (!entry->is_quota)
+			return;
+	}
+	else
+	{
+		memcpy(entry->environment, saved->environment, sizeof(entry->environment));
+		entry->environment[TOKEN_NAME_MAX] = '\0';
+		entry->has_addr = saved->has_addr != 0;
+		/* 0.2 kept an address as it was given. */
+		if (entry->has_addr)
+		{
+			inet		addr = {.inet_data = saved->addr};
+
+			SET_INET_VARSIZE(&addr);
+			grant_host(&addr, &entry->addr);
+		}
+	}
+	usage_hash_set_dirty(entry);
 }
 
 /*

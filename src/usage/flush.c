@@ -266,13 +266,15 @@ static TablesState
 lock_tables(void)
 {
 	static const char *const names[] = {
-		"api_keys", "key_usage", "key_usage_daily", "key_events"
+		"api_keys", "key_usage", "key_usage_daily", "key_events", "limits", "limit_usage"
 	};
+	bool		has_limits = OidIsValid(store_table("limit_usage", true));
 	Oid			extension = get_extension_oid("rk_apikeys", true);
 
 	if (!OidIsValid(extension))
 		return TABLES_NOT_OURS;
-	for (int i = 0; i < (int) lengthof(names); i++)
+	/* SQL of an earlier release has no limits. */
+	for (int i = 0; i < (int) lengthof(names) - (has_limits ? 0 : 2); i++)
 	{
 		Oid			table = store_table(names[i], true);
 

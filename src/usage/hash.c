@@ -136,6 +136,7 @@ init_shared(int max_tracked)
 	pg_atomic_init_u32(&usage_shared->no_worker, 0);
 	pg_atomic_init_u32(&usage_shared->launcher, 0);
 	pg_atomic_init_u32(&usage_shared->sweep_at, 0);
+	pg_atomic_init_u64(&usage_shared->serial, 0);
 	for (int row = 0; row < USAGE_SHARE_ROWS; row++)
 		for (int i = 0; i < USAGE_SHARES; i++)
 			pg_atomic_init_u32(&usage_shared->shares[row][i], 0);
@@ -359,6 +360,23 @@ is_wanted(const UsageWalk *walk, UsageEntry *entry)
 	return OidIsValid(*(volatile Oid *) &entry->key.database) &&
 		(!walk->pending || pg_atomic_read_u32(&entry->state) != USAGE_CLEAN) &&
 		(walk->wanted == NULL || walk->wanted(entry, walk->arg));
+}
+
+/*
+ * Return whether this is the key id of a bucket.  The id of a key has only ASCII
+ * characters.
+ */
+bool
+usage_is_bucket(const char *key_id)
+{
+	return IS_HIGHBIT_SET(key_id[0]);
+}
+
+/* Return whether an entry is the bucket of a rate limit, which is never pending. */
+bool
+usage_is_rate_bucket(UsageEntry *entry)
+{
+	return usage_is_bucket(entry->key.key_id) && !entry->is_quota;
 }
 
 /* Make an entry pending, after it was changed. */

@@ -29,7 +29,7 @@ usage_look(const char *key_id, UsageLook *look)
 	UsageTarget target;
 	UsageEntry *entry;
 
-	if (!usage_is_shared())
+	if (!usage_is_shared() || usage_is_bucket(key_id))
 		return false;
 	usage_hash_target(&target, MyDatabaseId, key_id);
 	LWLockAcquire(target.lock, LW_SHARED);
@@ -68,7 +68,7 @@ usage_look_all(const char *tenant, TimestampTz taken, int *count)
 {
 	uint64		hash = tenant == NULL ? 0 : hash_tenant(tenant);
 	UsageWanted wanted = {
-		.database = MyDatabaseId, .tenant = tenant == NULL ? NULL : &hash
+		.database = MyDatabaseId, .keys = true, .tenant = tenant == NULL ? NULL : &hash
 	};
 	bool		all;
 	UsageCopy  *copies;

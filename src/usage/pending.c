@@ -29,9 +29,20 @@ usage_is_pending(UsageEntry *entry)
 void
 usage_copy_entry(UsageEntry *entry, UsageCopy *copy, bool take)
 {
+	bool		is_bucket = usage_is_bucket(entry->key.key_id);
+
 	memcpy(copy->key_id, entry->key.key_id, TOKEN_KEY_ID_LEN);
 	copy->key_id[TOKEN_KEY_ID_LEN] = '\0';
-	memcpy(copy->environment, entry->environment, sizeof(copy->environment));
+	copy->is_quota = is_bucket;
+	if (is_bucket)
+	{
+		copy->since = entry->since;
+		memcpy(copy->limit_id, entry->limit_id, sizeof(copy->limit_id));
+		memcpy(copy->family, entry->family, sizeof(copy->family));
+		copy->environment[0] = '\0';
+	}
+	else
+		memcpy(copy->environment, entry->environment, sizeof(copy->environment));
 	copy->last_used_at = (TimestampTz) pg_atomic_read_u64(&entry->last_used_at);
 	copy->ended_day = pg_atomic_read_u32(&entry->ended_day);
 	SpinLockAcquire(&entry->mutex);
@@ -44,10 +55,13 @@ usage_copy_entry(UsageEntry *entry, UsageCopy *copy, bool take)
 		entry->known_uses = copy->use_count;
 		entry->known_denials = copy->denied_count;
 	}
-	copy->has_addr = entry->has_addr;
-	copy->addr = entry->addr;
-	copy->pepper_id = entry->pepper_id;
-	memcpy(copy->digest, entry->digest, DIGEST_SHA256_LEN);
+	copy->has_addr = !is_bucket && entry->has_addr;
+	copy->pepper_id = is_bucket ? 0 : entry->pepper_id;
+	if (!is_bucket)
+	{
+		copy->addr = entry->addr;
+		memcpy(copy->digest, entry->digest, DIGEST_SHA256_LEN);
+	}
 	SpinLockRelease(&entry->mutex);
 }
 
@@ -121,6 +135,7 @@ is_wanted(UsageEntry *entry, const void *arg)
 	const UsageWanted *wanted = arg;
 
 	return entry->key.database == wanted->database &&
+		!(wanted->keys && usage_is_bucket(entry->key.key_id)) &&
 		(wanted->round == 0 ||
 		 pg_atomic_read_u32(&entry->round) != wanted->round) &&
 		(wanted->tenant == NULL ||
@@ -210,7 +225,8 @@ usage_note_recovery(void)
 	{
 		while ((entry = usage_hash_next(&walk)) != NULL)
 		{
-			usage_hash_set_dirty(entry);
+			if (!usage_is_rate_bucket(entry))
+				usage_hash_set_dirty(entry);
 			LWLockRelease(walk.lock);
 		}
 	}

@@ -1,6 +1,7 @@
 /*
  * receive.c
- *		Use of keys that another server has counted and sends here.
+ *		Use of keys, and units of quotas, that another server has counted and sends
+ *		here.
  *
  * A sender numbers its batches, and sends a batch again until it gets an
  * answer.  usage_senders holds the last number of each sender, written in the
@@ -9,8 +10,8 @@
  * sender.  usage_senders notes the keys left out, so that the second answer is
  * the same.
  *
- * Trust: a caller of receive_usage() can make counts and times grow, and nothing
- * else.  A time later than this server's clock is cut to the clock.
+ * Trust: a caller of receive_usage() can make counts, units and times grow, and
+ * nothing else.  A time later than this server's clock is cut to the clock.
  *
  * Locking: the lock of flushes, which it waits for at most 2 seconds;
  * then the locks of a flush; then the sender's row.
@@ -58,19 +59,24 @@ enum Column
 	COLUMN_KNOWN_USES,
 	COLUMN_KNOWN_DENIALS,
 	COLUMN_ENDED,				/* since 0.3 */
+	COLUMN_LIMIT_ID,
 	COLUMNS
 };
 
 static Datum receive_usage(FunctionCallInfo fcinfo, int columns);
 static UsageCopy *parse_copies(FunctionCallInfo fcinfo, int columns, int *count);
 static void parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i);
+static void parse_quota(UsageCopy *copy, Datum *values[], bool *nulls[], int i);
+pg_noreturn static void refuse_entry(int i);
 static bool take_count(int64 *count, Datum *values[], bool *nulls[],
 					   int column, int i);
 static uint32 take_day(DateADT day);
 static void receive(void *arg);
 static bool recall_batch(Receipt *receipt);
 static void note_batch(Receipt *receipt);
-static Datum key_ids(const Receipt *receipt, bool left_out);
+static void recall_quotas(Receipt *receipt);
+static void read_recalled(Receipt *receipt);
+static Datum names(const Receipt *receipt, bool left_out);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_receive_usage);
 PG_FUNCTION_INFO_V1(rk_apikeys_receive_usage_0_3);
@@ -79,13 +85,18 @@ PG_FUNCTION_INFO_V1(rk_apikeys_receive_usage_0_3);
  * rk_apikeys.receive_usage(sender uuid, batch bigint, key_ids text[],
  *		environments text[], last_used_at timestamptz[], addrs inet[],
  *		uses bigint[], denials bigint[], known_uses bigint[],
- *		known_denials bigint[], ended date[]) -> setof (n, use_count, denied_count)
+ *		known_denials bigint[], ended date[], limit_ids uuid[])
+ *		-> setof (n, use_count, denied_count)
  *
  * Write a batch of use.  Return a row for each key that was written: its number
  * in the arrays, from 1, and the counts that key_usage has now.  The counts of a
  * key that does not exist are NULL.  A key that was left out has no row.
  * ended has the day on which the token of an ended key was last refused, or
  * NULL; an empty array is for senders before 0.3.
+ *
+ * If limit_ids has a limit, the entry has units of this quota: key_ids has the
+ * family, or "", last_used_at the begin of the period, uses and known_uses the
+ * units.  The other arrays do not matter.
  */
 Datum
 rk_apikeys_receive_usage_0_3(PG_FUNCTION_ARGS)
@@ -93,7 +104,7 @@ rk_apikeys_receive_usage_0_3(PG_FUNCTION_ARGS)
 	return receive_usage(fcinfo, COLUMNS);
 }
 
-/* The same for SQL of 0.1 and 0.2, without ended. */
+/* The same for SQL of 0.1 and 0.2, without ended and limit_ids. */
 Datum
 rk_apikeys_receive_usage(PG_FUNCTION_ARGS)
 {
@@ -167,12 +178,13 @@ parse_copies(FunctionCallInfo fcinfo, int columns, int *count)
 		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
 		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
 		{INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
-		{DATEOID, 4, true, TYPALIGN_INT}
+		{DATEOID, 4, true, TYPALIGN_INT},
+		{UUIDOID, UUID_LEN, false, TYPALIGN_CHAR}
 	};
 	Datum	   *values[COLUMNS];
 	bool	   *nulls[COLUMNS];
 	UsageCopy  *copies;
-	bool		has_ended = false;
+	bool		has[COLUMNS] = {false};
 
 	for (int c = 0; c < columns; c++)
 	{
@@ -183,12 +195,9 @@ parse_copies(FunctionCallInfo fcinfo, int columns, int *count)
 						  types[c].align, &values[c], &nulls[c], &elements);
 		if (c == 0)
 			*count = elements;
-		if (c == COLUMN_ENDED)
-		{
-			has_ended = elements > 0;
-			if (!has_ended)
-				break;
-		}
+		has[c] = c < COLUMN_ENDED || elements > 0;
+		if (!has[c])
+			continue;
 		if (elements != *count || elements > USAGE_BATCH || ARR_NDIM(array) > 1)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -198,8 +207,13 @@ parse_copies(FunctionCallInfo fcinfo, int columns, int *count)
 	copies = palloc0(Max(*count, 1) * sizeof(UsageCopy));
 	for (int i = 0; i < *count; i++)
 	{
+		if (has[COLUMN_LIMIT_ID] && !nulls[COLUMN_LIMIT_ID][i])
+		{
+			parse_quota(&copies[i], values, nulls, i);
+			continue;
+		}
 		parse_copy(&copies[i], values, nulls, i);
-		if (has_ended && !nulls[COLUMN_ENDED][i])
+		if (has[COLUMN_ENDED] && !nulls[COLUMN_ENDED][i])
 			copies[i].ended_day = take_day(DatumGetDateADT(values[COLUMN_ENDED][i]));
 	}
 	return copies;
@@ -220,9 +234,7 @@ parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i)
 		!take_count(&copy->denied_count, values, nulls, COLUMN_DENIALS, i) ||
 		!take_count(&copy->known_uses, values, nulls, COLUMN_KNOWN_USES, i) ||
 		!take_count(&copy->known_denials, values, nulls, COLUMN_KNOWN_DENIALS, i))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid entry %d in usage batch", i + 1)));
+		refuse_entry(i);
 	text_to_cstring_buffer(key_id, copy->key_id, sizeof(copy->key_id));
 	text_to_cstring_buffer(environment, copy->environment,
 						   sizeof(copy->environment));
@@ -234,6 +246,35 @@ parse_copy(UsageCopy *copy, Datum *values[], bool *nulls[], int i)
 		copy->has_addr = true;
 		grant_host(DatumGetInetPP(values[COLUMN_ADDR][i]), &copy->addr);
 	}
+}
+
+static void
+parse_quota(UsageCopy *copy, Datum *values[], bool *nulls[], int i)
+{
+	text	   *family = nulls[COLUMN_KEY_ID][i] ? NULL :
+		DatumGetTextPP(values[COLUMN_KEY_ID][i]);
+
+	if (family == NULL ||
+		(VARSIZE_ANY_EXHDR(family) != 0 && VARSIZE_ANY_EXHDR(family) != TOKEN_KEY_ID_LEN) ||
+		nulls[COLUMN_LAST_USED_AT][i] ||
+		!take_count(&copy->use_count, values, nulls, COLUMN_USES, i) ||
+		!take_count(&copy->known_uses, values, nulls, COLUMN_KNOWN_USES, i))
+		refuse_entry(i);
+	copy->is_quota = true;
+	copy->since = DatumGetTimestampTz(values[COLUMN_LAST_USED_AT][i]);
+	memcpy(copy->limit_id, DatumGetUUIDP(values[COLUMN_LIMIT_ID][i])->data,
+		   sizeof(copy->limit_id));
+	text_to_cstring_buffer(family, copy->family, sizeof(copy->family));
+	/* For usage_follow_at_commit(). */
+	usage_bucket_name(copy);
+}
+
+static void
+refuse_entry(int i)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid entry %d in usage batch", i + 1)));
 }
 
 /* Set *count, at most USAGE_COUNT_MAX.  Return whether the value is a count. */
@@ -291,7 +332,8 @@ recall_batch(Receipt *receipt)
 		" FROM rk_apikeys.usage_senders s"
 		"  CROSS JOIN unnest($3::text[]) WITH ORDINALITY AS b(key_id, n)"
 		"  LEFT JOIN rk_apikeys.key_usage u ON u.key_id = b.key_id"
-		" WHERE s.sender = $1 AND s.batch >= $2 AND b.key_id <> ALL (s.left_out)";
+		" WHERE s.sender = $1 AND s.batch >= $2 AND b.key_id <> ALL (s.left_out)"
+		"  AND b.key_id !~ ' '";
 	static const char *const known =
 		"SELECT FROM rk_apikeys.usage_senders WHERE sender = $1 AND batch >= $2";
 	Oid			types[3] = {UUIDOID, INT8OID, TEXTARRAYOID};
@@ -299,11 +341,68 @@ recall_batch(Receipt *receipt)
 
 	values[0] = PointerGetDatum(receipt->sender);
 	values[1] = Int64GetDatum(receipt->batch);
-	values[2] = key_ids(receipt, false);
+	values[2] = names(receipt, false);
 	SPI_execute_with_args(known, 2, types, values, NULL, false, 0);
 	if (SPI_processed == 0)
 		return false;
 	SPI_execute_with_args(query, 3, types, values, NULL, false, 0);
+	read_recalled(receipt);
+	for (int i = 0; i < receipt->count; i++)
+		if (receipt->copies[i].is_quota)
+		{
+			recall_quotas(receipt);
+			break;
+		}
+	return true;
+}
+
+/* Do the same for the quotas of a batch that was written before. */
+static void
+recall_quotas(Receipt *receipt)
+{
+	static const char *const query =
+		"SELECT b.n::int, u.units, 0::bigint"
+		" FROM rk_apikeys.usage_senders s"
+		"  CROSS JOIN unnest($3::text[], $4::uuid[], $5::text[], $6::timestamptz[])"
+		"   WITH ORDINALITY AS b(name, limit_id, family, period_start, n)"
+		"  LEFT JOIN rk_apikeys.limit_usage u USING (limit_id, family, period_start)"
+		" WHERE s.sender = $1 AND s.batch >= $2 AND b.limit_id IS NOT NULL AND b.name <> ALL (s.left_out)";
+	Oid			types[6] = {UUIDOID, INT8OID, TEXTARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID};
+	Datum		values[6];
+	int			count = receipt->count;
+	Datum	   *limits = palloc(count * sizeof(Datum));
+	Datum	   *families = palloc(count * sizeof(Datum));
+	Datum	   *starts = palloc(count * sizeof(Datum));
+	bool	   *nulls = palloc(count * sizeof(bool));
+	int			dims[1] = {count};
+	int			lower[1] = {1};
+
+	for (int i = 0; i < count; i++)
+	{
+		UsageCopy  *copy = &receipt->copies[i];
+
+		nulls[i] = !copy->is_quota;
+		limits[i] = UUIDPGetDatum((pg_uuid_t *) copy->limit_id);
+		families[i] = CStringGetTextDatum(copy->family);
+		starts[i] = TimestampTzGetDatum(copy->since);
+	}
+	values[0] = PointerGetDatum(receipt->sender);
+	values[1] = Int64GetDatum(receipt->batch);
+	values[2] = names(receipt, false);
+	values[3] = PointerGetDatum(construct_md_array(limits, nulls, 1, dims, lower, UUIDOID,
+												   UUID_LEN, false, TYPALIGN_CHAR));
+	values[4] = PointerGetDatum(construct_array(families, count, TEXTOID, -1, false,
+												TYPALIGN_INT));
+	values[5] = PointerGetDatum(construct_array(starts, count, TIMESTAMPTZOID, 8,
+												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	SPI_execute_with_args(query, 6, types, values, NULL, false, 0);
+	read_recalled(receipt);
+}
+
+/* Set the results of a batch that was written before to rows of counts. */
+static void
+read_recalled(Receipt *receipt)
+{
 	for (uint64 row = 0; row < SPI_processed; row++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[row];
@@ -316,10 +415,12 @@ recall_batch(Receipt *receipt)
 		receipt->flushed[i] = !isnull;
 		receipt->gone[i] = isnull;
 	}
-	return true;
 }
 
-/* Note that the batch is written, and forget senders silent for 30 days. */
+/*
+ * Note that the batch is written.  At the first batch of a sender, whose number
+ * need not be 1, forget senders silent for 30 days.
+ */
 static void
 note_batch(Receipt *receipt)
 {
@@ -329,32 +430,49 @@ note_batch(Receipt *receipt)
 		" VALUES ($1, $2, clock_timestamp(), inet_client_addr(), $3, $4)"
 		" ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch,"
 		"  received_at = excluded.received_at, client_addr = excluded.client_addr,"
-		"  application_name = excluded.application_name, left_out = excluded.left_out";
+		"  application_name = excluded.application_name, left_out = excluded.left_out"
+		" RETURNING xmax = 0";		/* whether the row is new */
 	static const char *const purge =
 		"DELETE FROM rk_apikeys.usage_senders"
 		" WHERE received_at < clock_timestamp() - interval '30 days'";
 	Oid			types[4] = {UUIDOID, INT8OID, TEXTOID, TEXTARRAYOID};
 	Datum		values[4];
+	bool		isnull;
 
 	values[0] = PointerGetDatum(receipt->sender);
 	values[1] = Int64GetDatum(receipt->batch);
 	values[2] = CStringGetTextDatum(caller_application_name());
-	values[3] = key_ids(receipt, true);
+	values[3] = names(receipt, true);
 	SPI_execute_with_args(query, 4, types, values, NULL, false, 0);
-	if (receipt->batch == 1)
+	if (SPI_processed > 0 &&
+		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)))
 		SPI_execute(purge, false, 0);
 }
 
-/* Return the batch's keys, or only the keys that were left out, as text[]. */
+/*
+ * Return the batch's keys, and the names of its quotas, or only those that were
+ * left out, as text[].
+ */
 static Datum
-key_ids(const Receipt *receipt, bool left_out)
+names(const Receipt *receipt, bool left_out)
 {
-	Datum	   *ids = palloc(Max(receipt->count, 1) * sizeof(Datum));
+	Datum	   *found = palloc(Max(receipt->count, 1) * sizeof(Datum));
 	int			count = 0;
 
 	for (int i = 0; i < receipt->count; i++)
-		if (!left_out || (!receipt->flushed[i] && !receipt->gone[i]))
-			ids[count++] = CStringGetTextDatum(receipt->copies[i].key_id);
-	return PointerGetDatum(construct_array(ids, count, TEXTOID, -1, false,
+	{
+		const UsageCopy *copy = &receipt->copies[i];
+
+		if (left_out && (receipt->flushed[i] || receipt->gone[i]))
+			continue;
+		if (copy->is_quota)
+			found[count++] = CStringGetTextDatum(psprintf("%s %s " INT64_FORMAT,
+														  DatumGetCString(DirectFunctionCall1(uuid_out,
+																							  UUIDPGetDatum((const pg_uuid_t *) copy->limit_id))),
+														  copy->family, copy->since));
+		else
+			found[count++] = CStringGetTextDatum(copy->key_id);
+	}
+	return PointerGetDatum(construct_array(found, count, TEXTOID, -1, false,
 										   TYPALIGN_INT));
 }

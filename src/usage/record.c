@@ -11,7 +11,7 @@
  *
  * Only genuine tokens make entries.  If there is no room, or the key's tenant has
  * its share of it, the use is not recorded and counts as overflow.  A verify
- * never fails for that reason, except of a key with a rate limit.
+ * never fails for that reason, except of a key that a limit binds.
  *
  * Locking: as hash.c says.  An entry's atomics are changed under its
  * partition's lock, taken shared.  No other lock is taken under that lock,
@@ -28,7 +28,6 @@
 #include "utils/timestamp.h"
 
 #include "base/grant.h"
-#include "base/limiter.h"
 #include "base/settings.h"
 #include "base/stats.h"
 #include "compat.h"
@@ -37,10 +36,16 @@
 /* Tries to make an entry while others are evicted. */
 #define SEED_TRIES 3
 
+/* A key whose entry is made. */
+typedef struct NewKey
+{
+	const StoredKey *key;
+	StoredUsage seed;
+} NewKey;
+
 static UsageEntry *find_or_make(const StoredKey *key, LWLock **lock);
-static uint64 tenant_of(const StoredKey *key);
-static void seed_entry(UsageEntry *entry, const StoredKey *key,
-					   const StoredUsage *seed);
+static void read_seed(void *arg);
+static void set_seed(UsageEntry *entry, void *arg);
 static void note_row(UsageEntry *entry, const StoredKey *key);
 static void note_addr(UsageEntry *entry, inet *addr);
 static void note_day(UsageEntry *entry, TimestampTz now);
@@ -153,27 +158,6 @@ usage_resign(const StoredKey *key, int pepper_id, const uint8 *digest)
 }
 
 /*
- * Take the cost from the key's rate limit.  If the limit is reached, set *wait
- * to the microseconds until the cost will be available.  Set *ahead as
- * limiter_take() does, unless the limit is unavailable.
- */
-LimitResult
-usage_limit(const StoredKey *key, int cost, TimestampTz now, int64 *wait,
-			int64 *ahead)
-{
-	UsageEntry *entry;
-	LWLock	   *lock;
-
-	if (!usage_is_shared() || (entry = find_or_make(key, &lock)) == NULL)
-		return LIMIT_UNAVAILABLE;
-	*wait = limiter_take(&entry->arrival, key->rate_limit,
-						 limiter_window(&key->rate_window), cost, now,
-						 ahead);
-	LWLockRelease(lock);
-	return *wait == 0 ? LIMIT_PASSED : LIMIT_REACHED;
-}
-
-/*
  * Return the entry of a key, with its partition locked: shared, or exclusive if
  * the entry was just made.  Return NULL, with nothing locked, if there is no
  * room.  A brief key comes from an entry.  If that entry was evicted at this
@@ -183,71 +167,100 @@ static UsageEntry *
 find_or_make(const StoredKey *key, LWLock **lock)
 {
 	UsageTarget target;
+	UsageEntry *entry;
+	NewKey		new = {.key = key, .seed = {DT_NOBEGIN, 0, 0}};
+	UsageSeed	seed = {read_seed, set_seed, &new};
 
 	usage_hash_target(&target, MyDatabaseId, key->key_id);
 	*lock = target.lock;
+	LWLockAcquire(target.lock, LW_SHARED);
+	entry = usage_hash_find(&target);
+	if (entry != NULL)
+		return entry;
+	LWLockRelease(target.lock);
+	if (key->tenant == NULL)
+		return NULL;
+	return usage_find_or_make(&target, usage_tenant(key->tenant), &seed);
+}
+
+/*
+ * Return the entry of a target, locked as find_or_make() says.  If it is missing,
+ * make it for that tenant.
+ */
+UsageEntry *
+usage_find_or_make(const UsageTarget *target, uint64 tenant,
+				   const UsageSeed *seed)
+{
 	for (int tries = 0; tries < SEED_TRIES; tries++)
 	{
 		UsageEntry *entry;
 		uint64		removed;
-		StoredUsage seed = {DT_NOBEGIN, 0, 0};
 
-		LWLockAcquire(*lock, LW_SHARED);
-		entry = usage_hash_find(&target);
+		LWLockAcquire(target->lock, LW_SHARED);
+		entry = usage_hash_find(target);
 		if (entry != NULL)
 			return entry;
-		removed = usage_shared->removed[target.partition];
-		LWLockRelease(*lock);
+		removed = usage_shared->removed[target->partition];
+		LWLockRelease(target->lock);
 
-		if (key->tenant == NULL ||
-			!usage_hash_has_room(MyDatabaseId, tenant_of(key)))
+		if (!usage_hash_has_room(target->key.database, tenant))
 			return NULL;
-		(void) store_find_usage(key->key_id, &seed);
+		seed->read(seed->arg);
 
-		LWLockAcquire(*lock, LW_EXCLUSIVE);
-		entry = usage_hash_find(&target);
+		LWLockAcquire(target->lock, LW_EXCLUSIVE);
+		entry = usage_hash_find(target);
 		if (entry != NULL)
 			return entry;
 		/*
-		 * If an entry was removed meanwhile, it may have been this key's, and
-		 * the seed is older than its last flush.
+		 * If an entry was removed meanwhile, it may have been this one, and the
+		 * seed is older than its last flush.
 		 */
-		if (removed == usage_shared->removed[target.partition])
+		if (removed == usage_shared->removed[target->partition])
 		{
-			entry = usage_hash_add(&target, tenant_of(key), true);
+			entry = usage_hash_add(target, tenant, true);
 			if (entry != NULL)
 			{
-				seed_entry(entry, key, &seed);
+				seed->set(entry, seed->arg);
 				return entry;
 			}
 			tries = SEED_TRIES;
 		}
-		LWLockRelease(*lock);
+		LWLockRelease(target->lock);
 	}
 	return NULL;
 }
 
-static uint64
-tenant_of(const StoredKey *key)
+/* Return the hash by which entries know a tenant. */
+uint64
+usage_tenant(text *tenant)
 {
-	return hash_any_extended((unsigned char *) VARDATA_ANY(key->tenant),
-							 VARSIZE_ANY_EXHDR(key->tenant), 0);
+	return hash_any_extended((unsigned char *) VARDATA_ANY(tenant),
+							 VARSIZE_ANY_EXHDR(tenant), 0);
 }
 
-/* Fill a new entry with the values of key_usage. */
+/* UsageSeed: the values of key_usage. */
 static void
-seed_entry(UsageEntry *entry, const StoredKey *key, const StoredUsage *seed)
+read_seed(void *arg)
 {
-	uint64		last = seed->last_used_at == DT_NOBEGIN ? 0 :
-		(uint64) seed->last_used_at;
+	NewKey	   *new = arg;
 
-	text_to_cstring_buffer(key->environment, entry->environment,
+	(void) store_find_usage(new->key->key_id, &new->seed);
+}
+
+static void
+set_seed(UsageEntry *entry, void *arg)
+{
+	const NewKey *new = arg;
+	uint64		last = new->seed.last_used_at == DT_NOBEGIN ? 0 :
+		(uint64) new->seed.last_used_at;
+
+	text_to_cstring_buffer(new->key->environment, entry->environment,
 						   sizeof(entry->environment));
 	pg_atomic_write_u64(&entry->last_used_at, last);
-	pg_atomic_write_u64(&entry->use_count, seed->use_count);
-	pg_atomic_write_u64(&entry->denied_count, seed->denied_count);
-	entry->known_uses = seed->use_count;
-	entry->known_denials = seed->denied_count;
+	pg_atomic_write_u64(&entry->use_count, new->seed.use_count);
+	pg_atomic_write_u64(&entry->denied_count, new->seed.denied_count);
+	entry->known_uses = new->seed.use_count;
+	entry->known_denials = new->seed.denied_count;
 }
 
 /* Keep the place and brief key of a row that was just read. */

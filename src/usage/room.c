@@ -2,24 +2,31 @@
  * room.c
  *		Room for more entries, when the table is nearly full.
  *
- * An entry that is not pending can be made anew from key_usage, so it can be
- * removed.  But an entry also has its key's rate limit, which is nowhere else.
- * So an entry stays until its limit is full again: the entry is held.  A sweep
- * ends the hold of a key of which no verify can be valid any more.
+ * An entry that is not pending can be made anew from the tables, so it can be
+ * removed.  But the bucket of a rate limit is nowhere else.  So it stays until
+ * the limit is full again: the entry is held.  A sweep ends the hold of a bucket
+ * from which no verify can take any more.  A bucket with reserved units stays
+ * too.
  *
  * Locking: as record.c says.
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/stratnum.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_class.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "utils/fmgroids.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "utils/uuid.h"
 
 #include "base/stats.h"
 #include "compat.h"
@@ -35,27 +42,44 @@
 typedef struct Held
 {
 	Oid			database;		/* InvalidOid: of any */
-	uint64		now_ns;			/* as the limiter counts it */
+	TimestampTz now;
 } Held;
+
+/* The extension's tables that say whether a bucket is over. */
+typedef struct SweptTables
+{
+	Oid			api_keys;
+	Oid			limits;
+} SweptTables;
 
 static bool is_evictable(UsageEntry *entry, const void *arg);
 static bool is_held(UsageEntry *entry, const void *arg);
-static void sweep(Oid table);
-static bool is_over(Oid table, const char *key_id);
-static void end_hold(Oid database, const char *key_id, uint64 arrival);
+static Oid	lock_table(const char *name, Oid extension);
+static void sweep(const SweptTables *tables);
+static bool is_over(const SweptTables *tables, const UsageEntry *bucket);
+static bool limit_exists(Oid limits, const uint8 *limit_id);
+static void end_hold(const UsageEntry *copy);
 
-static uint64
-now_in_ns(void)
+/*
+ * Return whether an entry is the bucket of a rate limit that is not full.  A walk
+ * calls this without a lock, so the mutex is not taken.
+ */
+bool
+usage_is_held(UsageEntry *entry, TimestampTz now)
 {
-	return (uint64) GetCurrentTimestamp() * 1000;
+	return usage_is_rate_bucket(entry) &&
+		!limiter_is_full(&entry->bucket.limiter, now);
 }
 
-/* UsageFilter.  arg: the time in nanoseconds, as the limiter counts it. */
+/* UsageFilter.  arg: the time. */
 static bool
 is_evictable(UsageEntry *entry, const void *arg)
 {
-	return (!usage_is_pending(entry) || usage_is_discarded()) &&
-		pg_atomic_read_u64(&entry->arrival) <= *(const uint64 *) arg;
+	if (usage_is_pending(entry) && !usage_is_discarded())
+		return false;
+	return !usage_is_bucket(entry->key.key_id) ||
+		(*(volatile int64 *) &entry->bucket.reserved == 0 &&
+		 !usage_is_held(entry, *(const TimestampTz *) arg));
 }
 
 /* UsageFilter.  arg: Held. */
@@ -64,8 +88,8 @@ is_held(UsageEntry *entry, const void *arg)
 {
 	const Held *held = arg;
 
-	return pg_atomic_read_u64(&entry->arrival) > held->now_ns &&
-		(!OidIsValid(held->database) || entry->key.database == held->database);
+	return (!OidIsValid(held->database) || entry->key.database == held->database) &&
+		usage_is_held(entry, held->now);
 }
 
 /*
@@ -82,9 +106,9 @@ usage_evict(void)
 	UsageKey   *keys;
 	int			count = 0;
 	int			dropped = 0;
-	uint64		now_ns = now_in_ns();
+	TimestampTz now = GetCurrentTimestamp();
 	UsageEntry *entry;
-	UsageWalk	walk = {.wanted = is_evictable, .arg = &now_ns, .at = from};
+	UsageWalk	walk = {.wanted = is_evictable, .arg = &now, .at = from};
 
 	if (!usage_hash_is_filled(USAGE_ROOM_EIGHTHS))
 		return;
@@ -107,7 +131,7 @@ usage_evict(void)
 		usage_hash_target(&target, keys[i].database, keys[i].key_id);
 		LWLockAcquire(target.lock, LW_EXCLUSIVE);
 		entry = usage_hash_find(&target);
-		if (entry != NULL && is_evictable(entry, &now_ns))
+		if (entry != NULL && is_evictable(entry, &now))
 		{
 			dropped += usage_is_pending(entry);
 			usage_hash_remove(entry);
@@ -126,7 +150,7 @@ List *
 usage_crowded_databases(void)
 {
 	List	   *databases = NIL;
-	Held		held = {.now_ns = now_in_ns()};
+	Held		held = {.now = GetCurrentTimestamp()};
 	UsageEntry *entry;
 	UsageWalk	walk = {.wanted = is_held, .arg = &held};
 
@@ -150,32 +174,52 @@ void
 usage_sweep(void)
 {
 	Oid			extension;
-	Oid			table;
+	SweptTables tables;
 
 	if (!usage_hash_is_filled(USAGE_ROOM_EIGHTHS))
 		return;
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	extension = get_extension_oid("rk_apikeys", true);
-	table = store_table("api_keys", true);
-	/* Do not wait, because DROP EXTENSION locks the same objects. */
 	if (!OidIsValid(extension))
 		usage_forget_database(MyDatabaseId);
-	else if (OidIsValid(table) &&
-			 ConditionalLockRelationOid(table, AccessShareLock) &&
-			 store_table("api_keys", true) == table &&
-			 getExtensionOfObject(RelationRelationId, table) == extension)
-		sweep(table);
+	else
+	{
+		tables.api_keys = lock_table("api_keys", extension);
+		tables.limits = lock_table("limits", extension);
+		/* SQL of an earlier release has no limits. */
+		if (OidIsValid(tables.api_keys) &&
+			(OidIsValid(tables.limits) || !OidIsValid(store_table("limits", true))))
+			sweep(&tables);
+	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 }
 
+/*
+ * Return a table of the extension, locked; InvalidOid if the table is missing, is
+ * another's, or is locked.  Do not wait, because DROP EXTENSION locks the same
+ * objects.
+ */
+static Oid
+lock_table(const char *name, Oid extension)
+{
+	Oid			table = store_table(name, true);
+
+	if (OidIsValid(table) &&
+		ConditionalLockRelationOid(table, AccessShareLock) &&
+		store_table(name, true) == table &&
+		getExtensionOfObject(RelationRelationId, table) == extension)
+		return table;
+	return InvalidOid;
+}
+
 /* Look at held entries, from where the last sweep ended, once around. */
 static void
-sweep(Oid table)
+sweep(const SweptTables *tables)
 {
 	TimestampTz start = GetCurrentTimestamp();
-	Held		held = {.database = MyDatabaseId, .now_ns = now_in_ns()};
+	Held		held = {.database = MyDatabaseId, .now = start};
 	UsageWalk	walk = {
 		.wanted = is_held, .arg = &held,
 		.at = pg_atomic_read_u32(&usage_shared->sweep_at)
@@ -192,12 +236,11 @@ sweep(Oid table)
 	{
 		while (in_time && (entry = usage_hash_next(&walk)) != NULL)
 		{
-			UsageKey	key = entry->key;
-			uint64		arrival = pg_atomic_read_u64(&entry->arrival);
+			UsageEntry	copy = *entry;
 
 			LWLockRelease(walk.lock);
-			if (is_over(table, key.key_id))
-				end_hold(key.database, key.key_id, arrival);
+			if (is_over(tables, &copy))
+				end_hold(&copy);
 			MemoryContextReset(context);
 			CHECK_FOR_INTERRUPTS();
 			if (++count % SWEEP_CHECK_EVERY == 0)
@@ -212,40 +255,57 @@ sweep(Oid table)
 }
 
 /*
- * Return whether no verify of a key can be valid, as the key is now.  A disabled
- * key can be enabled.  An expired key can get a later end, but then it may begin
- * with a full limit, as a new key would.
+ * Return whether no verify can take from a bucket, as the tables are now: the
+ * limit is gone, or no key of its family can be valid.  A disabled key can be
+ * enabled.  An expired key can get a later end, but then it may begin with a full
+ * limit, as a new key would.
  */
 static bool
-is_over(Oid table, const char *key_id)
+is_over(const SweptTables *tables, const UsageEntry *bucket)
 {
-	StoredPlace nowhere = {.buffer = InvalidBuffer};
-	StoredKey  *key = store_find(table, key_id, &nowhere);
-	TimestampTz now = GetCurrentTimestamp();
+	static const uint8 own[USAGE_LIMIT_ID_LEN] = {0};
 
-	return key == NULL || key->revoked || now >= key->expires_at ||
-		now >= key->grace_until;
+	return (memcmp(bucket->limit_id, own, sizeof(own)) != 0 &&
+			!limit_exists(tables->limits, bucket->limit_id)) ||
+		(bucket->family[0] != '\0' &&
+		 !store_family_lives(tables->api_keys, bucket->family));
+}
+
+static bool
+limit_exists(Oid limits, const uint8 *limit_id)
+{
+	Relation	rel = table_open(limits, NoLock);
+	Oid			index = RelationGetPrimaryKeyIndex(rel, false);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ScanKeyData key;
+	SysScanDesc scan;
+	bool		found;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ,
+				UUIDPGetDatum((const pg_uuid_t *) limit_id));
+	scan = systable_beginscan(rel, index, OidIsValid(index), snapshot, 1, &key);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, NoLock);
+	return found;
 }
 
 /*
- * End the hold of a key's entry, except if the key was used after the time of
- * that arrival.  A pending entry waits for its flush.
+ * Remove a held bucket, except if a verify has taken from it since it was copied,
+ * or has units reserved.
  */
 static void
-end_hold(Oid database, const char *key_id, uint64 arrival)
+end_hold(const UsageEntry *copy)
 {
 	UsageTarget target;
 	UsageEntry *entry;
 
-	usage_hash_target(&target, database, key_id);
+	usage_hash_target(&target, copy->key.database, copy->key.key_id);
 	LWLockAcquire(target.lock, LW_EXCLUSIVE);
 	entry = usage_hash_find(&target);
-	if (entry != NULL && pg_atomic_read_u64(&entry->arrival) == arrival)
-	{
-		if (usage_is_pending(entry))
-			pg_atomic_write_u64(&entry->arrival, 0);
-		else
-			usage_hash_remove(entry);
-	}
+	if (entry != NULL && entry->bucket.reserved == 0 &&
+		entry->bucket.limiter.arrival == copy->bucket.limiter.arrival)
+		usage_hash_remove(entry);
 	LWLockRelease(target.lock);
 }

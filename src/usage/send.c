@@ -43,6 +43,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
+#include "utils/uuid.h"
 
 #include "base/settings.h"
 #include "base/stats.h"
@@ -56,8 +57,8 @@
 #define SEND_TIMEOUT_MS 4000
 #define SEND_BUDGET_MS 1000
 
-#define SEND_COLUMNS 11
-#define SEND_COLUMNS_0_2 10		/* without ended */
+#define SEND_COLUMNS 12
+#define SEND_COLUMNS_0_2 10		/* without ended and limit_ids */
 
 /*
  * A batch's transaction.  It forces the settings that it depends on, because the
@@ -74,7 +75,7 @@ static const char *const before_batch[] = {
 #define SEND_QUERY_0_2 \
 	"SELECT * FROM rk_apikeys.receive_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 #define SEND_QUERY \
-	"SELECT * FROM rk_apikeys.receive_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+	"SELECT * FROM rk_apikeys.receive_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 #define AFTER_BATCH "COMMIT"
 
 /* The outcome of a batch. */
@@ -106,6 +107,7 @@ static Answer ask(PGconn *conn, TimestampTz deadline, bool again);
 static Answer read_answer(PGconn *conn, TimestampTz deadline);
 static void read_rows(PGresult *result);
 static int64 count_of(PGresult *result, int row, int column);
+static void append_quota(StringInfo columns, const UsageCopy *copy);
 static void append_copy(StringInfo columns, const UsageCopy *copy);
 static void log_failure(const char *reason);
 static bool set_failing(bool failing);
@@ -473,6 +475,28 @@ count_of(PGresult *result, int row, int column)
 	return Min(Max(count, 0), USAGE_COUNT_MAX);
 }
 
+/*
+ * Append a copy of a quota, where receive_usage() expects each part.  A server
+ * before 0.3 gets a key id that no key has.
+ */
+static void
+append_quota(StringInfo columns, const UsageCopy *copy)
+{
+	appendStringInfo(&columns[0], "\"%s\"", is_old ? "000000000000" : copy->family);
+	appendStringInfoString(&columns[1], "none");
+	appendStringInfo(&columns[2], "\"%s\"", copy->since == DT_NOBEGIN ? "-infinity" :
+					 timestamptz_to_str(copy->since));
+	appendStringInfoString(&columns[3], "NULL");
+	appendStringInfo(&columns[4], INT64_FORMAT, copy->use_count);
+	appendStringInfoString(&columns[5], "0");
+	appendStringInfo(&columns[6], INT64_FORMAT, copy->known_uses);
+	appendStringInfoString(&columns[7], "0");
+	appendStringInfoString(&columns[8], "NULL");
+	appendStringInfoString(&columns[9],
+						   DatumGetCString(DirectFunctionCall1(uuid_out,
+															   UUIDPGetDatum((const pg_uuid_t *) copy->limit_id))));
+}
+
 /* Append a copy to the arrays; its texts need no escapes, only quotes. */
 static void
 append_copy(StringInfo columns, const UsageCopy *copy)
@@ -483,8 +507,14 @@ append_copy(StringInfo columns, const UsageCopy *copy)
 
 	for (int c = 0; c < SEND_COLUMNS - 2; c++)
 		appendStringInfoChar(&columns[c], columns[c].len == 0 ? '{' : ',');
+	if (copy->is_quota)
+	{
+		append_quota(columns, copy);
+		return;
+	}
 	appendStringInfoString(&columns[0], copy->key_id);
 	appendStringInfoString(&columns[1], copy->environment);
+	appendStringInfoString(&columns[9], "NULL");
 	if (copy->last_used_at == 0)
 		appendStringInfoString(&columns[2], "NULL");
 	else

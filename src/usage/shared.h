@@ -49,8 +49,22 @@
 #define USAGE_FIRST_STAMP 2
 
 /*
- * A key's record in shared memory.  It takes four lines of the processor's
- * cache, of which a verify touches one or two.
+ * What a bucket's entry has of a limit; guarded by the entry's mutex.  Of a
+ * quota, use_count has the units that were used, and known_uses how many of them
+ * are known.
+ */
+typedef struct BucketState
+{
+	LimiterState limiter;		/* of a rate limit */
+	int64		reserved;		/* units that are neither used nor returned
+								 * yet */
+	uint64		serial;			/* of this entry; fixed */
+} BucketState;
+
+/*
+ * A record in shared memory: of a key's use, or of a limit's bucket.  It takes
+ * four lines of the processor's cache, of which a verify touches one or two.
+ * The key id of a bucket is no key's: see bucket.c.
  */
 typedef struct pg_attribute_aligned(256) UsageEntry
 {
@@ -63,27 +77,44 @@ typedef struct pg_attribute_aligned(256) UsageEntry
 	pg_atomic_uint64 denied_count;	/* only grows */
 	pg_atomic_uint32 state;		/* as above */
 	slock_t		mutex;			/* guards the fields below, except where said */
-	StoredBrief brief;			/* the row as it was read */
+	union
+	{
+		StoredBrief brief;		/* the row as it was read */
+		BucketState bucket;
+	};
 
 	/* the third line */
-	pg_atomic_uint64 arrival;	/* the limiter's; not guarded by the mutex */
 	pg_atomic_uint32 round;		/* the last one that wrote the entry; not
 								 * guarded by the mutex */
 	pg_atomic_uint32 ended_day; /* of the last denial of the ended key: days
 								 * since 1999-12-31, UTC; 0: none; not guarded
 								 * by the mutex */
 	uint64		tenant;			/* hash of the key's tenant; fixed */
-	char		environment[TOKEN_NAME_MAX + 1];	/* of the key; fixed */
-	bool		has_addr;
-	inet_struct addr;
-	int			pepper_id;		/* of the new digest; 0: there is none */
-	uint8		digest[DIGEST_SHA256_LEN];	/* signed anew, to be stored */
+	union
+	{
+		struct
+		{
+			char		environment[TOKEN_NAME_MAX + 1];	/* of the key; fixed */
+			bool		has_addr;
+			inet_struct addr;
+			int			pepper_id;	/* of the new digest; 0: there is none */
+			uint8		digest[DIGEST_SHA256_LEN];	/* signed anew, to be stored */
+		};
+		/* of a bucket; fixed */
+		struct
+		{
+			TimestampTz since;
+			uint8		limit_id[USAGE_LIMIT_ID_LEN];
+			char		family[TOKEN_KEY_ID_LEN + 1];
+			bool		is_quota;
+		};
+	};
 	int64		known_uses;		/* of the counts: what the table has, or a
 								 * flush has taken */
 	int64		known_denials;
 } UsageEntry;
 
-StaticAssertDecl(offsetof(UsageEntry, arrival) == 128,
+StaticAssertDecl(offsetof(UsageEntry, round) == 128 && sizeof(UsageEntry) == 256,
 				 "a verify touches two lines of an entry");
 
 typedef struct UsageShared
@@ -105,6 +136,7 @@ typedef struct UsageShared
 	pg_atomic_uint32 standby;	/* the server was one at the last round */
 	pg_atomic_uint32 no_worker; /* the server had no free worker the last time */
 	pg_atomic_uint32 sweep_at;	/* where the next sweep begins */
+	pg_atomic_uint64 serial;	/* of the last bucket that was made */
 	/* entries in use, by tenant; hash.c's */
 	pg_atomic_uint32 shares[USAGE_SHARE_ROWS][USAGE_SHARES];
 	/* entries removed so far, by partition; changed under its lock */
@@ -114,10 +146,13 @@ typedef struct UsageShared
 	pg_atomic_uint32 launcher;	/* launcher.c's; 0: there is none */
 } UsageShared;
 
-/* One key's usage, copied from shared memory. */
+/*
+ * One key's usage, copied from shared memory.  Of a quota's bucket, the uses are
+ * units.
+ */
 typedef struct UsageCopy
 {
-	char		key_id[TOKEN_KEY_ID_LEN + 1];
+	char		key_id[TOKEN_KEY_ID_LEN + 1];	/* or of the bucket */
 	TimestampTz last_used_at;	/* 0: never */
 	int64		use_count;
 	int64		denied_count;
@@ -132,12 +167,18 @@ typedef struct UsageCopy
 	uint32		stamp;			/* of the flush that copied it */
 	int			pepper_id;		/* of the new digest; 0: there is none */
 	uint8		digest[DIGEST_SHA256_LEN];
+	bool		is_quota;
+	/* of a quota's bucket: as in the entry */
+	TimestampTz since;
+	uint8		limit_id[USAGE_LIMIT_ID_LEN];
+	char		family[TOKEN_KEY_ID_LEN + 1];
 } UsageCopy;
 
 /* Whose entries are copied. */
 typedef struct UsageWanted
 {
 	Oid			database;
+	bool		keys;			/* of keys alone, not of buckets */
 	const uint64 *tenant;		/* a hash; NULL: of any tenant */
 	uint32		round;			/* entries that it wrote are left out; 0: none */
 } UsageWanted;
@@ -177,6 +218,8 @@ extern UsageEntry *usage_hash_add(const UsageTarget *target, uint64 tenant,
 								  bool fair);
 extern void usage_hash_remove(UsageEntry *entry);
 extern UsageEntry *usage_hash_next(UsageWalk *walk);
+extern bool usage_is_bucket(const char *key_id);
+extern bool usage_is_rate_bucket(UsageEntry *entry);
 extern void usage_hash_set_dirty(UsageEntry *entry);
 extern bool usage_hash_set_stamp(UsageEntry *entry, uint32 stamp);
 extern void usage_hash_set_clean(UsageEntry *entry, uint32 stamp);
@@ -206,6 +249,39 @@ extern void usage_outbox_add(const UsageCopy *copy);
 extern void usage_outbox_set_in_doubt(void);
 extern UsageCopy *usage_outbox_remove_last(void);
 extern void usage_outbox_discard(Oid database);
+
+/* record.c */
+
+/* What a new entry begins with: read without a lock, then set under the lock. */
+typedef struct UsageSeed
+{
+	void		(*read) (void *arg);
+	void		(*set) (UsageEntry *entry, void *arg);
+	void	   *arg;
+} UsageSeed;
+
+extern UsageEntry *usage_find_or_make(const UsageTarget *target,
+									  uint64 tenant, const UsageSeed *seed);
+
+/* bucket.c */
+
+/* A charge of a transaction: what it has reserved of a bucket. */
+typedef struct BucketCharge
+{
+	UsageTarget target;
+	int64		cost;
+	bool		is_quota;
+	uint64		serial;			/* of the entry */
+	LimiterTake take;			/* of a rate limit */
+	SubTransactionId subid;		/* that reserved it; charge.c's */
+} BucketCharge;
+
+extern LimitResult usage_bucket_reserve(const UsageBucket *bucket, int64 cost,
+										TimestampTz now, UsageLevel *level,
+										BucketCharge *charge);
+extern void usage_bucket_name(UsageCopy *copy);
+extern void usage_bucket_use(const BucketCharge *charge);
+extern int64 usage_bucket_return(const BucketCharge *charge, TimestampTz now);
 
 /* fallback.c */
 extern void usage_record_in_table(const StoredKey *key, inet *client_addr,
@@ -237,6 +313,7 @@ extern int	usage_flush(UsageCopy *copies, int count, bool *flushed,
 						bool *gone);
 
 /* room.c */
+extern bool usage_is_held(UsageEntry *entry, TimestampTz now);
 extern void usage_sweep(void);
 
 /* send.c */

@@ -1,10 +1,12 @@
 /*
  * table.c
- *		The flush: a batch of copies into key_usage and key_usage_daily.
+ *		The flush: a batch of copies into key_usage and key_usage_daily, and the
+ *		units of quotas into limit_usage.
  *
  * Locking: the caller's transaction holds the lock of flushes.  Rows of
  * key_usage, and of api_keys for keys without a row in key_usage, are taken with
- * SKIP LOCKED.  A key whose row is locked stays pending.
+ * SKIP LOCKED; likewise rows of limit_usage, and of limits.  A key or quota whose
+ * row is locked stays pending.
  */
 #include "postgres.h"
 
@@ -23,6 +25,7 @@
 #include "utils/inet.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
+#include "utils/uuid.h"
 
 #include "base/caller.h"
 #include "base/now.h"
@@ -30,6 +33,7 @@
 #include "usage/shared.h"
 
 #define BATCH_COLUMNS 8
+#define QUOTA_COLUMNS 5
 
 /* A batch that is flushed as the tables' owner. */
 typedef struct Batch
@@ -38,7 +42,7 @@ typedef struct Batch
 	int			count;
 	bool	   *flushed;		/* result, per copy: it is in the tables */
 	bool	   *gone;			/* result, per copy: the key does not exist */
-	int			total;			/* result: number of flushed copies */
+	int			total;			/* result: number of flushed keys */
 } Batch;
 
 /* A batch is small and the tables may be large, whatever the statistics say. */
@@ -57,6 +61,8 @@ static UsageTeller tell = NULL;
 static void write_batch(void *arg);
 static void write_rows(Batch *batch, const int *numbers, int count,
 					   const char *query);
+static void write_quotas(Batch *batch);
+static void read_results(Batch *batch, const int *numbers);
 static void store_digests(Batch *batch);
 static void tell_ended(Batch *batch);
 static Datum array_of(Datum *elements, bool *nulls, int count, Oid type);
@@ -177,6 +183,7 @@ write_batch(void *arg)
 	const char *value = has_family ? ", (SELECT NULLIF(k.family, k.key_id)"
 		" FROM rk_apikeys.api_keys k WHERE k.key_id = r.key_id)" : "";
 	int		   *numbers = palloc(batch->count * sizeof(int));
+	int			keys = 0;
 	int			left = 0;
 
 	/* The settings last as long as the borrowed rights. */
@@ -185,13 +192,17 @@ write_batch(void *arg)
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	SPI_connect();
 	for (int i = 0; i < batch->count; i++)
-		numbers[i] = i;
-	write_rows(batch, numbers, batch->count, psprintf(grow, column, value));
-	for (int i = 0; i < batch->count; i++)
-		if (!batch->flushed[i])
-			numbers[left++] = i;
+		if (!batch->copies[i].is_quota)
+			numbers[keys++] = i;
+	if (keys > 0)
+		write_rows(batch, numbers, keys, psprintf(grow, column, value));
+	for (int i = 0; i < keys; i++)
+		if (!batch->flushed[numbers[i]])
+			numbers[left++] = numbers[i];
 	if (left > 0)
 		write_rows(batch, numbers, left, psprintf(add, column, value));
+	if (keys < batch->count)
+		write_quotas(batch);
 	store_digests(batch);
 	tell_ended(batch);
 	SPI_finish();
@@ -251,6 +262,79 @@ write_rows(Batch *batch, const int *numbers, int count,
 			 SPI_result_code_string(SPI_result));
 	if (SPI_execute_plan(plan, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not flush usage");
+	read_results(batch, numbers);
+}
+
+/*
+ * Write the units of the batch's quotas, as write_batch() writes uses.  Only
+ * flushes write limit_usage, so a row that is missing stays missing meanwhile.
+ */
+static void
+write_quotas(Batch *batch)
+{
+	static const char *const query =
+		"WITH b AS MATERIALIZED"
+		"  (SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[])"
+		"    WITH ORDINALITY AS b(limit_id, family, period_start, units, known, n)),"
+		" old AS MATERIALIZED"
+		"  (SELECT b.n, u.ctid AS at, " ADDED("u.units", "b.units - least(b.known, u.units)") " AS new_units"
+		"    FROM b JOIN rk_apikeys.limit_usage u USING (limit_id, family, period_start)"
+		"    FOR NO KEY UPDATE OF u SKIP LOCKED),"
+		" grown AS"
+		"  (UPDATE rk_apikeys.limit_usage u SET units = u.units + o.new_units"
+		"    FROM old o WHERE u.ctid = o.at RETURNING o.n, u.units),"
+		" live AS MATERIALIZED"
+		"  (SELECT b.*, l.tenant FROM b JOIN rk_apikeys.limits l USING (limit_id)"
+		"    WHERE NOT EXISTS (SELECT FROM rk_apikeys.limit_usage u"
+		"      WHERE u.limit_id = b.limit_id AND u.family = b.family AND u.period_start = b.period_start)"
+		"    FOR KEY SHARE OF l SKIP LOCKED),"
+		" fresh AS"
+		"  (INSERT INTO rk_apikeys.limit_usage (limit_id, family, period_start, units, tenant)"
+		"    SELECT limit_id, family, period_start, units, tenant FROM live)"
+		" SELECT n, units, 0::bigint FROM grown UNION ALL"
+		" SELECT n, units, 0 FROM live UNION ALL"
+		" SELECT n, NULL, NULL FROM b"
+		"  WHERE NOT EXISTS (SELECT FROM rk_apikeys.limits l WHERE l.limit_id = b.limit_id)";
+	static const Oid elements[QUOTA_COLUMNS] = {
+		UUIDOID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT8OID
+	};
+	Oid			types[QUOTA_COLUMNS] = {
+		UUIDARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, INT8ARRAYOID, INT8ARRAYOID
+	};
+	Datum		values[QUOTA_COLUMNS];
+	Datum	   *columns[QUOTA_COLUMNS];
+	int		   *numbers = palloc(batch->count * sizeof(int));
+	int			count = 0;
+
+	for (int c = 0; c < QUOTA_COLUMNS; c++)
+		columns[c] = palloc(batch->count * sizeof(Datum));
+	for (int i = 0; i < batch->count; i++)
+	{
+		UsageCopy  *copy = &batch->copies[i];
+
+		if (!copy->is_quota)
+			continue;
+		columns[0][count] = UUIDPGetDatum((pg_uuid_t *) copy->limit_id);
+		columns[1][count] = CStringGetTextDatum(copy->family);
+		columns[2][count] = TimestampTzGetDatum(copy->since);
+		columns[3][count] = Int64GetDatum(copy->use_count);
+		columns[4][count] = Int64GetDatum(copy->known_uses);
+		numbers[count++] = i;
+	}
+	for (int c = 0; c < QUOTA_COLUMNS; c++)
+		values[c] = array_of(columns[c], NULL, count, elements[c]);
+	if (SPI_execute_with_args(query, QUOTA_COLUMNS, types, values, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not flush the units of quotas");
+	read_results(batch, numbers);
+}
+
+/*
+ * Set the results of a statement: a row has a number in numbers, from 1, and the
+ * counts of the table, or NULLs.
+ */
+static void
+read_results(Batch *batch, const int *numbers)
+{
 	for (uint64 row = 0; row < SPI_processed; row++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[row];
@@ -263,7 +347,7 @@ write_rows(Batch *batch, const int *numbers, int count,
 		copy->table_denials = DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull));
 		batch->flushed[i] = !isnull;
 		batch->gone[i] = isnull;
-		batch->total += !isnull;
+		batch->total += !isnull && !copy->is_quota;
 	}
 	SPI_freetuptable(SPI_tuptable);
 }

@@ -122,7 +122,7 @@ usage_settle(Oid database, const UsageCopy *copy)
 			entry->known_uses += more_uses;
 			entry->known_denials += more_denials;
 		}
-		if (entry->pepper_id == copy->pepper_id)
+		if (!copy->is_quota && entry->pepper_id == copy->pepper_id)
 			entry->pepper_id = 0;
 		SpinLockRelease(&entry->mutex);
 		pg_atomic_write_u32(&entry->round,

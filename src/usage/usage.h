@@ -1,10 +1,12 @@
 /*
  * usage.h
- *		The record of a key's use: what the rest of the library calls.
+ *		The record of a key's use, and the buckets of limits: what the rest of the
+ *		library calls.
  */
 #ifndef USAGE_H
 #define USAGE_H
 
+#include "base/limiter.h"
 #include "base/store.h"
 #include "nodes/pg_list.h"
 #include "postmaster/bgworker.h"
@@ -34,12 +36,36 @@ typedef enum UsageKind
 	USAGE_AFTER_END				/* a denial, because the key has ended */
 } UsageKind;
 
+#define USAGE_LIMIT_ID_LEN 16
+
+/* Which bucket of which limit, and what it holds. */
+typedef struct UsageBucket
+{
+	uint8		limit_id[USAGE_LIMIT_ID_LEN];	/* a uuid; zeros: the keys' own
+												 * rate limit */
+	char		family[TOKEN_KEY_ID_LEN + 1];	/* empty: all keys share it */
+	TimestampTz since;			/* of a quota, when its period began; of a rate
+								 * limit, its last reset */
+	LimiterRate rate;			/* window 0: a quota */
+	uint64		tenant;			/* a hash */
+	UsageTarget target;			/* set by usage_bucket_aim() */
+} UsageBucket;
+
 typedef enum LimitResult
 {
 	LIMIT_PASSED,
 	LIMIT_REACHED,
 	LIMIT_UNAVAILABLE
 } LimitResult;
+
+/* What a bucket has after a take, or after a refusal. */
+typedef struct UsageLevel
+{
+	int64		used;			/* units; of a quota with those that are reserved */
+	int64		remaining;
+	TimestampTz resets_at;		/* of a rate limit: when it will be full */
+	int64		wait;			/* microseconds; of a rate limit that is reached */
+} UsageLevel;
 
 /* What shared memory has of a key, for the views. */
 typedef struct UsageLook
@@ -103,8 +129,21 @@ extern void usage_record(const StoredKey *key, UsageKind kind,
 						 inet *client_addr, TimestampTz now);
 extern void usage_resign(const StoredKey *key, int pepper_id,
 						 const uint8 *digest);
-extern LimitResult usage_limit(const StoredKey *key, int cost,
-							   TimestampTz now, int64 *wait, int64 *ahead);
+extern uint64 usage_tenant(text *tenant);
+
+/* bucket.c */
+extern void usage_bucket_aim(UsageBucket *bucket);
+extern LimitResult usage_bucket_take(const UsageBucket *bucket, int64 cost,
+									 TimestampTz now, UsageLevel *level);
+extern void usage_bucket_look(const UsageBucket *bucket, TimestampTz now,
+							  UsageLevel *level);
+
+/* charge.c */
+extern int	usage_charges(void);
+extern LimitResult usage_charge(const UsageBucket *bucket, int64 cost,
+								TimestampTz now, UsageLevel *level);
+extern void usage_charge_use(int from);
+extern void usage_charge_return(int from);
 
 /* look.c */
 extern bool usage_look(const char *key_id, UsageLook *look);

@@ -487,6 +487,44 @@ is([await member.locator('.tenant').evaluate((e) => e.lastChild.textContent), aw
   [`zoë <script>pwned=3</script>"'@acme`, `zoë <script>pwned=3</script>"'@acme`, 'undefined'], 'whatever it is called, its name is text');
 await member.context().close();
 
+// --- limits -------------------------------------------------------------------------------------------------------------
+
+const limitRows = (on) => on.locator('table.limits tbody tr');
+const cells = (on) => limitRows(on).evaluateAll((all) => all.map((tr) => [...tr.children].map((cell) => cell.innerText.replace(/\s+/g, ' ').trim())));
+await page.goto(search('HubSpot Sync – Prod'));
+await page.getByRole('link', { name: 'HubSpot Sync – Prod' }).click();
+await page.getByRole('heading', { name: 'Limits' }).waitFor();
+is((await cells(page)).map(([name, whose, units]) => [name, whose, units]), [['Rate limit', 'This key', '600 in 1 minute'], ['monthly', 'All keys', '100,000 a month'],
+  ['per_minute', 'All keys', '1,000 in 1 minute'], ['exports Only for requests that name it', 'All keys', '10 in 1 hour']], 'a key has its limits, its own one first');
+const [own600, monthly, , exports10] = (await cells(page)).map((cell) => cell[3]);
+like(monthly, /^18,766 of 100,000 left, resets on 1 [A-Z][a-z]+$/, 'a quota says what remains, and until when');
+is([own600, exports10], ['600 of 600 left', '10 of 10 left'], 'a rate limit says what remains');
+is(Number(await limitRows(page).nth(1).locator('.level rect').last().getAttribute('width')), 18.77, 'the bar is as long as that');
+const hubspot = new URL(page.url()).pathname;
+const managersCookie = `session=${(await page.context().cookies())[0].value}`;
+const answer = await ask('GET', `${hubspot}/limits`, { Cookie: managersCookie });
+is([answer.status, answer.headers['content-type'], JSON.parse(answer.text).map(({ name, units, remaining, always }) => [name, units, remaining, always])],
+  [200, 'application/json; charset=utf-8', [['rate_limit', 600, 600, true], ['monthly', 100000, 18766, true], ['per_minute', 1000, 1000, true], ['exports', 10, 10, false]]],
+  'a program gets them as JSON');
+like(JSON.parse(answer.text)[1].resets_at, /^20\d\d-\d\d-01T00:00:00\.000Z$/, 'with the time');
+is((await ask('GET', '/keys/000000000000/limits', { Cookie: managersCookie })).status, 404, 'but not of a key that is not there');
+is((await ask('GET', `${hubspot}/limits`)).status, 302, 'nor if it is not signed in');
+await page.goto(`${origin}/keys?search=HubSpot+Sync+%E2%80%93+Dev`);
+await page.getByRole('link', { name: 'HubSpot Sync – Dev' }).click();
+await page.getByRole('heading', { name: 'Limits' }).waitFor();
+is((await cells(page)).find(([name]) => name === 'dev').slice(0, 3), ['dev', 'All keys in dev', '1,000 a month'], 'a limit of an environment binds the keys there');
+const visitor = await newPage();
+await signIn(visitor, 'eve@globex');
+is((await ask('GET', `${hubspot}/limits`, { Cookie: `session=${(await visitor.context().cookies())[0].value}` })).status, 404, "another tenant's key has none");
+await rows(visitor).first().getByRole('link').first().click();
+await visitor.getByRole('heading', { name: 'History' }).waitFor();
+is([await visitor.getByRole('heading', { name: 'Limits' }).count(), await factOf(visitor, 'Rate limit')], [0, 'None'], 'where nothing is limited, nothing is said');
+await signIn(visitor, 'bob@acme');
+await rows(visitor).first().getByRole('link').first().click();
+await visitor.getByRole('heading', { name: 'Limits' }).waitFor();
+ok((await cells(visitor)).some(([name, , , left]) => name === 'monthly' && /^18,766 of 100,000 left/.test(left)), 'a member sees what binds its key', await cells(visitor));
+await visitor.context().close();
+
 // --- policies -----------------------------------------------------------------------------------------------------------
 
 const eve = await newPage();

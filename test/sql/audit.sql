@@ -137,7 +137,8 @@ SELECT attname AS "column", moved AS moves_updated_at, told AS in_event
       ('created_by', $$created_by = 'b'$$), ('updated_at', $$updated_at = now() - interval '2 days'$$), ('updated_by', $$updated_by = 'b'$$),
       ('hint', $$hint = 'bbbb'$$), ('digest', $$digest = sha256('b')$$), ('digest_kind', $$digest_kind = 'sha256'$$),
       ('pepper_id', 'pepper_id = 1'), ('parent', 'parent = ''b'''), ('start', 'start = ''b'''), ('family', 'family = ''b'''), ('owner', 'owner = ''b'''),
-      ('created_by_user', 'created_by_user = ''b'''), ('updated_by_user', 'updated_by_user = ''b''')) a(col, assignment) ON attname = col, effect(assignment, attname)
+      ('created_by_user', 'created_by_user = ''b'''), ('updated_by_user', 'updated_by_user = ''b'''),
+      ('limits_reset_at', 'limits_reset_at = now()')) a(col, assignment) ON attname = col, effect(assignment, attname)
   WHERE attrelid = 'rk_apikeys.api_keys'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum;
 -- All columns that are not settings at once, with a setting and without; and what a deleted key had in them.
 SELECT change($$name = 'b', created_at = now(), created_by = 'b', updated_by = 'b', hint = 'bbbb', digest = sha256('b'), pepper_id = 1, tenant = 'b'$$);

@@ -170,7 +170,7 @@ SELECT rk_apikeys.client_addr(repeat(' ', 120) || '1.2.3.4') AS blanks, rk_apike
 -- The response of an HTTP server.
 \pset format unaligned
 SELECT code, r.* FROM unnest(ARRAY['valid', 'malformed', 'unknown', 'revoked', 'disabled', 'expired', 'rotated', 'environment_mismatch', 'address_denied', 'scope_missing', 'rate_limited',
-  'limiter_unavailable', 'of a release to come']) code, rk_apikeys.http_response(verdict_with(code), 'a:read b:x|c') r;
+  'quota_exceeded', 'limiter_unavailable', 'of a release to come']) code, rk_apikeys.http_response(verdict_with(code), 'a:read b:x|c') r;
 SELECT * FROM rk_apikeys.http_response(NULL);
 SELECT * FROM rk_apikeys.http_response(NULL, 'a');
 -- Each code of a verdict has its row above.
@@ -178,6 +178,11 @@ SELECT regexp_replace(obj_description('rk_apikeys.verdict'::regtype, 'pg_type'),
 -- A limit; seconds are whole, and rounded up.
 SELECT headers FROM rk_apikeys.http_response(verdict_with('valid', NULL, 'rate_limit', 10, 9));
 SELECT ms, headers - '{Content-Type,Cache-Control}'::text[] AS headers FROM unnest(ARRAY[0, 1, 999, 1000, 1001, 2147483647, -1, NULL]) ms, rk_apikeys.http_response(verdict_with('rate_limited', ms, 'rate_limit', 10, 0));
+-- A quota: the longest wait that a verdict holds, and none for a quota without end. What cannot be checked may be asked again at once.
+SELECT status, ms, headers - '{Content-Type,Cache-Control}'::text[] AS headers, body->>'detail' AS detail FROM unnest(ARRAY[2147483647, 86400000, NULL]) ms,
+  rk_apikeys.http_response(verdict_with('quota_exceeded', ms, 'monthly', 1000000000000000, 0));
+SELECT status, ms, headers - '{Content-Type,Cache-Control}'::text[] AS headers FROM unnest(ARRAY[2500, NULL]) ms, rk_apikeys.http_response(verdict_with('limiter_unavailable', ms));
+SELECT headers FROM rk_apikeys.http_response(verdict_with('valid', NULL, 'monthly', 100000, 99188));
 -- No name and no number breaks a header.
 SELECT headers FROM unnest(ARRAY['a"b', 'a\b', 'a b', '', E'a\r\nX: y', 'ä', E'a\x7f', repeat('a', 201)]) name, rk_apikeys.http_response(verdict_with('valid', NULL, name, 9223372036854775807, 9223372036854775807));
 SELECT headers FROM rk_apikeys.http_response(verdict_with('valid', NULL, 'a', -1, -1)) UNION ALL SELECT headers FROM rk_apikeys.http_response(verdict_with('valid', NULL, 'a', 1, NULL));

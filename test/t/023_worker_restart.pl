@@ -58,10 +58,10 @@ is($node->safe_psql('postgres', 'SELECT sum(uses), sum(denials) FROM rk_apikeys.
 ok($node->poll_query_until('postgres', 'SELECT pending_keys = 0 FROM rk_apikeys.stats'), 'nothing is pending');
 is(seen(), $before, 'and nothing else has changed');
 
-# The files of 0.2 and 0.1, which lack the first or last fields, in two records
+# The files of 0.2 and 0.1, which lack the first or last fields, in two records: 64 bytes of limits, and 16 of known counts
 $node->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '1h'");
 $node->reload;
-foreach my $old ([ '0.2', 0x524b5533, 0 ], [ '0.1', 0x524b5532, 16 ])
+foreach my $old ([ '0.2', 0x524b5533, 64 ], [ '0.1', 0x524b5532, 80 ])
 {
 	my ($release, $magic, $missing) = @$old;
 	use_both(10);
@@ -82,7 +82,7 @@ $node->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '100ms'
 # A file that is not ours, or cut, does no harm
 $node->stop;
 foreach my $content ('', 'x' x 3, 'not of this version', pack('L', 0x524b5531) . 'cut', pack('L', 0x524b5531) . "\xff" x 300,
-	pack('L', 0x524b5534), pack('L', 0x524b5534) . 'cut')
+	pack('L', 0x524b5535), pack('L', 0x524b5535) . 'cut')
 {
 	open my $fh, '>', $saved or die $!;
 	print $fh $content;

@@ -16,11 +16,14 @@ my $node = rk_node('counters', PRELOAD, 'rk_apikeys.max_tracked_keys = 16', "rk_
 my $tokens = keys_of_every_state($node);
 my (undef, $bound) = create_key($node, 'bound', q{scopes => '{records:read}', allowed_cidrs => '{10.0.0.0/8}'});
 my @limited = map { (create_key($node, "limited $_", q{rate_limit => 1, rate_window => '1 hour'}))[1] } 1, 2;
+my ($spent_id, $spent) = create_key($node, 'spent');
+$node->safe_psql('postgres', "INSERT INTO rk_apikeys.limits (tenant, name, family, units, period) VALUES ('acme', 'trial', '$spent_id', 1, 'total')");
 my $session = session($node, 'backend');
+is(code($session, $spent), 'valid', 'a quota of one lets one through');
 
 # The first limited key uses its limit up and keeps its place; the others fill the table
 is(code($session, $limited[0]), 'valid', 'a limited key passes once');
-my @fill = map { (create_key($node, "fill $_"))[1] } 1 .. 13;
+my @fill = map { (create_key($node, "fill $_"))[1] } 1 .. 10;
 is(code($session, $_), 'valid', 'a key fills the table') foreach @fill;
 is(stat_of($node, 'tracked_keys'), '14', 'the table has no room for another one');
 
@@ -37,6 +40,7 @@ my %case = (
 	address_denied => [ "'$bound', 'records:read', '11.1.1.1'", 0 ],
 	scope_missing => [ "'$bound', 'records:write', '10.1.1.1'", 0 ],
 	rate_limited => [ "'$limited[0]'", 1 ],
+	quota_exceeded => [ "'$spent'", 1 ],
 	limiter_unavailable => [ "'$limited[1]'", 1 ]);
 
 my %counter = map { $_ => $_ eq 'valid' ? 'verified' : $_ } keys %case;

@@ -1,5 +1,5 @@
-# test/t/048_trigger_states.pl: a restore leaves the triggers of api_keys in another state; no session honours a key that has ended, and an
-# update of the extension sets the states again.
+# test/t/048_trigger_states.pl: a restore leaves the triggers of api_keys and limits in another state; no session honours a key that has ended,
+# or a limit that has changed, and an update of the extension sets the states again.
 use strict;
 use warnings;
 
@@ -11,7 +11,7 @@ use Test::More;
 
 my $publisher = rk_node('publisher', 'wal_level = logical', 'max_wal_senders = 5', PRELOAD);
 my $subscriber = rk_node('subscriber', PRELOAD);
-$publisher->safe_psql('postgres', 'CREATE PUBLICATION keys FOR TABLE rk_apikeys.api_keys');
+$publisher->safe_psql('postgres', 'CREATE PUBLICATION keys FOR TABLE rk_apikeys.api_keys, rk_apikeys.limits');
 my $conninfo = $publisher->connstr . ' dbname=postgres';
 $subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION keys CONNECTION '$conninfo' PUBLICATION keys");
 $subscriber->wait_for_subscription_sync($publisher, 'keys');
@@ -40,6 +40,35 @@ foreach my $how (sort keys %after)
 	is(code($session, $token), 'revoked', "$how: a revocation that replication applies is seen");
 	$session->quit;
 }
+
+# A limit that replication adds, changes or deletes is seen too.
+my $limits = 'ALTER TABLE rk_apikeys.limits';
+my $always = "$table ENABLE ALWAYS TRIGGER api_keys_settle, ENABLE ALWAYS TRIGGER api_keys_settle_imported;
+	$limits ENABLE ALWAYS TRIGGER limits_settle, ENABLE ALWAYS TRIGGER limits_settle_truncate";
+my %limits_after = ('fresh' => 'SELECT', 'pg_restore --disable-triggers' => "$limits DISABLE TRIGGER ALL; $limits ENABLE TRIGGER ALL");
+my (undef, $limited) = create_key($publisher, 'limited');
+$publisher->wait_for_catchup('keys');
+foreach my $how (sort keys %limits_after)
+{
+	my $session = session($subscriber, 'backend');
+	my $seen = sub { return $session->query_safe("SELECT code, limit_units FROM rk_apikeys.verify_key('$limited')"); };
+	my $apply = sub { sql_as($publisher, 'boss', $_[0]); $publisher->wait_for_catchup('keys'); };
+	$subscriber->safe_psql('postgres', $always);
+	is($seen->(), 'valid|', "limits, $how: none") foreach 1 .. 2;
+	$subscriber->safe_psql('postgres', $limits_after{$how});
+	is($seen->(), 'valid|', "limits, $how: none yet") foreach 1 .. 2;
+	$apply->(q{INSERT INTO rk_apikeys.limits (tenant, name, units, rate_window) VALUES ('acme', 'calls', 1000, '1 minute')});
+	is($seen->(), 'valid|1000', "limits, $how: one that replication adds is seen") foreach 1 .. 2;
+	$apply->(q{UPDATE rk_apikeys.limits SET units = 500});
+	is($seen->(), 'valid|500', "limits, $how: its change is seen") foreach 1 .. 2;
+	$subscriber->safe_psql('postgres', q{INSERT INTO rk_apikeys.limit_usage SELECT limit_id, '', '-infinity', 1, tenant FROM rk_apikeys.limits});
+	$apply->(q{DELETE FROM rk_apikeys.limits});
+	is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM rk_apikeys.limit_usage'), '0', 'no usage of a deleted limit stays') if $how eq 'fresh';
+	$subscriber->safe_psql('postgres', 'DELETE FROM rk_apikeys.limit_usage');
+	is($seen->(), 'valid|', "limits, $how: and its end") foreach 1 .. 2;
+	$session->quit;
+}
+$subscriber->safe_psql('postgres', $always);
 
 # "There are no imported keys" is not remembered either.
 my $session = session($subscriber, 'backend');

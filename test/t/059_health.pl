@@ -54,15 +54,15 @@ my $records = 'CREATE TABLE public."Rec ords" (tenant text); ALTER TABLE public.
 my $enabled = "$records ALTER TABLE public.\"Rec ords\" ENABLE ROW LEVEL SECURITY;";
 my $drop = 'DROP TABLE public."Rec ords"';
 my @sick = (
-	[ "$table DISABLE TRIGGER USER", $node->safe_psql('postgres', q{SELECT concat_ws('|', 'triggers', CASE tgenabled WHEN 'A' THEN 'warning' ELSE 'error' END, tgname)
-		FROM pg_trigger WHERE tgrelid = 'rk_apikeys.api_keys'::regclass AND NOT tgisinternal ORDER BY tgname COLLATE "C"}) ],
+	(map { [ "ALTER TABLE rk_apikeys.$_ DISABLE TRIGGER USER", $node->safe_psql('postgres', qq{SELECT concat_ws('|', 'triggers', CASE tgenabled WHEN 'A' THEN 'warning' ELSE 'error' END, tgname)
+		FROM pg_trigger WHERE tgrelid = 'rk_apikeys.$_'::regclass AND NOT tgisinternal ORDER BY tgname COLLATE "C"}) ] } qw(api_keys policies limits)),
 	[ "$table DISABLE TRIGGER ALL; $table ENABLE TRIGGER ALL", "triggers|warning|api_keys_settle\ntriggers|warning|api_keys_settle_imported" ],
 	[ "$table ENABLE REPLICA TRIGGER api_keys_guard, ENABLE ALWAYS TRIGGER api_keys_make", "triggers|error|api_keys_guard\ntriggers|warning|api_keys_make" ],
 	(map { [ "ALTER TABLE rk_apikeys.key_events $_ TRIGGER key_events_place", 'triggers|warning|key_events_place' ] }
 		'ENABLE', 'ENABLE ALWAYS', 'DISABLE'),
 	[ q{SELECT setval('rk_apikeys.key_events_event_id_seq', 1, false)}, 'event_numbers|info|rk_apikeys.key_events_event_id_seq' ],
 	(map { [ "ALTER TABLE rk_apikeys.$_ DISABLE ROW LEVEL SECURITY", "row_security|error|rk_apikeys.$_" ] }
-		  qw(api_keys key_usage key_usage_daily key_events usage_senders)),
+		  qw(api_keys key_usage key_usage_daily key_events limit_usage limits policies usage_senders)),
 	# FORCE is what is left to do
 	[ $records, 'row_security|error|public."Rec ords"', 'row_security|warning|public."Rec ords"', $drop ],
 	[ $enabled, 'row_security|warning|public."Rec ords"', '', $drop ],
@@ -76,8 +76,9 @@ my @sick = (
 	[ 'GRANT USAGE ON SEQUENCE rk_apikeys.key_events_event_id_seq TO PUBLIC', 'grants|warning|rk_apikeys.key_events_event_id_seq' ],
 	[ 'GRANT EXECUTE ON FUNCTION rk_apikeys.purge_keys, rk_apikeys._keys_make TO PUBLIC',
 		"grants|warning|rk_apikeys._keys_make()\ngrants|warning|rk_apikeys.purge_keys(interval)" ],
+	[ 'GRANT EXECUTE ON PROCEDURE rk_apikeys.purge TO app', 'grants|warning|rk_apikeys.purge(interval,interval,interval)' ],
 	[ 'GRANT EXECUTE ON FUNCTION rk_apikeys.receive_usage TO sender WITH GRANT OPTION',
-		'grants|warning|rk_apikeys.receive_usage(uuid,bigint,text[],text[],timestamp with time zone[],inet[],bigint[],bigint[],bigint[],bigint[],date[])' ],
+		'grants|warning|rk_apikeys.receive_usage(uuid,bigint,text[],text[],timestamp with time zone[],inet[],bigint[],bigint[],bigint[],bigint[],date[],uuid[])' ],
 	# What PUBLIC may do too, stays
 	[ 'GRANT USAGE ON TYPE rk_apikeys.verdict TO app WITH GRANT OPTION', 'grants|warning|rk_apikeys.verdict', '',
 		'REVOKE USAGE ON TYPE rk_apikeys.verdict FROM app' ],

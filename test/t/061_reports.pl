@@ -49,11 +49,13 @@ if ($cron)
 		WHERE member = username::regrole GROUP BY 1}), 'reporter|rk_apikeys_auditor', 'the report runs as an auditor');
 }
 
+$node->safe_psql('postgres', "INSERT INTO rk_apikeys.limits (tenant, name, units, period) VALUES ('acme', 'calls', 1000, 'month')");
+
 # --- types --------------------------------------------------------------------------------------------------------------
 
 # What every tool can show. An array, jsonb and an interval come as text where a tool does not know them.
 my %plain = map { $_ => 1 } 'text', 'boolean', 'integer', 'bigint', 'date', 'timestamp with time zone', 'jsonb', 'inet';
-my %known = map { $_ => 1 } 'scopes text[]', 'allowed_cidrs cidr[]', 'came_as text[]', 'xid xid8', map { "$_ interval" } 'rate_window', 'expires_in', 'unused_for';
+my %known = map { $_ => 1 } 'scopes text[]', 'allowed_cidrs cidr[]', 'came_as text[]', 'xid xid8', 'limit_id uuid', map { "$_ interval" } 'rate_window', 'expires_in', 'unused_for';
 my @columns = split /\n/, $node->safe_psql('postgres', q{SELECT relname || ' ' || attname || ' ' || format_type(atttypid, atttypmod)
 	FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0
 	WHERE relnamespace = 'rk_apikeys'::regnamespace AND (relkind = 'v' OR relname ~ '^key_') AND relkind IN ('v', 'r') ORDER BY relname, attnum});
@@ -130,7 +132,7 @@ sub isql
 	return $output;
 }
 # SQL types by number: longvarchar, timestamp, date, bigint, integer, varchar.
-my %sqltype = (text => -1, timestamptz => 11, date => 9, int8 => -5, int4 => 4, map { $_ => 12 } 'bool', 'interval', 'jsonb', 'inet', '_text', '_cidr', 'xid8');
+my %sqltype = (text => -1, uuid => -11, timestamptz => 11, date => 9, int8 => -5, int4 => 4, map { $_ => 12 } 'bool', 'interval', 'jsonb', 'inet', '_text', '_cidr', 'xid8');
 SKIP:
 {
 	skip 'ODBC is missing', 1 unless $driver;
@@ -139,7 +141,7 @@ SKIP:
 	{
 		my @rows = split /\n/, asked("COPY (SELECT * FROM rk_apikeys.$view) TO STDOUT");
 		my $read = isql("SELECT * FROM $view");
-		my @missing = grep { my ($first) = split /\t/; $first = 1 if $first eq 't'; $read !~ /^\Q$first\E\|/m } @rows;
+		my @missing = grep { my ($first) = split /\t/; $first = 1 if $first eq 't'; $read !~ /^\Q$first\E\|/mi } @rows;
 		ok(@rows && !@missing && $read !~ /ERROR/, "ODBC reads $view") or diag($read, @missing);
 		my @described = map { [ (split /\|/)[ 3 .. 5 ] ] } grep { /^postgres\|/ } split /\n/, isql("help $view");
 		is(join(' ', map { $_->[0] } @described), join(' ', map { (split / /)[1] } grep { /^\Q$view\E / } @columns), 'and knows its columns');

@@ -1,5 +1,5 @@
-# test/t/062_docs.pl: the sessions that README.md and doc/psql.md show, run again: they print what is shown there, but for tokens, key ids
-# and times.
+# test/t/062_docs.pl: the sessions that README.md, doc/psql.md and doc/limits.md show, run again: they print what is shown there, but for
+# tokens, key ids and times.
 use strict;
 use warnings;
 
@@ -34,6 +34,8 @@ sub plain
 	$text =~ s/(?<![0-9A-Za-z])(?:$id)(?![0-9A-Za-z])/KEY_ID/g;
 	$text =~ s/\d{4}-\d\d-\d\d[ T][\d:.]+\+00(:00)?/TIME/g;
 	$text =~ s/\b\d\d:\d\d:\d\d\b/TIME/g;
+	$text =~ s/(Retry-After: |;t=)\d+/$1SECONDS/g;
+	$text =~ s/("per_minute";r=)\d+/$1UNITS/g;
 	$text =~ s/-{2,}/--/g;
 	$text =~ s/ +/ /g;
 	$text =~ s/^ | $//mg;
@@ -42,12 +44,12 @@ sub plain
 	return $text;
 }
 
-# Runs the blocks of a document in one session of a role; what is not shown may print, but must not fail.
+# Runs the blocks of a document in one session of a role; a line `-- ROLE` connects as another. What is not shown may print, but must not fail.
 sub runs_as_shown
 {
 	my ($node, $role, $file) = @_;
 	my @blocks = blocks($file);
-	my $script = join '', map { "\\echo \@\@$_\n$blocks[$_]{sql}" } 0 .. $#blocks;
+	my $script = join '', map { "\\echo \@\@$_\n" . $blocks[$_]{sql} =~ s/^-- (boss|acme|backend)$/\\c - $1/mgr } 0 .. $#blocks;
 	my $output = '';
 	IPC::Run::run([ 'psql', '-X', '-q', '-P', 'footer=off', '-h', $node->host, '-p', $node->port, '-U', $role, '-d', 'postgres' ],
 		'<', \$script, '>&', \$output, init => sub { chdir $dir; });
@@ -86,6 +88,9 @@ foreach my $name (slurp_file("$root/examples/psqlrc") =~ /^\\set (\w+)/mg)
 	my ($status, $out, $error) = $node->psql('postgres', "\\i $root/examples/psqlrc\n:$name", extra_params => [ '-U', 'acme' ]);
 	ok($error eq '' && $out =~ /\S/, "psqlrc: :$name finds something") or diag($error);
 }
+
+$node = rk_node('limits', PRELOAD, "timezone = 'UTC'");
+runs_as_shown($node, 'boss', 'doc/limits.md');
 
 # Whatever a document refers to is there.
 foreach my $file ('README.md', glob "$root/doc/*.md")

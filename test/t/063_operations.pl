@@ -235,7 +235,7 @@ is(code($session, $acme), 'unknown', 'and can be deleted');
 my $rest = "SELECT (SELECT count(*) FROM rk_apikeys.key_usage WHERE tenant = 'acme'), (SELECT count(*) > 0 FROM rk_apikeys.key_usage_daily WHERE tenant = 'acme'),
 	(SELECT count(*) > 0 FROM rk_apikeys.key_events WHERE tenant = 'acme')";
 is(sql($rest), '0|t|t', 'events and days of use stay');
-like(sql($erase, 'keeper'), qr/^0\|0\|[1-9]\d*\|0\|[1-9]\d*$/, 'until the tenant is erased');
+like(sql($erase, 'keeper'), qr/^0\|0\|[1-9]\d*\|0\|0\|0\|[1-9]\d*$/, 'until the tenant is erased');
 is(sql($rest), '0|f|t', 'then one event stays');
 is(sql("SELECT event FROM rk_apikeys.key_events WHERE tenant = 'acme'"), 'erased', 'which says so');
 sql($forget, 'keeper');

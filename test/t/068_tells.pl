@@ -98,6 +98,9 @@ my $range = sub {
 	return join ' AND ', "key_id >= '$from'", "key_id < '$to'", map { "(key_id, key_id) > ('$from', '!$_') AND (key_id, key_id) < ('$to', '~$_')" } 0 .. 15;
 };
 like(analyzed('api_keys', $range->($victim, "${victim}0"), @only), qr/Rows Removed by Filter: 1\b/, 'limit: ranges find key ids, by EXPLAIN ANALYZE');
+my $moment = $node->safe_psql('postgres', "SELECT occurred_at FROM rk_apikeys.key_events WHERE key_id = '$victim'");
+like(analyzed('key_events', "occurred_at = '$moment'", @only), qr/Rows Removed by Filter: 1\b/, 'limit: the time of an event of others, by EXPLAIN ANALYZE');
+unlike(analyzed('key_events', "occurred_at = timestamptz '$moment' + interval '1 us'", @only), qr/Rows Removed/, 'and a time without one');
 unlike(analyzed('api_keys', $range->('000000000000', '0000000000000'), @only), qr/Rows Removed/, 'and ranges without one');
 is(sql_as($node, $_, q{SELECT reltuples FROM pg_class WHERE oid = 'rk_apikeys.api_keys'::regclass}), $others + 21, "limit: reltuples, for $_")
   foreach qw(acme nobody);

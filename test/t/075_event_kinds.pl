@@ -127,23 +127,26 @@ is(state_of(q{SELECT rk_apikeys.purge_events('0', 'acme')}, 'acme'), '42501', 'n
 create_key($primary, 'Ann Example', q{description => 'ann@example.com', metadata => '{"mail": "ann@example.com"}'}, 'globex');
 my $used = (create_key($primary, 'used', undef, 'globex'))[1];
 sql_as($primary, 'boss', q{INSERT INTO rk_apikeys.policies (tenant, max_keys) VALUES ('globex', 10)});
+sql_as($primary, 'boss', q{INSERT INTO rk_apikeys.limits (tenant, name, units, period) VALUES ('globex', 'calls', 10, 'day'), ('globex', 'more', 10, 'day')});
+$primary->safe_psql('postgres', q{INSERT INTO rk_apikeys.limit_usage SELECT limit_id, '', '2026-01-01', 1, tenant FROM rk_apikeys.limits WHERE tenant = 'globex' AND name = 'calls'});
 sql_as($primary, 'backend', "SELECT rk_apikeys.verify('$used')");
 flush();
 sql_as($primary, 'backend', "SELECT rk_apikeys.verify('$used')");
 my $rows = q{SELECT (SELECT count(*) FROM rk_apikeys.api_keys WHERE tenant = 'globex'), (SELECT count(*) FROM rk_apikeys.key_usage WHERE tenant = 'globex'),
 	(SELECT count(*) FROM rk_apikeys.key_usage_daily WHERE tenant = 'globex'), (SELECT count(*) FROM rk_apikeys.policies WHERE tenant = 'globex'),
+	(SELECT count(*) FROM rk_apikeys.limits WHERE tenant = 'globex'), (SELECT count(*) FROM rk_apikeys.limit_usage WHERE tenant = 'globex'),
 	(SELECT count(*) FROM rk_apikeys.key_events WHERE tenant = 'globex')};
 my $counts = $primary->safe_psql('postgres', $rows);
-like($counts, qr/^3\|1\|1\|1\|\d+$/, 'the tenant has rows');
+like($counts, qr/^3\|1\|1\|1\|2\|\d+\|\d+$/, 'the tenant has rows');
 my $before = $primary->safe_psql('postgres', $others);
 is(sql_as($primary, 'boss', q{SELECT * FROM rk_apikeys.erase_tenant('globex')}), $counts, 'erased');
-is($primary->safe_psql('postgres', $rows), '0|0|0|0|1', 'nothing is left but one event');
+is($primary->safe_psql('postgres', $rows), '0|0|0|0|0|0|1', 'nothing is left but one event');
 flush();
-is($primary->safe_psql('postgres', $rows), '0|0|0|0|1', 'not even after a flush');
-my ($keys, $usage, $daily, $policies, $events) = split /\|/, $counts;
-is(events('erased', 'changes::text || coalesce(key_id, $$$$)'), qq(globex {"keys": $keys, "daily": $daily, "usage": $usage, "events": $events, "policies": $policies}), 'its counts');
+is($primary->safe_psql('postgres', $rows), '0|0|0|0|0|0|1', 'not even after a flush');
+my ($keys, $usage, $daily, $policies, $limits, $limit_usage, $events) = split /\|/, $counts;
+is(events('erased', 'changes::text || coalesce(key_id, $$$$)'), qq(globex {"keys": $keys, "daily": $daily, "usage": $usage, "events": $events, "limits": $limits, "policies": $policies, "limit_usage": $limit_usage}), 'its counts');
 is($primary->safe_psql('postgres', $others), $before, 'other tenants keep theirs');
-is(sql_as($primary, 'boss', q{SELECT * FROM rk_apikeys.erase_tenant('nobody')}), '0|0|0|0|0', 'a tenant without rows');
+is(sql_as($primary, 'boss', q{SELECT * FROM rk_apikeys.erase_tenant('nobody')}), '0|0|0|0|0|0|0', 'a tenant without rows');
 is(events('erased', q{''}), 'globex ', 'leaves no event');
 is(sql_as($primary, 'boss', q{SELECT count(*) FROM rk_apikeys.erase_tenant(NULL) e WHERE e.keys IS NULL}), '1', 'NULL');
 is(state_of(q{SELECT rk_apikeys.erase_tenant('acme')}, 'acme'), '42501', 'not for a manager');

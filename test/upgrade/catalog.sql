@@ -26,8 +26,9 @@ lines(line) AS (
       pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid))
     FROM pg_depend d, pg_identify_object(d.classid, d.objid, d.objsubid) o
     WHERE (o.schema = 'rk_apikeys' OR o.identity LIKE '%rk_apikeys.%') AND d.deptype <> 'e'
-      -- a composite type's own row and a toast table have names made of OIDs
+      -- a composite type's own row, a toast table and a trigger of a foreign key have names made of OIDs
       AND o.type NOT LIKE 'toast%'
+      AND NOT EXISTS (SELECT FROM pg_trigger WHERE d.classid = 'pg_trigger'::regclass AND oid = d.objid AND tgisinternal)
   UNION ALL
   SELECT format('schema owner %s', nspowner::regrole) FROM pg_namespace WHERE nspname = 'rk_apikeys'
   UNION ALL

@@ -1,0 +1,2 @@
+\set n random(1, 1000)
+UPDATE bench.ordinary SET description = 'Changed ' || random() WHERE key_id = (SELECT key_id FROM bench.changing WHERE n = :n);

@@ -1,0 +1,2 @@
+-- P13: the cheapest request of all.
+SELECT 1;
