@@ -157,7 +157,7 @@ sub start_etcd
 		'--listen-client-urls', "http://$me:2379", '--advertise-client-urls', "http://$me:2379",
 		'--listen-peer-urls', "http://$me:2380", '--initial-advertise-peer-urls', "http://$me:2380",
 		'--initial-cluster', join(',', map { "$_=http://" . address($_) . ':2380' } NODES), '--initial-cluster-state', 'new',
-		'--enable-v2', '--heartbeat-interval', '250', '--election-timeout', '2500');
+		'--enable-v2', '--pre-vote', '--heartbeat-interval', '250', '--election-timeout', '2500');
 }
 
 sub start_patroni

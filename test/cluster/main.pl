@@ -214,8 +214,8 @@ eval {
 			start_patroni($leader);
 		}, sub {
 			my ($round, $node) = @_;
-			# What was counted since the last flush that committed. A flush that finds a lock busy writes nothing.
-			my $window = max(INTERVAL, $round->{flush_lag}) + 1;
+			# What was counted since the last flush that committed began. The newest flush may not have committed yet, so the one before counts.
+			my $window = $round->{flush_lag} + INTERVAL + 1;
 			my $killed = uses_between($node->{ $round->{old} }, $round->{fault} - $window, $round->{killed});
 			$round->{rate} = $killed / $window;
 			return $killed + rewound_uses($round, $node, grep { $_ ne $round->{old} } keys %{ $round->{rewound} });
