@@ -407,11 +407,10 @@ store_has_imported(Oid table)
 	return read_row(&search, parse_nothing, NULL);
 }
 
-/* Return whether there may be a limit.  SQL of an earlier release has no table of limits. */
+/* Return whether there may be a limit; InvalidOid has none. */
 bool
-store_has_limits(void)
+store_has_limits(Oid table)
 {
-	Oid			table = store_table("limits", true);
 	Relation	rel = OidIsValid(table) ? try_table_open(table, AccessShareLock) : NULL;
 	bool		found;
 
@@ -419,6 +418,22 @@ store_has_limits(void)
 		return false;
 	found = rel->rd_rel->relkind == RELKIND_RELATION && RelationGetNumberOfBlocks(rel) > 0;
 	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * Return whether a table has a row that is committed now and fits the key of the
+ * first column of an index.  A DBA may have dropped the index (InvalidOid).
+ */
+bool
+store_has_row(Relation rel, Oid index, ScanKey key)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan = systable_beginscan(rel, index, OidIsValid(index), snapshot, 1, key);
+	bool		found = HeapTupleIsValid(systable_getnext(scan));
+
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
 	return found;
 }
 

@@ -5,6 +5,7 @@
 #ifndef STORE_H
 #define STORE_H
 
+#include "access/skey.h"
 #include "access/tupdesc.h"
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
@@ -150,7 +151,8 @@ extern bool store_family_lives(Oid table, const char *family);
 extern StoredKey *store_find_imported(Oid table, DigestKind kind,
 									  const uint8 *digest, int len);
 extern bool store_has_imported(Oid table);
-extern bool store_has_limits(void);
+extern bool store_has_limits(Oid table);
+extern bool store_has_row(Relation rel, Oid index, ScanKey key);
 extern StoredKey *store_copy(const StoredKey *key, MemoryContext context);
 extern bool store_find_usage(const char *key_id, StoredUsage *usage);
 

@@ -327,7 +327,7 @@ cache_has_limits(void)
 
 	if (has_limits_since == messages)
 		return has_limits;
-	found = store_has_limits();
+	found = store_has_limits(limits);
 	if (may_keep(before))
 	{
 		has_limits = found;

@@ -4,9 +4,10 @@
  *
  * A key is bound by its own rate limit and by the rows of rk_apikeys.limits that
  * match it.  Each has a bucket in shared memory: see usage/bucket.c.  All of them
- * must have the cost, so the cost is reserved in one after the other, taken from the
- * last, and then used in the others.  If one refuses, what was reserved is returned.  The
- * order is: the key's own limit, rate limits, quotas.
+ * must have the cost.  So a verify reserves the cost in one after the other, takes
+ * it from the last, and then uses it in the others.  If one refuses, the verify
+ * returns what it reserved.  The order is: the key's own limit, rate limits,
+ * quotas.
  *
  * The limits of a key are read by index, under the latest snapshot.  They are
  * kept with a kept key, because a change of a limit sends the same message as a
@@ -15,7 +16,7 @@
  * A quota counts by the calendar, in UTC.  Its bucket counts since the period
  * began, or since it was reset in the period.
  *
- * Memory: a key's limits are one piece, in the memory context of the key.
+ * Memory: a key's limits are one piece.  Those of a kept key live with the key.
  *
  * Trust: the rows are read past privileges and policies, because a limit binds a
  * key whoever verifies it.
@@ -26,8 +27,6 @@
 #include "access/htup_details.h"
 #include "access/stratnum.h"
 #include "access/table.h"
-#include "fmgr.h"
-#include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/fmgroids.h"
@@ -90,6 +89,7 @@ struct KeyLimits
 };
 
 static KeyLimits *limits_of(const StoredKey *key, TimestampTz now);
+static Size size_of(int count);
 static void add_own(KeyLimits *limits, const StoredKey *key);
 static KeyLimits *add_rows(KeyLimits *limits, const StoredKey *key);
 static Relation open_limits(void);
@@ -115,7 +115,7 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 {
 	KeyLimits  *limits;
 	int			left = 0;		/* limits that are still to be asked */
-	int			from = usage_charges();
+	int			from;
 
 	call->name = NULL;
 	/* A brief key was found because there were no limits then. */
@@ -145,6 +145,7 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 	if (!usage_is_shared())
 		return VERDICT_LIMITER_UNAVAILABLE;
 
+	from = usage_charges();
 	for (int i = 0; i < limits->count; i++)
 	{
 		Bound	   *bound = &limits->bounds[i];
@@ -222,25 +223,33 @@ static KeyLimits *
 limits_of(const StoredKey *key, TimestampTz now)
 {
 	uint64		moment = cache_moment();
-	MemoryContext before;
 	KeyLimits  *limits;
+	StoredKey  *keeper = unconstify(StoredKey *, key);
 
 	if (key->limits != NULL)
 		return key->limits;
-	before = MemoryContextSwitchTo(GetMemoryChunkContext(unconstify(StoredKey *, key)));
-	limits = palloc(offsetof(KeyLimits, bounds) + (key->rate_limit > 0) * sizeof(Bound));
+	limits = palloc(size_of(key->rate_limit > 0));
 	limits->count = 0;
 	if (key->rate_limit > 0)
 		add_own(limits, key);
 	if (cache_has_limits())
 		limits = add_rows(limits, key);
-	MemoryContextSwitchTo(before);
 	qsort(limits->bounds, limits->count, sizeof(Bound), compare_bounds);
 	for (int i = 0; i < limits->count; i++)
 		set_period(&limits->bounds[i], now);
-	if (cache_may_keep(moment))
-		unconstify(StoredKey *, key)->limits = limits;
-	return limits;
+	if (!cache_may_keep(moment))
+		return limits;
+	keeper->limits = MemoryContextAlloc(GetMemoryChunkContext(keeper), size_of(limits->count));
+	memcpy(keeper->limits, limits, size_of(limits->count));
+	pfree(limits);
+	return keeper->limits;
+}
+
+/* Return the bytes of so many limits. */
+static Size
+size_of(int count)
+{
+	return offsetof(KeyLimits, bounds) + count * sizeof(Bound);
 }
 
 /* Add a key's own rate limit, whose bucket goes by its family. */
@@ -287,8 +296,7 @@ add_rows(KeyLimits *limits, const StoredKey *key)
 
 		if (!parse_row(row, desc, key, &bound))
 			continue;
-		limits = repalloc(limits, offsetof(KeyLimits, bounds) +
-						  (limits->count + 1) * sizeof(Bound));
+		limits = repalloc(limits, size_of(limits->count + 1));
 		limits->bounds[limits->count++] = bound;
 	}
 	systable_endscan(scan);
@@ -459,23 +467,16 @@ static bool
 name_exists(const char *name)
 {
 	Relation	rel = open_limits();
-	Oid			index;
 	ScanKeyData scankey;
-	Snapshot	snapshot;
-	SysScanDesc scan;
 	bool		found;
 
 	if (rel == NULL)
 		return false;
-	index = get_relname_relid("limits_name", RelationGetNamespace(rel));
 	ScanKeyEntryInitialize(&scankey, 0, LIMIT_NAME, BTEqualStrategyNumber, InvalidOid,
 						   TupleDescAttr(RelationGetDescr(rel), LIMIT_NAME - 1)->attcollation,
 						   F_TEXTEQ, CStringGetTextDatum(name));
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	scan = systable_beginscan(rel, index, OidIsValid(index), snapshot, 1, &scankey);
-	found = HeapTupleIsValid(systable_getnext(scan));
-	systable_endscan(scan);
-	UnregisterSnapshot(snapshot);
+	found = store_has_row(rel, get_relname_relid("limits_name", RelationGetNamespace(rel)),
+						  &scankey);
 	table_close(rel, AccessShareLock);
 	return found;
 }

@@ -69,6 +69,7 @@ typedef struct NewBucket
 {
 	const UsageBucket *bucket;
 	int64		units;			/* that the table has */
+	uint64		tenant;			/* of the row; a hash */
 } NewBucket;
 
 static LimitResult take(const UsageBucket *bucket, int64 cost, TimestampTz now,
@@ -77,12 +78,8 @@ static void hash_name(const BucketName *name, char *key_id);
 static bool is_quota(const UsageBucket *bucket);
 static void read_units(void *arg);
 static void make_bucket(UsageEntry *entry, void *arg);
-static LimitResult take_rate(UsageEntry *entry, LimiterRate rate, int64 cost,
-							 TimestampTz now, UsageLevel *level,
-							 LimiterTake *taken);
-static void set_rate_level(UsageLevel *level, const BucketState *state,
-						   LimiterRate rate, TimestampTz now);
-static void set_quota_level(UsageLevel *level, int64 used, int64 units);
+static void set_level(UsageLevel *level, const UsageBucket *bucket,
+					  const BucketState *state, int64 used, TimestampTz now);
 
 /* Set where the bucket's entry is; there must be shared memory. */
 void
@@ -140,60 +137,58 @@ usage_bucket_reserve(const UsageBucket *bucket, int64 cost, TimestampTz now,
 	return take(bucket, cost, now, level, charge);
 }
 
-/* Take or, if charge is not NULL, reserve. */
+/* Take or, if charge is not NULL, reserve.  The level is worked out after the locks. */
 static LimitResult
 take(const UsageBucket *bucket, int64 cost, TimestampTz now, UsageLevel *level,
 	 BucketCharge *charge)
 {
 	NewBucket	new = {.bucket = bucket};
 	UsageSeed	seed = {read_units, make_bucket, &new};
-	UsageEntry *entry;
-	LimitResult result = LIMIT_REACHED;
+	UsageEntry *entry = usage_find_or_make(&bucket->target, bucket->tenant, &seed);
+	BucketState state;
+	int64		used;
+	int64		wait = 0;
 	LimiterTake taken = {0};
+	bool		passed;
 
-	entry = usage_find_or_make(&bucket->target, bucket->tenant, &seed);
 	if (entry == NULL)
 		return LIMIT_UNAVAILABLE;
 	SpinLockAcquire(&entry->mutex);
-	if (!is_quota(bucket))
-		result = take_rate(entry, bucket->rate, cost, now, level, &taken);
+	used = (int64) pg_atomic_read_u64(&entry->use_count);
+	if (is_quota(bucket))
+		/* Another server's units may have brought it above the quota. */
+		passed = used + entry->bucket.reserved <= bucket->rate.units - cost;
 	else
 	{
-		int64		used = (int64) pg_atomic_read_u64(&entry->use_count);
-
-		/* Another server's units may have brought it above the quota. */
-		if (used + entry->bucket.reserved <= bucket->rate.units - cost)
-		{
-			result = LIMIT_PASSED;
-			if (charge == NULL)
-				pg_atomic_write_u64(&entry->use_count, used += cost);
-		}
-		set_quota_level(level, used + entry->bucket.reserved +
-						(result == LIMIT_PASSED && charge != NULL ? cost : 0),
-						bucket->rate.units);
+		wait = limiter_take(&entry->bucket.limiter, bucket->rate, cost, now, &taken);
+		passed = wait == 0;
 	}
-	if (result == LIMIT_PASSED && charge != NULL)
-	{
+	if (passed && charge != NULL)
 		entry->bucket.reserved += cost;
-		charge->serial = entry->bucket.serial;
-		charge->take = taken;
-	}
+	else if (passed && is_quota(bucket))
+		pg_atomic_write_u64(&entry->use_count, used += cost);
+	state = entry->bucket;
 	SpinLockRelease(&entry->mutex);
-	if (result == LIMIT_PASSED && charge == NULL && is_quota(bucket))
+	if (passed && charge == NULL && is_quota(bucket))
 		usage_hash_set_dirty(entry);
 	LWLockRelease(bucket->target.lock);
-	if (result == LIMIT_PASSED && charge != NULL)
+
+	if (passed && charge != NULL)
 	{
 		charge->target = bucket->target;
 		charge->cost = cost;
 		charge->is_quota = is_quota(bucket);
+		charge->serial = state.serial;
+		charge->take = taken;
 	}
-	return result;
+	set_level(level, bucket, &state, used, now);
+	level->wait = wait;
+	return passed ? LIMIT_PASSED : LIMIT_REACHED;
 }
 
 /*
- * Use a charge's units.  Does not raise.  The entry is missing only
- * if the limit, or the extension, was dropped meanwhile.
+ * Use a charge's units.  Does not raise.  The entry is missing only if the limit,
+ * or the extension, was dropped meanwhile.
  */
 void
 usage_bucket_use(const BucketCharge *charge)
@@ -271,17 +266,13 @@ usage_bucket_look(const UsageBucket *bucket, TimestampTz now, UsageLevel *level)
 		}
 		LWLockRelease(bucket->target.lock);
 	}
-	if (!is_quota(bucket))
-		set_rate_level(level, &state, bucket->rate, now);
-	else
+	if (entry == NULL)
 	{
-		if (entry == NULL)
-		{
-			read_units(&new);
+		read_units(&new);
+		if (new.tenant == bucket->tenant)
 			used = new.units;
-		}
-		set_quota_level(level, used + state.reserved, bucket->rate.units);
 	}
+	set_level(level, bucket, &state, used, now);
 }
 
 static bool
@@ -322,8 +313,8 @@ read_units(void *arg)
 		bool		isnull;
 		Datum		tenant = heap_getattr(row, UNITS_TENANT, desc, &isnull);
 
-		if (usage_tenant(DatumGetTextPP(tenant)) == new->bucket->tenant)
-			new->units = DatumGetInt64(heap_getattr(row, UNITS_UNITS, desc, &isnull));
+		new->tenant = usage_tenant(DatumGetTextPP(tenant));
+		new->units = DatumGetInt64(heap_getattr(row, UNITS_UNITS, desc, &isnull));
 	}
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
@@ -346,35 +337,25 @@ make_bucket(UsageEntry *entry, void *arg)
 	entry->bucket.serial = pg_atomic_add_fetch_u64(&usage_shared->serial, 1);
 }
 
-/* Take a cost from a rate limit.  The entry's mutex is held. */
-static LimitResult
-take_rate(UsageEntry *entry, LimiterRate rate, int64 cost, TimestampTz now,
-		  UsageLevel *level, LimiterTake *taken)
-{
-	int64		wait = limiter_take(&entry->bucket.limiter, rate, cost, now, taken);
-
-	set_rate_level(level, &entry->bucket, rate, now);
-	level->wait = wait;
-	return wait == 0 ? LIMIT_PASSED : LIMIT_REACHED;
-}
-
+/* Set *level to what a bucket has; used: the units of a quota. */
 static void
-set_rate_level(UsageLevel *level, const BucketState *state, LimiterRate rate,
-			   TimestampTz now)
+set_level(UsageLevel *level, const UsageBucket *bucket, const BucketState *state,
+		  int64 used, TimestampTz now)
 {
-	int64		ahead = limiter_ahead(state->limiter, rate, now);
+	int64		units = bucket->rate.units;
 
-	level->remaining = limiter_remaining(rate, ahead);
-	level->used = rate.units - level->remaining;
-	level->resets_at = limiter_resets_at(now, ahead);
-	level->wait = 0;
-}
+	memset(level, 0, sizeof(*level));
+	if (is_quota(bucket))
+	{
+		level->used = used + state->reserved;
+		level->remaining = Max(units - level->used, 0);
+	}
+	else
+	{
+		int64		ahead = limiter_ahead(state->limiter, bucket->rate, now);
 
-static void
-set_quota_level(UsageLevel *level, int64 used, int64 units)
-{
-	level->used = used;
-	level->remaining = Max(units - used, 0);
-	level->resets_at = 0;
-	level->wait = 0;
+		level->remaining = limiter_remaining(bucket->rate, ahead);
+		level->used = units - level->remaining;
+		level->resets_at = limiter_resets_at(now, ahead);
+	}
 }

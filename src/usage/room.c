@@ -12,7 +12,6 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "access/xact.h"
@@ -275,18 +274,12 @@ static bool
 limit_exists(Oid limits, const uint8 *limit_id)
 {
 	Relation	rel = table_open(limits, NoLock);
-	Oid			index = RelationGetPrimaryKeyIndex(rel, false);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	ScanKeyData key;
-	SysScanDesc scan;
 	bool		found;
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ,
 				UUIDPGetDatum((const pg_uuid_t *) limit_id));
-	scan = systable_beginscan(rel, index, OidIsValid(index), snapshot, 1, &key);
-	found = HeapTupleIsValid(systable_getnext(scan));
-	systable_endscan(scan);
-	UnregisterSnapshot(snapshot);
+	found = store_has_row(rel, RelationGetPrimaryKeyIndex(rel, false), &key);
 	table_close(rel, NoLock);
 	return found;
 }
