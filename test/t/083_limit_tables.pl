@@ -29,6 +29,11 @@ is($status->('globex', 'true'), '', 'another tenant sees nothing');
 my $function = q{SELECT used FROM rk_apikeys._limit_state('acme', NULL, '%s', 100, '1 day', NULL, NULL)};
 is(sql_as($node, 'acme', sprintf $function, $id), '3', 'the function behind the view');
 is(sql_as($node, 'globex', sprintf $function, $id), '', 'hides it from another tenant');
+# Another tenant that has learned the id of a limit, and says that the limit is its own.
+my $monthly = q{SELECT used FROM rk_apikeys._limit_state('%s', (SELECT limit_id FROM monthly), NULL, 1000, NULL, 'month', NULL)};
+$node->safe_psql('postgres', q{CREATE TABLE monthly AS SELECT limit_id FROM rk_apikeys.limits WHERE name = 'monthly'; GRANT SELECT ON monthly TO PUBLIC});
+is(sql_as($node, 'acme', sprintf $monthly, 'acme'), '5', 'the use of a quota in shared memory');
+is(sql_as($node, 'globex', sprintf $monthly, 'globex'), '0', 'is not shown to another tenant by the id of the limit');
 
 # A successor has what the old key has left. A limit that is raised keeps what was used.
 my ($new, $new_token) = split /\|/, sql_as($node, 'acme', "SELECT * FROM rk_apikeys.rotate_key('$id', '1 hour')");
@@ -55,6 +60,9 @@ is($status->('acme', "name IN ('monthly', 'rate_limit')"), "monthly|2|98\nrate_l
 sql_as($node, 'boss', 'SELECT rk_apikeys.flush_usage()');
 is(sql_as($node, 'acme', q{SELECT l.name, u.family, u.units FROM rk_apikeys.limit_usage u JOIN rk_apikeys.limits l USING (limit_id)
 	WHERE u.units > 0 ORDER BY u.period_start DESC LIMIT 1}), 'monthly||2', 'the flush writes the use of a quota');
+$node->restart;
+is(sql_as($node, 'acme', sprintf $monthly, 'acme'), '7', 'the use of a quota in the table');
+is(sql_as($node, 'globex', sprintf $monthly, 'globex'), '0', 'is hidden likewise');
 my $rows = q{SELECT * FROM rk_apikeys.limits ORDER BY limit_id; SELECT * FROM rk_apikeys.limit_usage ORDER BY limit_id, family, period_start;
 	SELECT count(*) FROM rk_apikeys.key_events};
 my $dumped = $node->safe_psql('postgres', $rows);
