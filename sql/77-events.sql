@@ -63,7 +63,7 @@ CREATE FUNCTION rk_apikeys.purge_usage(older_than interval, tenant text DEFAULT 
   LANGUAGE C VOLATILE PARALLEL UNSAFE
   AS 'MODULE_PATHNAME', 'rk_apikeys_purge_usage';
 COMMENT ON FUNCTION rk_apikeys.purge_usage(interval, text) IS
-  'Deletes the rows of key_usage_daily whose day ended longer than older_than ago, of one tenant or of all, and leaves one event purged. Returns the number of deleted rows; NULL if older_than is NULL. Errors: 22023 if negative.';
+  'Deletes the rows of key_usage_daily whose day ended longer than older_than ago, and those of limit_usage whose period did, of one tenant or of all. Leaves one event purged for each of both. Returns the number of deleted rows; NULL if older_than is NULL. Errors: 22023 if negative.';
 
 CREATE PROCEDURE rk_apikeys.purge(keys interval DEFAULT NULL, usage interval DEFAULT NULL,
     events interval DEFAULT NULL)

@@ -59,7 +59,7 @@ rk_apikeys_revoke_token(PG_FUNCTION_ARGS)
 	char		nulls[2] = {' ', ' '};
 	const StoredKey *key;
 	bool		well_formed;
-	OwnerStatement	query = {
+	OwnerStatement query = {
 		.query = "UPDATE rk_apikeys.api_keys SET revoked_at = now(), revoked_reason = $2"
 		" WHERE key_id = $1 AND revoked_at IS NULL",
 		.nargs = 2, .types = types, .values = values, .nulls = nulls
@@ -124,7 +124,7 @@ import_key(FunctionCallInfo fcinfo, int nargs)
 	"  coalesce($13, rk_apikeys.current_tenant())" argument ")" \
 	" ON CONFLICT (digest) WHERE digest_kind <> 'native' DO NOTHING" \
 	" RETURNING key_id"
-	OwnerStatement	query = {
+	OwnerStatement query = {
 		.query = nargs == IMPORT_ARGS ? IMPORT(", start", ", $14") : IMPORT("", ""),
 		.nargs = nargs, .types = types, .values = values, .nulls = nulls
 	};

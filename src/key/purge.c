@@ -33,6 +33,7 @@ static const char *const erased[] = {
 /* A kind of rows that purge() deletes. */
 typedef struct PurgeKind
 {
+	int			argument;		/* of purge(): older than this */
 	const char *table;
 	const char *told_as;		/* in the event of a batch; NULL: each row has one */
 	int			batch_size;		/* rows of a transaction */
@@ -62,23 +63,28 @@ typedef struct PurgeBatch
 /* Days that ended before older_than, in UTC, and events from before it. */
 #define DAY_IS_OLD "day < ((now() - $1) AT TIME ZONE 'UTC')::date"
 #define EVENT_IS_OLD "occurred_at < now() - $1"
-#define OLD_DAYS "key_usage_daily WHERE " DAY_IS_OLD
-#define OLD_EVENTS "key_events WHERE " EVENT_IS_OLD
+/* The use of a quota in a period that ended before older_than; a total never ends. */
+#define PERIOD_IS_OLD \
+	"period_start < (SELECT date_trunc(nullif(l.period, 'total'), (now() - $1) AT TIME ZONE 'UTC')" \
+	" AT TIME ZONE 'UTC' FROM rk_apikeys.limits l WHERE l.limit_id = r.limit_id)"
 
 /*
- * The kinds, by argument of purge().  Events come last, because the deletion of
- * keys writes some.  The index of the time gives the order.  A batch begins at
- * the last time of the batch before, so that it does not pass what is deleted.
+ * The kinds.  Events come last, because the deletion of keys writes some.  A batch
+ * begins at the last time of the batch before, so that it does not pass what is
+ * deleted.  The index of the time gives the order, but limit_usage has none, so
+ * its batches are large.
  */
 static const PurgeKind purges[] = {
-	{"api_keys", NULL, 1000,
+	{0, "api_keys", NULL, 1000,
 		PURGE("api_keys", "created_at",
 			  "created_at >= $2 AND least(revoked_at, expires_at, grace_until) < now() - $1"
 			  " AND NOT EXISTS (SELECT FROM rk_apikeys.api_keys c WHERE c.parent = r.key_id)",
 			  " FOR UPDATE SKIP LOCKED")},
-	{"key_usage_daily", "daily", 10000,
+	{1, "key_usage_daily", "daily", 10000,
 		PURGE("key_usage_daily", "day", "day >= $2::date AND " DAY_IS_OLD, "")},
-	{"key_events", "events", 10000,
+	{1, "limit_usage", "limit_usage", 50000,
+		PURGE("limit_usage", "period_start", "period_start >= $2 AND " PERIOD_IS_OLD, "")},
+	{2, "key_events", "events", 10000,
 		PURGE("key_events", "occurred_at",
 			  "occurred_at >= $2 AND " EVENT_IS_OLD, "")}
 };
@@ -90,7 +96,7 @@ typedef struct Erasure
 	int64		counts[lengthof(erased)];	/* results: rows, by table */
 } Erasure;
 
-static Datum purge_rows(FunctionCallInfo fcinfo, const char *old,
+static int64 purge_rows(FunctionCallInfo fcinfo, const char *table, const char *old,
 						const char *told_as);
 static void tell_purge(const char *told_as, Datum older_than, text *tenant, int64 count);
 static void purge_in_batches(const PurgeKind *kind, Datum older_than);
@@ -118,7 +124,7 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 {
 	Oid			type = INTERVALOID;
 	Datum		value = PG_GETARG_DATUM(0);
-	OwnerStatement	query = {
+	OwnerStatement query = {
 		.query = "DELETE FROM rk_apikeys.api_keys k"
 		" WHERE least(revoked_at, expires_at, grace_until) < now() - $1"
 		"  AND NOT EXISTS (SELECT FROM rk_apikeys.api_keys c WHERE c.parent = k.key_id)",
@@ -145,51 +151,59 @@ rk_apikeys_purge_keys(PG_FUNCTION_ARGS)
 Datum
 rk_apikeys_purge_events_0_3(PG_FUNCTION_ARGS)
 {
-	return purge_rows(fcinfo, OLD_EVENTS, "events");
+	principal_refuse();
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	PG_RETURN_INT64(purge_rows(fcinfo, "key_events", EVENT_IS_OLD, "events"));
 }
 
 /* The same for SQL of 0.1 and 0.2, for all tenants. */
 Datum
 rk_apikeys_purge_events(PG_FUNCTION_ARGS)
 {
-	return purge_rows(fcinfo, OLD_EVENTS, "events");
+	return rk_apikeys_purge_events_0_3(fcinfo);
 }
 
 /*
  * rk_apikeys.purge_usage(older_than interval, tenant text) -> bigint
  *
- * Delete the rows of key_usage_daily whose day ended longer than older_than
- * ago, likewise.
+ * Delete the rows of key_usage_daily whose day ended longer than older_than ago,
+ * and those of limit_usage whose period did, likewise.
  */
 Datum
 rk_apikeys_purge_usage(PG_FUNCTION_ARGS)
 {
-	return purge_rows(fcinfo, OLD_DAYS, "daily");
+	int64		count;
+
+	principal_refuse();
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	count = purge_rows(fcinfo, "key_usage_daily", DAY_IS_OLD, "daily");
+	PG_RETURN_INT64(count + purge_rows(fcinfo, "limit_usage", PERIOD_IS_OLD, "limit_usage"));
 }
 
 /*
- * Delete the rows that a condition finds, of the tenant in the second argument, if
- * there is one, or of all.  An event tells their number under that name.
+ * Delete the old rows of a table, of the tenant in the second argument, if there is
+ * one, or of all, and return their number.  An event tells it under that name.
  */
-static Datum
-purge_rows(FunctionCallInfo fcinfo, const char *old, const char *told_as)
+static int64
+purge_rows(FunctionCallInfo fcinfo, const char *table, const char *old,
+		   const char *told_as)
 {
 	text	   *tenant = PG_NARGS() < 2 || PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
 	Oid			types[2] = {INTERVALOID, TEXTOID};
 	Datum		values[2] = {PG_GETARG_DATUM(0), PointerGetDatum(tenant)};
 	char		nulls[2] = {' ', tenant == NULL ? 'n' : ' '};
 	OwnerStatement delete = {
-		.query = psprintf("DELETE FROM rk_apikeys.%s AND ($2 IS NULL OR tenant = $2)", old),
+		.query = psprintf("DELETE FROM rk_apikeys.%s r WHERE %s AND ($2 IS NULL OR tenant = $2)",
+						  table, old),
 		.nargs = 2, .types = types, .values = values, .nulls = nulls
 	};
 
-	principal_refuse();
-	if (PG_ARGISNULL(0))
-		PG_RETURN_NULL();
 	check_older_than(values[0]);
 	as_owner(&delete);
 	tell_purge(told_as, values[0], tenant, (int64) delete.processed);
-	PG_RETURN_INT64((int64) delete.processed);
+	return (int64) delete.processed;
 }
 
 /* Add an event "purged" if rows were deleted. */
@@ -201,7 +215,7 @@ tell_purge(const char *told_as, Datum older_than, text *tenant, int64 count)
 		older_than, PointerGetDatum(tenant), CStringGetTextDatum(told_as), Int64GetDatum(count)
 	};
 	char		nulls[4] = {' ', tenant == NULL ? 'n' : ' ', ' ', ' '};
-	OwnerStatement	query = {
+	OwnerStatement query = {
 		.query = "SELECT jsonb_build_array(jsonb_build_object('tenant', $2, 'event', 'purged',"
 		"  'changes', jsonb_build_object('older_than', $1, $3, $4)))::text",
 		.nargs = 4, .types = types, .values = values, .nulls = nulls
@@ -232,14 +246,14 @@ rk_apikeys_purge(PG_FUNCTION_ARGS)
 				 errmsg("purge cannot run inside a transaction block"),
 				 errhint("Use purge_keys(), purge_usage() or purge_events().")));
 	principal_refuse();
-	for (int i = 0; i < (int) lengthof(purges); i++)
+	for (int i = 0; i < PG_NARGS(); i++)
 		if (!PG_ARGISNULL(i))
 			check_older_than(PG_GETARG_DATUM(i));
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	for (int i = 0; i < (int) lengthof(purges); i++)
-		if (!PG_ARGISNULL(i))
-			purge_in_batches(&purges[i], PG_GETARG_DATUM(i));
+		if (!PG_ARGISNULL(purges[i].argument))
+			purge_in_batches(&purges[i], PG_GETARG_DATUM(purges[i].argument));
 	SPI_finish();
 	PG_RETURN_VOID();
 }

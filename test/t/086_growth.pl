@@ -121,6 +121,23 @@ is(sql_as($node, 'boss', q{SELECT rk_apikeys.purge_usage('400 days', 'y'), rk_ap
 is(sql_as($node, 'boss', q{SELECT tenant, changes FROM rk_apikeys.key_events WHERE event = 'purged' ORDER BY event_id DESC LIMIT 1}), 'x|{"daily": 5001, "older_than": "400 days"}', 'its event');
 is(sql_as($node, 'boss', q{SELECT rk_apikeys.purge_usage('0')}), $node->safe_psql('postgres', q{SELECT 0}), 'nothing')
   if $node->safe_psql('postgres', q{SELECT count(*) FROM rk_apikeys.key_usage_daily WHERE day < (now() AT TIME ZONE 'UTC')::date}) eq '0';
+# Of the use of quotas, what periods used that ended before; a total never ends.
+sql_as($node, 'boss', q{INSERT INTO rk_apikeys.limits (tenant, name, units, period) VALUES ('x', 'monthly', 9, 'month'), ('x', 'daily', 9, 'day'), ('y', 'total', 9, 'total')});
+my $used = q{INSERT INTO rk_apikeys.limit_usage SELECT limit_id, n, CASE WHEN period = 'total' THEN '-infinity' ELSE date_trunc(period, now(), 'UTC') - n * ('1 ' || period)::interval END, 1, tenant
+	FROM rk_apikeys.limits, generate_series(0, 3) n};
+my $left = q{SELECT string_agg(l.name || ' ' || u.family, ',' ORDER BY l.name, u.family) FROM rk_apikeys.limit_usage u JOIN rk_apikeys.limits l USING (limit_id)};
+my $all = 'daily 0,daily 1,daily 2,daily 3,monthly 0,monthly 1,monthly 2,monthly 3,total 0,total 1,total 2,total 3';
+$node->safe_psql('postgres', $used);
+is(sql_as($node, 'boss', q{SELECT rk_apikeys.purge_usage('0', 'y')}), '0', 'the use of a total stays');
+is($node->safe_psql('postgres', $left), $all, 'and that of another tenant');
+is(sql_as($node, 'boss', q{SELECT rk_apikeys.purge_usage('1 day', 'x') >= 4}), 't', 'the use of a quota in periods that ended long ago');
+like($node->safe_psql('postgres', $left), qr/^daily 0,daily 1,monthly 0,(monthly 1,)?total 0,total 1,total 2,total 3$/, 'goes, and what ended a moment ago stays');
+like(sql_as($node, 'boss', q{SELECT changes FROM rk_apikeys.key_events WHERE event = 'purged' ORDER BY event_id DESC LIMIT 1}), qr/^\{"older_than": "1 day", "limit_usage": [45]\}$/, 'with an event');
+$node->safe_psql('postgres', 'DELETE FROM rk_apikeys.limit_usage');
+$node->safe_psql('postgres', $used);
+$node->psql('postgres', q{CALL rk_apikeys.purge(usage => '0')}, stderr => \$notices, extra_params => [ '-U', 'boss' ], on_error_die => 1);
+like($notices, qr/purged 6 rows of "limit_usage"/, 'purge tells');
+is($node->safe_psql('postgres', $left), 'daily 0,monthly 0,total 0,total 1,total 2,total 3', 'the use of the present period stays');
 is(sql_as($node, 'boss', 'CALL rk_apikeys.purge()'), '', 'a purge of nothing');
 
 # Senders that are silent for 30 days are forgotten when another one comes, whatever the number of its batch: a sender counts the batches of all
