@@ -12,7 +12,7 @@ UPDATE = $(notdir $(wildcard sql/updates/$(EXTENSION)--*--$(EXTVERSION).sql))
 DATA_built = $(SCRIPT) $(UPDATE)
 # For the use that a standby sends to its primary.
 PG_CPPFLAGS = -I$(libpq_srcdir) -I$(srcdir)/src
-SHLIB_LINK = $(libpq)
+SHLIB_LINK = $(libpq) $(filter -lcrypto, $(LIBS))
 # From each earlier release to the next.
 DATA = $(filter-out sql/updates/$(UPDATE), $(sort $(wildcard sql/updates/*.sql)))
 EXTRA_CLEAN = $(SCRIPT) $(UPDATE) src/exports.list

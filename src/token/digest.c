@@ -2,18 +2,20 @@
  * digest.c
  *		Digests of tokens, and their constant-time comparison.
  *
- * This file reads no catalog and no setting.  The hashes are PostgreSQL's own
- * (common/cryptohash.h).  A server that is built with OpenSSL uses the hashes
- * of OpenSSL.
+ * This file reads no catalog and no setting.  SHA-256 is that of OpenSSL, which
+ * pgcrypto needs too.  PostgreSQL's functions (common/cryptohash.h) would let
+ * OpenSSL search for it in each digest, which takes longer than the digest.  The
+ * other hashes are PostgreSQL's.
  */
 #include "postgres.h"
+
+#include <openssl/err.h>
+#include <openssl/evp.h>
 
 #include "common/cryptohash.h"
 #include "common/hmac.h"
 #include "common/sha2.h"
 #include "miscadmin.h"
-#include "utils/memutils.h"
-#include "utils/resowner.h"
 
 #include "compat.h"
 #include "token/digest.h"
@@ -21,7 +23,9 @@
 /* How much is hashed or compared between two looks for a cancel. */
 #define DIGEST_CHUNK (1024 * 1024)
 
-static pg_cryptohash_ctx *sha256_context(void);
+static EVP_MD_CTX *sha256_begin(void);
+static void sha256_add(EVP_MD_CTX *hash, const char *data, size_t len);
+static void sha256_fail(void) pg_attribute_noreturn();
 
 /*
  * Write the SHA-256 (FIPS 180-4) of the data to out, DIGEST_SHA256_LEN bytes.
@@ -35,10 +39,7 @@ digest_sha256(const char *data, size_t len, uint8 *out)
 	digest_begin(&work, NULL, 0);
 	for (; len > DIGEST_CHUNK; data += DIGEST_CHUNK, len -= DIGEST_CHUNK)
 	{
-		if (pg_cryptohash_update(work.hash, (const uint8 *) data,
-								 DIGEST_CHUNK) < 0)
-			elog(ERROR, "could not compute a digest: %s",
-				 pg_cryptohash_error(work.hash));
+		sha256_add(work.hash, data, DIGEST_CHUNK);
 		CHECK_FOR_INTERRUPTS();
 	}
 	digest_end(&work, data, len, out);
@@ -86,12 +87,7 @@ digest_begin(DigestWork *work, const uint8 *secret, size_t secret_len)
 	work->hash = NULL;
 	work->hmac = NULL;
 	if (secret == NULL)
-	{
-		work->hash = sha256_context();
-		if (work->hash == NULL || pg_cryptohash_init(work->hash) < 0)
-			elog(ERROR, "could not begin a digest: %s",
-				 pg_cryptohash_error(work->hash));
-	}
+		work->hash = sha256_begin();
 	else
 	{
 		work->hmac = pg_hmac_create(PG_SHA256);
@@ -111,10 +107,9 @@ digest_end(DigestWork *work, const char *data, size_t len, uint8 *out)
 {
 	if (work->hmac == NULL)
 	{
-		if (pg_cryptohash_update(work->hash, (const uint8 *) data, len) < 0 ||
-			pg_cryptohash_final(work->hash, out, DIGEST_SHA256_LEN) < 0)
-			elog(ERROR, "could not compute a digest: %s",
-				 pg_cryptohash_error(work->hash));
+		sha256_add(work->hash, data, len);
+		if (!EVP_DigestFinal_ex(work->hash, out, NULL))
+			sha256_fail();
 		return;
 	}
 	if (pg_hmac_update(work->hmac, (const uint8 *) data, len) < 0 ||
@@ -143,36 +138,39 @@ digest_matches(const uint8 *a, const uint8 *b, size_t len)
 }
 
 /*
- * Return this backend's context for SHA-256; NULL if it cannot be made.  The
- * context is made once, because making it costs as much as a digest.  A
- * finished digest leaves none of its data in the context.
- *
- * Memory: the context lives in TopMemoryContext and has a resource owner of its
- * own, because it must outlive every transaction.
+ * Begin a SHA-256, in this backend's context.  The first call makes the context,
+ * in OpenSSL's memory, and finds the hash; the later ones begin with the same
+ * hash again.  A finished digest leaves none of its data in the context.
  */
-static pg_cryptohash_ctx *
-sha256_context(void)
+static EVP_MD_CTX *
+sha256_begin(void)
 {
-	static pg_cryptohash_ctx *context = NULL;
-	static ResourceOwner owner = NULL;
-	ResourceOwner before = CurrentResourceOwner;
-	MemoryContext before_in = CurrentMemoryContext;
+	static EVP_MD_CTX *context = NULL;
+	static bool found = false;
 
-	if (context != NULL)
-		return context;
-	if (owner == NULL)
-		owner = ResourceOwnerCreate(NULL, "rk_apikeys digest");
-	CurrentResourceOwner = owner;
-	MemoryContextSwitchTo(TopMemoryContext);
-	PG_TRY();
-	{
-		context = pg_cryptohash_create(PG_SHA256);
-	}
-	PG_FINALLY();
-	{
-		CurrentResourceOwner = before;
-		MemoryContextSwitchTo(before_in);
-	}
-	PG_END_TRY();
+	if (context == NULL)
+		context = EVP_MD_CTX_new();
+	if (context == NULL ||
+		!EVP_DigestInit_ex(context, found ? NULL : EVP_sha256(), NULL))
+		sha256_fail();
+	found = true;
 	return context;
+}
+
+static void
+sha256_add(EVP_MD_CTX *hash, const char *data, size_t len)
+{
+	if (!EVP_DigestUpdate(hash, data, len))
+		sha256_fail();
+}
+
+/* Raise OpenSSL's error.  The next call needs an empty queue of errors. */
+static void
+sha256_fail(void)
+{
+	const char *reason = ERR_reason_error_string(ERR_get_error());
+
+	ERR_clear_error();
+	elog(ERROR, "could not compute a digest: %s",
+		 reason == NULL ? "OpenSSL tells no reason" : reason);
 }

@@ -11,7 +11,7 @@
 /* A digest that was begun and has not ended. */
 typedef struct DigestWork
 {
-	struct pg_cryptohash_ctx *hash; /* NULL: with a secret */
+	struct evp_md_ctx_st *hash; /* NULL: with a secret */
 	struct pg_hmac_ctx *hmac;	/* NULL: without a secret */
 } DigestWork;
 
