@@ -25,7 +25,7 @@
 
 static EVP_MD_CTX *sha256_begin(void);
 static void sha256_add(EVP_MD_CTX *hash, const char *data, size_t len);
-static void sha256_fail(void) pg_attribute_noreturn();
+static void sha256_fail(void);
 
 /*
  * Write the SHA-256 (FIPS 180-4) of the data to out, DIGEST_SHA256_LEN bytes.
