@@ -342,6 +342,7 @@ rk_apikeys_limit_state(PG_FUNCTION_ARGS)
 static bool
 may_see_limit(const LimitRow *row)
 {
+	static SPIPlanPtr plan = NULL;
 	Viewer		viewer;
 	Oid			type = TEXTOID;
 	Datum		family;
@@ -354,9 +355,14 @@ may_see_limit(const LimitRow *row)
 		return true;
 	family = CStringGetTextDatum(row->family);
 	SPI_connect();
-	SPI_execute_with_args("SELECT FROM rk_apikeys.api_keys k WHERE k.key_id OPERATOR(pg_catalog.=) $1"
-						  " OR (k.family OPERATOR(pg_catalog.=) $1 AND k.family OPERATOR(pg_catalog.<>) k.key_id)",
-						  1, &type, &family, NULL, true, 1);
+	if (plan == NULL)
+	{
+		plan = SPI_prepare("SELECT FROM rk_apikeys.api_keys k WHERE k.key_id OPERATOR(pg_catalog.=) $1"
+						   " OR (k.family OPERATOR(pg_catalog.=) $1 AND k.family OPERATOR(pg_catalog.<>) k.key_id)",
+						   1, &type);
+		SPI_keepplan(plan);
+	}
+	SPI_execute_plan(plan, &family, NULL, true, 1);
 	found = SPI_processed > 0;
 	SPI_finish();
 	return found;
