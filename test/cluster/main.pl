@@ -228,10 +228,13 @@ eval {
 		}, sub {
 			my ($round, $node) = @_;
 			# What was counted since the last flush that committed began. The newest flush may not have committed yet, so the one before counts.
+			# Patroni starts the node as a standby before it runs pg_rewind, so uses of that time are lost too.
 			my $old = $round->{old};
 			my @killed = ($old, $round->{fault} - $round->{flush_lag} - INTERVAL - 1, $round->{killed});
+			my @restarted = ($old, $killed[2] + 1, $round->{rewound}{$old} ? returned($node->{$old}) : 0);
+			$round->{restarted} = sum0 map { uses_between($node->{$old}, $_, @restarted[ 1, 2 ]) } $old, 'all';
 			$round->{rate} = sum0(map { uses_between($node->{$old}, $_, @killed[ 1, 2 ]) } $old, 'all') / ($killed[2] - $killed[1]);
-			return (\@killed, rewound($round, $node, grep { $_ ne $old } keys %{ $round->{rewound} }));
+			return (\@killed, \@restarted, rewound($round, $node, grep { $_ ne $old } keys %{ $round->{rewound} }));
 		});
 	}
 
@@ -294,6 +297,7 @@ foreach my $kind (grep { $kept{$_} } qw(switchover kill partition))
 	fact(sprintf '%s: a kill lost the uses of at most %.1f s; its node had flushed up to %.1f s before', $title,
 		max(map { $_->{lost} / max(1, $_->{rate}) } @rounds), max(all_of('kill', 'flush_lag')))
 	  if $kind eq 'kill';
+	fact("$title: uses that the old leader's node counted between its start and pg_rewind: " . join ' ', all_of($kind, 'restarted')) if $kind eq 'kill';
 	fact("$title: uses that the old leader counted after its return, and delivered: " . sum0 all_of($kind, 'old_uses'));
 	fact(sprintf '%s: pg_rewind on %d old leaders and on %d other nodes', $title, scalar(grep { $_->{rewound}{ $_->{old} } } @rounds),
 		sum0(map { my $round = $_; scalar grep { $_ ne $round->{old} } keys %{ $round->{rewound} } } @rounds));
