@@ -66,9 +66,10 @@
 #define SEND_COLUMNS_0_2 10		/* without ended and limit_ids */
 
 /*
- * A batch's transactions begin so.  They force the settings that they depend on, because
- * the primary's database or role may have settings of its own.  SET LOCAL, because
- * a pooler may give the connection to another client afterwards.
+ * A batch's transactions begin so.  They force the settings that they depend on,
+ * because the primary's database or role may have settings of its own.  SET
+ * LOCAL, because a pooler may give the connection to another client afterwards.
+ * The last one is not for a primary before 0.3.
  */
 static const char *const before_batch[] = {
 	"BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE",
@@ -386,7 +387,8 @@ ask(PGconn *conn, TimestampTz deadline, bool again)
 	for (int c = 0; c < SEND_COLUMNS; c++)
 		values[c] = columns[c].data;
 
-	for (int i = 0; i < (int) lengthof(before_batch); i++)
+	/* A library before 0.3 writes nothing at the confirmation, so COMMIT must wait. */
+	for (int i = 0; i < (int) lengthof(before_batch) - (is_old ? 1 : 0); i++)
 		sent = sent && send_command(conn, before_batch[i]);
 	sent = sent &&
 		PQsendQueryParams(conn, is_old ? SEND_QUERY_0_2 : SEND_QUERY,
