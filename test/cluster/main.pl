@@ -171,12 +171,12 @@ sub round
 	my %rewinds = map { $_ => rewinds($_) } NODES;
 	my %round = (kind => $kind, old => $old, problems => []);
 	work(60) or push @{ $round{problems} }, 'the writers do not write';
-	my $start = $round{fault} = time;
+	$round{fault} = time;
 	$fault->(\%round);
 	$leader = healthy(180) || die "$kind $number: the nodes do not all come back\n";
-	$round{back} = time - $start;
+	$round{back} = time - $round{fault};
 	work(60) or push @{ $round{problems} }, 'the writers do not write again';
-	$round{no_writer} = without_writer($start);
+	$round{no_writer} = without_writer($round{fault});
 	my %rewound = map { $_ => 1 } grep { rewinds($_) > $rewinds{$_} } NODES;
 	$round{rewound} = \%rewound;
 	check_round(\%round, $may_lose && sub { return $may_lose->(\%round, @_) });
@@ -192,8 +192,10 @@ sub round
 	printf "        %s %d: %s to %s, %.1f s without a writer, all back after %.1f s, lost %d uses%s\n", $kind, $number, $old, $leader,
 	  @round{qw(no_writer back lost)}, join '', map { "; $_" } (map { join ', ', @$_ } $round{losses} // ()), @{ $round{problems} }, @{ $round{wrong_sums} // [] },
 	  $round{standby_errors} ? "$round{standby_errors} errors on standbys" : (), map { "$_ rewound" } sort keys %rewound;
+	printf "        %d uses a second; its last flush began %.1f s before the kill; %d uses between its start and pg_rewind\n", @round{qw(rate window restarted)}
+	  if $kind eq 'kill';
 	printf "        its gaps, in seconds after the fault: %s\n", join ', ',
-	  map { sprintf '%.1f to %.1f', $_->[0] - $start, $_->[1] - $start } map { @{ $_->{gaps} } } $round{node}{$old}[0]
+	  map { sprintf '%.1f to %.1f', $_->[0] - $round{fault}, $_->[1] - $round{fault} } map { @{ $_->{gaps} } } $round{node}{$old}[0]
 	  if $kind ne 'switchover';
 	return;
 }
@@ -220,20 +222,28 @@ eval {
 	{
 		round('kill', $number, sub {
 			my ($round) = @_;
+			# a flush in this round keeps most of its uses
+			sleep 2 * INTERVAL + rand 2 * INTERVAL;
+			$round->{fault} = time;
 			$round->{flush_lag} = (ask($leader, 'SELECT flush_lag_ms FROM rk_apikeys.stats') // 0) / 1000;
+			# the standbys receive that flush
+			sleep 0.5;
 			kill_node($leader);
 			$round->{killed} = time;
 			another_leads($leader, 120) or push @{ $round->{problems} }, 'no failover';
 			start_patroni($leader);
 		}, sub {
 			my ($round, $node) = @_;
-			# What was counted since the last flush that committed began. The newest flush may not have committed yet, so the one before counts.
-			# Patroni starts the node as a standby before it runs pg_rewind, so uses of that time are lost too.
+			# What was counted since the last flush began that had ended before the kill. Patroni starts the node as a standby before it
+			# runs pg_rewind, so what the node counts then may be lost too.
 			my $old = $round->{old};
-			my @killed = ($old, $round->{fault} - $round->{flush_lag} - INTERVAL - 1, $round->{killed});
+			my @killed = ($old, $round->{fault} - $round->{flush_lag}, $round->{killed});
 			my @restarted = ($old, $killed[2] + 1, $round->{rewound}{$old} ? returned($node->{$old}) : 0);
-			$round->{restarted} = sum0 map { uses_between($node->{$old}, $_, @restarted[ 1, 2 ]) } $old, 'all';
-			$round->{rate} = sum0(map { uses_between($node->{$old}, $_, @killed[ 1, 2 ]) } $old, 'all') / ($killed[2] - $killed[1]);
+			my $uses_of = sub { my @between = @_; return sum0 map { uses_between($node->{$old}, $_, @between) } $old, 'all' };
+			$round->{restarted} = $uses_of->(@restarted[ 1, 2 ]);
+			my $second = int $round->{fault};
+			$round->{rate} = $uses_of->($second - INTERVAL, $second - 1) / INTERVAL;
+			$round->{window} = $killed[2] - $killed[1];
 			return (\@killed, \@restarted, rewound($round, $node, grep { $_ ne $old } keys %{ $round->{rewound} }));
 		});
 	}
@@ -294,8 +304,8 @@ foreach my $kind (grep { $kept{$_} } qw(switchover kill partition))
 	fact("$title: until all nodes stream again: " . spread(all_of($kind, 'back')));
 	fact("$title: longest wait for a verify on the old leader's node: " . spread(all_of($kind, 'old_gap')));
 	fact(sprintf '%s: oldest verdict of a standby that was not synchronous yet: %.1f s after COMMIT', $title, max(all_of($kind, 'lag')));
-	fact(sprintf '%s: a kill lost the uses of at most %.1f s; its node had flushed up to %.1f s before', $title,
-		max(map { $_->{lost} / max(1, $_->{rate}) } @rounds), max(all_of('kill', 'flush_lag')))
+	fact(sprintf '%s: a kill lost the uses of at most %.1f s; its last flush began up to %.1f s before', $title,
+		max(map { $_->{lost} / max(1, $_->{rate}) } @rounds), max(all_of('kill', 'window')))
 	  if $kind eq 'kill';
 	fact("$title: uses that the old leader's node counted between its start and pg_rewind: " . join ' ', all_of($kind, 'restarted')) if $kind eq 'kill';
 	fact("$title: uses that the old leader counted after its return, and delivered: " . sum0 all_of($kind, 'old_uses'));
