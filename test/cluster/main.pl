@@ -136,7 +136,7 @@ sub without_writer
 sub uses_between
 {
 	my ($verifiers, $book, $from, $to) = @_;
-	return sum0 map { my $seconds = $_->{seconds}{$book} // {}; map { $seconds->{$_} } grep { $_ >= int $from && $_ <= $to } keys %$seconds } @$verifiers;
+	return sum0 map { my $tenths = $_->{tenths}{$book} // {}; map { $tenths->{$_} } grep { $_ >= int(10 * $from) && $_ <= 10 * $to } keys %$tenths } @$verifiers;
 }
 
 # When a node answered again, for good.
@@ -231,7 +231,7 @@ eval {
 			# Patroni starts the node as a standby before it runs pg_rewind, so uses of that time are lost too.
 			my $old = $round->{old};
 			my @killed = ($old, $round->{fault} - $round->{flush_lag} - INTERVAL - 1, $round->{killed});
-			my @restarted = ($old, $killed[2] + 1, $round->{rewound}{$old} ? returned($node->{$old}) : 0);
+			my @restarted = ($old, $killed[2] + 0.1, $round->{rewound}{$old} ? returned($node->{$old}) : 0);
 			$round->{restarted} = sum0 map { uses_between($node->{$old}, $_, @restarted[ 1, 2 ]) } $old, 'all';
 			$round->{rate} = sum0(map { uses_between($node->{$old}, $_, @killed[ 1, 2 ]) } $old, 'all') / ($killed[2] - $killed[1]);
 			return (\@killed, \@restarted, rewound($round, $node, grep { $_ ne $old } keys %{ $round->{rewound} }));
