@@ -102,7 +102,7 @@ sub start
 
 # What a verifier counts since the last pause; uses by book: the node's name for keys that no other node verifies, else 'all'. A gap is a
 # time without an answer, of at least half a second or with an error in it.
-sub nothing_counted { return { sent => {}, answered => {}, seconds => {}, errors => 0, gaps => [], longest => 0, checks => 0, bound => 0, stale => 0, lag => 0 }; }
+sub nothing_counted { return { sent => {}, answered => {}, tenths => {}, errors => 0, gaps => [], longest => 0, checks => 0, bound => 0, stale => 0, lag => 0 }; }
 
 sub start_verifier
 {
@@ -160,7 +160,7 @@ sub verifier
 		if ($dbh->err) { $dbh = undef; $errors++; $said->{errors}++; next; }
 		$answered->();
 		$said->{answered}{$book}++;
-		$said->{seconds}{$book}{ int time }++;
+		$said->{tenths}{$book}{ int 10 * time }++;
 		note('wrong', time . " $name: a good key was refused") if !$good;
 
 		# a key that comes and goes: those that have ended first

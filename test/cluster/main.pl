@@ -136,7 +136,7 @@ sub without_writer
 sub uses_between
 {
 	my ($verifiers, $book, $from, $to) = @_;
-	return sum0 map { my $seconds = $_->{seconds}{$book} // {}; map { $seconds->{$_} } grep { $_ >= int $from && $_ <= $to } keys %$seconds } @$verifiers;
+	return sum0 map { my $tenths = $_->{tenths}{$book} // {}; map { $tenths->{$_} } grep { $_ >= int(10 * $from) && $_ <= 10 * $to } keys %$tenths } @$verifiers;
 }
 
 # When a node answered again, for good.
@@ -238,11 +238,10 @@ eval {
 			# runs pg_rewind, so what the node counts then may be lost too.
 			my $old = $round->{old};
 			my @killed = ($old, $round->{fault} - $round->{flush_lag}, $round->{killed});
-			my @restarted = ($old, $killed[2] + 1, $round->{rewound}{$old} ? returned($node->{$old}) : 0);
+			my @restarted = ($old, $killed[2] + 0.1, $round->{rewound}{$old} ? returned($node->{$old}) : 0);
 			my $uses_of = sub { my @between = @_; return sum0 map { uses_between($node->{$old}, $_, @between) } $old, 'all' };
 			$round->{restarted} = $uses_of->(@restarted[ 1, 2 ]);
-			my $second = int $round->{fault};
-			$round->{rate} = $uses_of->($second - INTERVAL, $second - 1) / INTERVAL;
+			$round->{rate} = $uses_of->($round->{fault} - INTERVAL, $round->{fault}) / INTERVAL;
 			$round->{window} = $killed[2] - $killed[1];
 			return (\@killed, \@restarted, rewound($round, $node, grep { $_ ne $old } keys %{ $round->{rewound} }));
 		});
