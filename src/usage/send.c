@@ -142,12 +142,12 @@ usage_send(const UsageCopy *copies, int count)
 	/* Another database's batch goes first, by a worker of that database. */
 	if (OidIsValid(usage_outbox_database()) &&
 		usage_outbox_database() != MyDatabaseId)
-		return USAGE_FAILED;
+		return USAGE_UNSENT;
 	conn = connect_to_primary(deadline);
 	if (conn == NULL)
-		return USAGE_FAILED;
+		return USAGE_UNSENT;
 	if (usage_outbox_count() > 0 && !send_outbox(conn, deadline))
-		end = USAGE_FAILED;
+		end = USAGE_UNSENT;
 	for (int i = 0; i < count && end == USAGE_DONE; i += USAGE_BATCH)
 	{
 		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
@@ -157,7 +157,7 @@ usage_send(const UsageCopy *copies, int count)
 		{
 			fill_outbox(copies + i, Min(count - i, USAGE_BATCH));
 			if (usage_outbox_count() > 0 && !send_outbox(conn, deadline))
-				end = USAGE_FAILED;
+				end = USAGE_UNSENT;
 		}
 	}
 	PQfinish(conn);
