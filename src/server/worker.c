@@ -180,7 +180,7 @@ flush_all(void)
 			end = run_worker(lfirst_oid(cell));
 			if (end == USAGE_LEFT)
 				unfinished = lappend_oid(unfinished, lfirst_oid(cell));
-			failed |= end == USAGE_FAILED || end == USAGE_BUSY;
+			failed |= end != USAGE_LEFT && end != USAGE_DONE;
 		}
 		list_free(databases);
 		databases = unfinished;
@@ -196,7 +196,7 @@ flush_all(void)
  * Run a worker in a database and return how it ended.  If it failed, or could
  * not be started, the pending entries wait for the next round.  A worker may
  * have failed because the server is too slow for its batch, so the next batch
- * is half as large.
+ * is half as large.  A primary that is away says nothing about this server.
  */
 static UsageEnd
 run_worker(Oid database)
@@ -227,7 +227,7 @@ run_worker(Oid database)
 	end = usage_end();
 	if (end == USAGE_FAILED)
 		batch = Max(batch / 2, 1);
-	else if (end != USAGE_BUSY)
+	else if (end == USAGE_LEFT || end == USAGE_DONE)
 		batch = Min(batch * 2, USAGE_BATCH);
 	return end;
 }

@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/lmgr.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -229,6 +230,13 @@ flush_batch(BatchWork work, const UsageCopy *copies, int count)
 
 	StartTransactionCommand();
 	pgstat_report_activity(STATE_RUNNING, "flushing the usage of API keys");
+	/*
+	 * Do not wait for a synchronous standby with the lock of flushes.  If this
+	 * server fails, its entries are lost in any case.
+	 */
+	if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
+		(void) set_config_option("synchronous_commit", "local", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
 	tables = lock_tables();

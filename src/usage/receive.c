@@ -13,8 +13,13 @@
  * Trust: a caller of receive_usage() can make counts, units and times grow, and
  * nothing else.  A time later than this server's clock is cut to the clock.
  *
- * Locking: the lock of flushes, which it waits for at most 2 seconds;
- * then the locks of a flush; then the sender's row.
+ * A sender names a batch that it knows is written again, without entries, to
+ * wait in COMMIT for a synchronous standby (see send.c).
+ *
+ * Locking: a batch that is known takes the sender's row.  Any other takes the
+ * lock of flushes, then the locks of a flush, then the sender's row.  It waits
+ * for each at most 2 seconds.  Only the row is held while COMMIT waits for a
+ * synchronous standby, if the sender is of 0.3.
  */
 #include "postgres.h"
 
@@ -308,8 +313,14 @@ receive(void *arg)
 	/* The setting lasts as long as the borrowed rights. */
 	(void) set_config_option("lock_timeout", "2s", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	(void) usage_lock_flushes(true);
 	SPI_connect();
+	if (recall_batch(receipt))
+	{
+		SPI_finish();
+		return;
+	}
+	(void) usage_lock_flushes(true);
+	/* An earlier copy of the batch may have held the lock. */
 	if (!recall_batch(receipt))
 	{
 		usage_flush(receipt->copies, receipt->count, receipt->flushed,
@@ -322,7 +333,8 @@ receive(void *arg)
 
 /*
  * Return whether the batch was written before.  If so, set the results as if
- * this call had written it.
+ * this call had written it, and write the sender's row: COMMIT waits for a
+ * synchronous standby only after a write.
  */
 static bool
 recall_batch(Receipt *receipt)
@@ -335,7 +347,8 @@ recall_batch(Receipt *receipt)
 		" WHERE s.sender = $1 AND s.batch >= $2 AND b.key_id <> ALL (s.left_out)"
 		"  AND b.key_id !~ ' '";
 	static const char *const known =
-		"SELECT FROM rk_apikeys.usage_senders WHERE sender = $1 AND batch >= $2";
+		"UPDATE rk_apikeys.usage_senders SET received_at = clock_timestamp()"
+		" WHERE sender = $1 AND batch >= $2";
 	Oid			types[3] = {UUIDOID, INT8OID, TEXTARRAYOID};
 	Datum		values[3];
 

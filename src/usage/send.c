@@ -12,6 +12,11 @@
  * After a promotion the batch is delivered to this server's own tables.  They
  * know the number if the primary wrote the batch and replication brought it.
  *
+ * Two transactions carry a batch.  The first one writes it, and does not wait for
+ * a synchronous standby of the primary, because it holds the lock of flushes.
+ * The second one names the batch again, and its COMMIT waits.  So a batch counts
+ * as written only if it survives a failover to such a standby.
+ *
  * The outbox is lost with shared memory, and in a shutdown.  A batch without an
  * answer may then not be counted, but is never counted twice.
  *
@@ -61,13 +66,20 @@
 #define SEND_COLUMNS_0_2 10		/* without ended and limit_ids */
 
 /*
- * A batch's transaction.  It forces the settings that it depends on, because the
- * primary's database or role may have settings of its own.  SET LOCAL, because
- * a pooler may give the connection to another client afterwards.
+ * A batch's transactions begin so.  They force the settings that they depend on,
+ * because the primary's database or role may have settings of its own.  SET
+ * LOCAL, because a pooler may give the connection to another client afterwards.
+ * The last one is not for a primary before 0.3.
  */
 static const char *const before_batch[] = {
 	"BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE",
 	"SET LOCAL array_nulls = on",
+	"SET LOCAL statement_timeout = 0",
+	"SET LOCAL row_security = on",
+	"SET LOCAL synchronous_commit = local"
+};
+static const char *const before_confirmation[] = {
+	"BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE",
 	"SET LOCAL statement_timeout = 0",
 	"SET LOCAL row_security = on"
 };
@@ -76,6 +88,9 @@ static const char *const before_batch[] = {
 	"SELECT * FROM rk_apikeys.receive_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 #define SEND_QUERY \
 	"SELECT * FROM rk_apikeys.receive_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+#define CONFIRM_QUERY \
+	"SELECT * FROM rk_apikeys.receive_usage($1, $2, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')"
+#define CONFIRM_COLUMNS 2
 #define AFTER_BATCH "COMMIT"
 
 /* The outcome of a batch. */
@@ -127,12 +142,12 @@ usage_send(const UsageCopy *copies, int count)
 	/* Another database's batch goes first, by a worker of that database. */
 	if (OidIsValid(usage_outbox_database()) &&
 		usage_outbox_database() != MyDatabaseId)
-		return USAGE_FAILED;
+		return USAGE_UNSENT;
 	conn = connect_to_primary(deadline);
 	if (conn == NULL)
-		return USAGE_FAILED;
+		return USAGE_UNSENT;
 	if (usage_outbox_count() > 0 && !send_outbox(conn, deadline))
-		end = USAGE_FAILED;
+		end = USAGE_UNSENT;
 	for (int i = 0; i < count && end == USAGE_DONE; i += USAGE_BATCH)
 	{
 		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
@@ -142,7 +157,7 @@ usage_send(const UsageCopy *copies, int count)
 		{
 			fill_outbox(copies + i, Min(count - i, USAGE_BATCH));
 			if (usage_outbox_count() > 0 && !send_outbox(conn, deadline))
-				end = USAGE_FAILED;
+				end = USAGE_UNSENT;
 		}
 	}
 	PQfinish(conn);
@@ -372,11 +387,18 @@ ask(PGconn *conn, TimestampTz deadline, bool again)
 	for (int c = 0; c < SEND_COLUMNS; c++)
 		values[c] = columns[c].data;
 
-	for (int i = 0; i < (int) lengthof(before_batch); i++)
+	/* A library before 0.3 writes nothing at the confirmation, so COMMIT must wait. */
+	for (int i = 0; i < (int) lengthof(before_batch) - (is_old ? 1 : 0); i++)
 		sent = sent && send_command(conn, before_batch[i]);
 	sent = sent &&
 		PQsendQueryParams(conn, is_old ? SEND_QUERY_0_2 : SEND_QUERY,
 						  is_old ? SEND_COLUMNS_0_2 : SEND_COLUMNS, NULL, values,
+						  NULL, NULL, 0) == 1 &&
+		send_command(conn, AFTER_BATCH);
+	for (int i = 0; i < (int) lengthof(before_confirmation); i++)
+		sent = sent && send_command(conn, before_confirmation[i]);
+	sent = sent &&
+		PQsendQueryParams(conn, CONFIRM_QUERY, CONFIRM_COLUMNS, NULL, values,
 						  NULL, NULL, 0) == 1 &&
 		send_command(conn, AFTER_BATCH) && PQpipelineSync(conn) == 1;
 	for (int c = 0; c < SEND_COLUMNS; c++)
@@ -400,13 +422,14 @@ ask(PGconn *conn, TimestampTz deadline, bool again)
 
 /*
  * Read the primary's answer, up to the end of the pipeline.  COMMIT's own answer
- * means committed.  The rows alone do not.  The end of the pipeline without it
- * means rolled back, at the latest when the connection closes.
+ * means committed.  The rows alone do not.  The end of the pipeline without any
+ * means rolled back, at the latest when the connection closes.  After the first
+ * COMMIT alone, a failover may still undo the batch.
  */
 static Answer
 read_answer(PGconn *conn, TimestampTz deadline)
 {
-	Answer		answer = ANSWER_REFUSED;
+	int			commits = 0;
 	ExecStatusType status = PGRES_COMMAND_OK;
 
 	while (status != PGRES_PIPELINE_SYNC)
@@ -430,7 +453,7 @@ read_answer(PGconn *conn, TimestampTz deadline)
 			read_rows(result);
 		else if (status == PGRES_COMMAND_OK &&
 				 strcmp(PQcmdStatus(result), AFTER_BATCH) == 0)
-			answer = ANSWER_WRITTEN;
+			commits++;
 		else if (status == PGRES_FATAL_ERROR)
 		{
 			const char *state = PQresultErrorField(result, PG_DIAG_SQLSTATE);
@@ -441,12 +464,11 @@ read_answer(PGconn *conn, TimestampTz deadline)
 		}
 		PQclear(result);
 	}
-	if (answer == ANSWER_REFUSED)
-	{
-		memset(flushed, 0, sizeof(flushed));
-		memset(gone, 0, sizeof(gone));
-	}
-	return answer;
+	if (commits == 2)
+		return ANSWER_WRITTEN;
+	memset(flushed, 0, sizeof(flushed));
+	memset(gone, 0, sizeof(gone));
+	return commits == 0 ? ANSWER_REFUSED : ANSWER_NONE;
 }
 
 /* Each row has a key's number in the batch and its counts, or NULLs. */

@@ -103,6 +103,7 @@ typedef enum UsageEnd
 {
 	USAGE_FAILED,				/* or it died before its end */
 	USAGE_BUSY,					/* another transaction held a lock */
+	USAGE_UNSENT,				/* the primary did not take the use */
 	USAGE_LEFT,					/* another worker must continue */
 	USAGE_DONE
 } UsageEnd;

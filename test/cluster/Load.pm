@@ -100,19 +100,20 @@ sub start
 
 # --- verifiers ----------------------------------------------------------------------------------------------------------
 
-# What a verifier counts since the last pause. A gap is a time without an answer, of at least half a second or with an error in it.
-sub nothing_counted { return { sent => 0, answered => 0, seconds => {}, errors => 0, gaps => [], longest => 0, checks => 0, bound => 0, stale => 0, lag => 0 }; }
+# What a verifier counts since the last pause; uses by book: the node's name for keys that no other node verifies, else 'all'. A gap is a
+# time without an answer, of at least half a second or with an error in it.
+sub nothing_counted { return { sent => {}, answered => {}, tenths => {}, errors => 0, gaps => [], longest => 0, checks => 0, bound => 0, stale => 0, lag => 0 }; }
 
 sub start_verifier
 {
-	my ($name, $node, @tokens) = @_;
-	start($name, sub { verifier($name, $node, @tokens) });
+	my ($name, $node, $tokens) = @_;
+	start($name, sub { verifier($name, $node, $tokens) });
 	return;
 }
 
 sub verifier
 {
-	my ($name, $node, @tokens) = @_;
+	my ($name, $node, $tokens) = @_;
 	my $news = journal();
 	my ($dbh, $connected, $last) = (undef, 0, time);
 	my $errors = 0;
@@ -152,12 +153,14 @@ sub verifier
 		$learn->();
 
 		# a use of a key that stays
-		$said->{sent}++;
-		my ($good) = $dbh->selectrow_array('SELECT rk_apikeys.verify($1)', undef, $tokens[ rand @tokens ]);
+		my $book = rand() < 0.75 ? $node : 'all';
+		my $its = $tokens->{$book};
+		$said->{sent}{$book}++;
+		my ($good) = $dbh->selectrow_array('SELECT rk_apikeys.verify($1)', undef, $its->[ rand @$its ]);
 		if ($dbh->err) { $dbh = undef; $errors++; $said->{errors}++; next; }
 		$answered->();
-		$said->{answered}++;
-		$said->{seconds}{ int time }++;
+		$said->{answered}{$book}++;
+		$said->{tenths}{$book}{ int 10 * time }++;
 		note('wrong', time . " $name: a good key was refused") if !$good;
 
 		# a key that comes and goes: those that have ended first

@@ -1,4 +1,4 @@
-# test/cluster/main.pl ROUNDS PARTITIONS SYNC: the rounds of test/cluster/run, and what is checked after each.
+# test/cluster/main.pl SWITCHOVERS KILLS PARTITIONS SYNC: the rounds of test/cluster/run, and what is checked after each.
 use strict;
 use warnings;
 
@@ -9,10 +9,10 @@ use Load;
 use Nodes;
 use Time::HiRes qw(time sleep);
 
-my ($rounds, $partitions, $sync) = @ARGV;
+my ($switchovers, $kills, $partitions, $sync) = @ARGV;
 my $dir = $ENV{CLUSTER_DIR};
 my ($passed, $failed) = (0, 0);
-my ($lost_before, $answered_before, $sent_before) = (0, 0, 0);
+my (%lost_before, %answered_before, %sent_before);    # uses by book
 my %kept;    # what each kind of round measured
 $| = 1;
 
@@ -43,33 +43,41 @@ $dbh->do($_) or die $dbh->errstr foreach
   'GRANT SELECT ON truth TO backend',
   'GRANT INSERT ON truth TO acme';
 $dbh->do('SET SESSION AUTHORIZATION acme');
-my %counted = map { @{ $dbh->selectrow_arrayref(q{SELECT key_id, secret FROM rk_apikeys.create_key('stays')}) } } 1 .. 40;
+my (%ids, %tokens);    # by book
+foreach my $book ((NODES, 'all') x 15)
+{
+	my ($id, $token) = $dbh->selectrow_array(q{SELECT key_id, secret FROM rk_apikeys.create_key('stays')});
+	push @{ $ids{$book} }, $id;
+	push @{ $tokens{$book} }, $token;
+}
 $dbh->disconnect;
 note('journal', 'start');
-foreach my $node (NODES) { start_verifier("$node.$_", $node, values %counted) foreach 1, 2; }
+foreach my $node (NODES) { start_verifier("$node.$_", $node, \%tokens) foreach 1, 2; }
 start_writer("writer.$_") foreach 1, 2;
 
 # --- what is checked after each round -----------------------------------------------------------------------------------
 
-# The sum of the uses, once no server holds a use that is not written.
+# The uses of each book, once no server holds a use that is not written.
 sub recorded
 {
-	my $sum = sub { return ask($leader, 'SELECT sum(use_count) FROM rk_apikeys.key_usage WHERE key_id = ANY ($1)', [ keys %counted ]); };
+	my $sums = sub {
+		my %sum = map { $_ => ask($leader, 'SELECT sum(use_count) FROM rk_apikeys.key_usage WHERE key_id = ANY ($1)', $ids{$_}) } keys %ids;
+		return (grep { !defined } values %sum) ? undef : \%sum;
+	};
 	my $written = sub { return !grep { (ask($_, 'SELECT pending_keys FROM rk_apikeys.stats') // 1) != 0 } NODES; };
 	my ($before, $now);
 	until_true(90, sub {
 		$before = $now;
 		until_true(60, $written) or return;
-		$now = $sum->();
-		return 1 if defined $before && defined $now && $before == $now;
+		$now = $sums->();
+		return 1 if $before && $now && !grep { $before->{$_} != $now->{$_} } keys %$now;
 		sleep INTERVAL + 0.5;
 		return;
 	}) or return;
 	return $now;
 }
 
-# Pauses the clients and compares. Uses may be missing as far as $may_lose says: called with what each node's verifiers counted by second.
-# Returns what the clients said.
+# Pauses the clients and compares. Uses may be missing in the times that $may_lose returns: a node, and from when to when, in lists.
 sub check_round
 {
 	my ($round, $may_lose) = @_;
@@ -77,25 +85,27 @@ sub check_round
 	my %by_node;
 	foreach my $name (grep { /^n/ } keys %$said) { push @{ $by_node{ substr $name, 0, 2 } }, $said->{$name}; }
 	my @verifiers = map { @$_ } values %by_node;
-	$answered_before += sum0 map { $_->{answered} } @verifiers;
-	$sent_before += sum0 map { $_->{sent} } @verifiers;
 	$round->{checks} = sum0 map { $_->{checks} } @verifiers;
 	$round->{bound} = sum0 map { $_->{bound} } @verifiers;
-	$round->{answered} = sum0 map { $_->{answered} } @verifiers;
+	$round->{answered} = sum0 map { values %{ $_->{answered} } } @verifiers;
 	$round->{node} = \%by_node;
 
-	my $recorded = recorded();
-	my ($lost, $allowed) = (0, $may_lose ? $may_lose->(\%by_node) : 0);
-	if (!defined $recorded) { $round->{wrong_sum} = 'the use of a node does not arrive'; }
-	else
+	my @windows = $may_lose ? $may_lose->(\%by_node) : ();
+	my $recorded = recorded() or push @{ $round->{problems} }, 'the use of a node does not arrive';
+	foreach my $book ($recorded ? sort keys %ids : ())
 	{
-		$lost = max(0, $answered_before - $lost_before - $recorded);
-		$round->{wrong_sum} = "$lost uses are missing, $allowed may be" if $lost > $allowed;
-		my $over = $recorded - ($sent_before - $lost_before);
-		$round->{wrong_sum} = "$over uses too many" if $over > 0;
-		$lost_before += $lost;
+		$answered_before{$book} += sum0 map { $_->{answered}{$book} // 0 } @verifiers;
+		$sent_before{$book} += sum0 map { $_->{sent}{$book} // 0 } @verifiers;
+		my $allowed = sum0 map { uses_between($by_node{ $_->[0] }, $book, @$_[ 1, 2 ]) } @windows;
+		my $lost = max(0, $answered_before{$book} - ($lost_before{$book} // 0) - $recorded->{$book});
+		my $over = $recorded->{$book} - ($sent_before{$book} - ($lost_before{$book} // 0));
+		push @{ $round->{wrong_sums} }, "book $book: $lost uses are missing, $allowed may be" if $lost > $allowed;
+		push @{ $round->{wrong_sums} }, "book $book: $over uses too many" if $over > 0;
+		$lost_before{$book} += $lost;
+		$round->{lost} += $lost;
+		push @{ $round->{losses} }, "$book $lost" if $lost;
 	}
-	$round->{lost} = $lost;
+	$round->{lost} //= 0;
 
 	# each confirmed change is there
 	my (%made, %revoked);
@@ -122,11 +132,11 @@ sub without_writer
 	return max 0, map { $times[$_] > $fault ? $times[$_] - $times[ $_ - 1 ] : () } 1 .. $#times;
 }
 
-# What a node's verifiers counted from a moment on, to another.
+# What a node's verifiers counted in a book from a moment on, to another.
 sub uses_between
 {
-	my ($verifiers, $from, $to) = @_;
-	return sum0 map { my $seconds = $_->{seconds}; map { $seconds->{$_} } grep { $_ >= int $from && $_ <= $to } keys %$seconds } @$verifiers;
+	my ($verifiers, $book, $from, $to) = @_;
+	return sum0 map { my $tenths = $_->{tenths}{$book} // {}; map { $tenths->{$_} } grep { $_ >= int(10 * $from) && $_ <= 10 * $to } keys %$tenths } @$verifiers;
 }
 
 # When a node answered again, for good.
@@ -136,11 +146,11 @@ sub returned
 	return max 0, map { $_->[1] } grep { $_->[2] } map { @{ $_->{gaps} } } @$verifiers;
 }
 
-# What nodes that were rewound may have lost: what they counted from the last delivery before the fault on, until they returned.
-sub rewound_uses
+# When nodes that were rewound may have lost uses: from the last delivery before the fault on, until they returned.
+sub rewound
 {
 	my ($round, $node, @rewound) = @_;
-	return sum0 map { uses_between($node->{$_}, $round->{fault} - INTERVAL - 1, returned($node->{$_})) } @rewound;
+	return map { [ $_, $round->{fault} - INTERVAL - 1, returned($node->{$_}) ] } @rewound;
 }
 
 sub changes_confirmed { return scalar grep { $_->[0] =~ /^(?:made|revoked)$/ } read_journal(); }
@@ -161,12 +171,12 @@ sub round
 	my %rewinds = map { $_ => rewinds($_) } NODES;
 	my %round = (kind => $kind, old => $old, problems => []);
 	work(60) or push @{ $round{problems} }, 'the writers do not write';
-	my $start = $round{fault} = time;
+	$round{fault} = time;
 	$fault->(\%round);
 	$leader = healthy(180) || die "$kind $number: the nodes do not all come back\n";
-	$round{back} = time - $start;
+	$round{back} = time - $round{fault};
 	work(60) or push @{ $round{problems} }, 'the writers do not write again';
-	$round{no_writer} = without_writer($start);
+	$round{no_writer} = without_writer($round{fault});
 	my %rewound = map { $_ => 1 } grep { rewinds($_) > $rewinds{$_} } NODES;
 	$round{rewound} = \%rewound;
 	check_round(\%round, $may_lose && sub { return $may_lose->(\%round, @_) });
@@ -174,14 +184,19 @@ sub round
 	my @others = grep { $_ ne $old && !$rewound{$_} } NODES;
 	$round{standby_errors} = sum0 map { $_->{errors} } map { @{ $round{node}{$_} } } @others;
 	$round{standby_gap} = max map { $_->{longest} } map { @{ $round{node}{$_} } } @others;
-	$round{old_uses} = uses_between($round{node}{$old}, returned($round{node}{$old}), time);
+	$round{old_uses} = sum0 map { uses_between($round{node}{$old}, $_, returned($round{node}{$old}), time) } $old, 'all';
 	$round{old_gap} = max map { $_->{longest} } @{ $round{node}{$old} };
 	$round{lag} = max map { $_->{lag} } map { @{ $round{node}{$_} } } $kind eq 'partition' ? @others : NODES;
 	push @{ $round{problems} }, "$old still leads" if $leader eq $old;
 	push @{ $kept{$kind} }, \%round;
 	printf "        %s %d: %s to %s, %.1f s without a writer, all back after %.1f s, lost %d uses%s\n", $kind, $number, $old, $leader,
-	  @round{qw(no_writer back lost)}, join '', map { "; $_" } @{ $round{problems} }, $round{wrong_sum} // (),
+	  @round{qw(no_writer back lost)}, join '', map { "; $_" } (map { join ', ', @$_ } $round{losses} // ()), @{ $round{problems} }, @{ $round{wrong_sums} // [] },
 	  $round{standby_errors} ? "$round{standby_errors} errors on standbys" : (), map { "$_ rewound" } sort keys %rewound;
+	printf "        %d uses a second; its last flush began %.1f s before the kill; %d uses between its start and pg_rewind\n", @round{qw(rate window restarted)}
+	  if $kind eq 'kill';
+	printf "        its gaps, in seconds after the fault: %s\n", join ', ',
+	  map { sprintf '%.1f to %.1f', $_->[0] - $round{fault}, $_->[1] - $round{fault} } map { @{ $_->{gaps} } } $round{node}{$old}[0]
+	  if $kind ne 'switchover';
 	return;
 }
 
@@ -194,7 +209,7 @@ sub another_leads
 }
 
 eval {
-	foreach my $number (1 .. $rounds)
+	foreach my $number (1 .. $switchovers)
 	{
 		round('switchover', $number, sub {
 			my ($round) = @_;
@@ -203,22 +218,32 @@ eval {
 		});
 	}
 
-	foreach my $number (1 .. $rounds)
+	foreach my $number (1 .. $kills)
 	{
 		round('kill', $number, sub {
 			my ($round) = @_;
+			# a flush in this round keeps most of its uses
+			sleep 2 * INTERVAL + rand 2 * INTERVAL;
+			$round->{fault} = time;
 			$round->{flush_lag} = (ask($leader, 'SELECT flush_lag_ms FROM rk_apikeys.stats') // 0) / 1000;
+			# the standbys receive that flush
+			sleep 0.5;
 			kill_node($leader);
 			$round->{killed} = time;
 			another_leads($leader, 120) or push @{ $round->{problems} }, 'no failover';
 			start_patroni($leader);
 		}, sub {
 			my ($round, $node) = @_;
-			# What was counted since the last flush that committed began. The newest flush may not have committed yet, so the one before counts.
-			my $window = $round->{flush_lag} + INTERVAL + 1;
-			my $killed = uses_between($node->{ $round->{old} }, $round->{fault} - $window, $round->{killed});
-			$round->{rate} = $killed / $window;
-			return $killed + rewound_uses($round, $node, grep { $_ ne $round->{old} } keys %{ $round->{rewound} });
+			# What was counted since the last flush began that had ended before the kill. Patroni starts the node as a standby before it
+			# runs pg_rewind, so what the node counts then may be lost too.
+			my $old = $round->{old};
+			my @killed = ($old, $round->{fault} - $round->{flush_lag}, $round->{killed});
+			my @restarted = ($old, $killed[2] + 0.1, $round->{rewound}{$old} ? returned($node->{$old}) : 0);
+			my $uses_of = sub { my @between = @_; return sum0 map { uses_between($node->{$old}, $_, @between) } $old, 'all' };
+			$round->{restarted} = $uses_of->(@restarted[ 1, 2 ]);
+			$round->{rate} = $uses_of->($round->{fault} - INTERVAL, $round->{fault}) / INTERVAL;
+			$round->{window} = $killed[2] - $killed[1];
+			return (\@killed, \@restarted, rewound($round, $node, grep { $_ ne $old } keys %{ $round->{rewound} }));
 		});
 	}
 
@@ -249,7 +274,7 @@ eval {
 			heal($old);
 		}, sub {
 			my ($round, $node) = @_;
-			return rewound_uses($round, $node, keys %{ $round->{rewound} });
+			return rewound($round, $node, keys %{ $round->{rewound} });
 		});
 	}
 	1;
@@ -269,7 +294,7 @@ foreach my $kind (grep { $kept{$_} } qw(switchover kill partition))
 	ok(!@problems, "$title: another node led each time" . join '', map { "; $_" } @problems);
 	ok(!sum0(map { $_->{lost_keys} eq 'all' ? 1 : $_->{lost_keys} + $_->{lost_revocations} } @rounds),
 		"$title: no key and no revocation that COMMIT confirmed is lost");
-	my @sums = grep { defined } map { $_->{wrong_sum} } @rounds;
+	my @sums = map { @{ $_->{wrong_sums} // [] } } @rounds;
 	ok(!@sums, sprintf '%s: uses: %d of %d lost%s', $title, sum0(all_of($kind, 'lost')), sum0(all_of($kind, 'answered')), join '', map { "; $_" } @sums);
 	my $errors = sum0 all_of($kind, 'standby_errors');
 	ok(!$errors, sprintf '%s: verifying never stopped on the other nodes: %d errors, longest wait for an answer %.1f s', $title, $errors,
@@ -278,9 +303,10 @@ foreach my $kind (grep { $kept{$_} } qw(switchover kill partition))
 	fact("$title: until all nodes stream again: " . spread(all_of($kind, 'back')));
 	fact("$title: longest wait for a verify on the old leader's node: " . spread(all_of($kind, 'old_gap')));
 	fact(sprintf '%s: oldest verdict of a standby that was not synchronous yet: %.1f s after COMMIT', $title, max(all_of($kind, 'lag')));
-	fact(sprintf '%s: a kill lost the uses of at most %.1f s; its node had flushed up to %.1f s before', $title,
-		max(map { $_->{lost} / max(1, $_->{rate}) } @rounds), max(all_of('kill', 'flush_lag')))
+	fact(sprintf '%s: a kill lost the uses of at most %.1f s; its last flush began up to %.1f s before', $title,
+		max(map { $_->{lost} / max(1, $_->{rate}) } @rounds), max(all_of('kill', 'window')))
 	  if $kind eq 'kill';
+	fact("$title: uses that the old leader's node counted between its start and pg_rewind: " . join ' ', all_of($kind, 'restarted')) if $kind eq 'kill';
 	fact("$title: uses that the old leader counted after its return, and delivered: " . sum0 all_of($kind, 'old_uses'));
 	fact(sprintf '%s: pg_rewind on %d old leaders and on %d other nodes', $title, scalar(grep { $_->{rewound}{ $_->{old} } } @rounds),
 		sum0(map { my $round = $_; scalar grep { $_ ne $round->{old} } keys %{ $round->{rewound} } } @rounds));
