@@ -142,8 +142,10 @@ rk_apikeys_unrecorded_use_at(PG_FUNCTION_ARGS)
 
 	if (unrecorded == NULL)
 	{
-		MemoryContext caller = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
+		MemoryContext caller;
 
+		(void) usage_is_shared();
+		caller = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
 		unrecorded = palloc(sizeof(Unrecorded));
 		unrecorded->times = usage_lost_times();
 		fcinfo->flinfo->fn_extra = unrecorded;

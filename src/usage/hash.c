@@ -24,6 +24,7 @@
 
 #include "common/hashfn.h"
 #include "port/pg_bitutils.h"
+#include "storage/latch.h"
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
@@ -139,7 +140,8 @@ init_shared(int max_tracked)
 	pg_atomic_init_u32(&usage_shared->buckets, 0);
 	pg_atomic_init_u32(&usage_shared->needs, 0);
 	pg_atomic_init_u32(&usage_shared->hand, 0);
-	usage_lost_init();
+	SpinLockInit(&usage_shared->lost_mutex);
+	pg_atomic_init_u32(&usage_shared->has_lost, 0);
 	pg_atomic_init_u32(&usage_shared->overflow_used, 0);
 	pg_atomic_init_u32(&usage_shared->stamps, USAGE_FIRST_STAMP);
 	pg_atomic_init_u32(&usage_shared->round, 1);
@@ -550,5 +552,18 @@ usage_hash_check_room(void)
 {
 	if (usage_hash_is_filled(USAGE_ROOM_EIGHTHS) &&
 		usage_hash_pending(SAMPLE_WORDS) >= usage_hash_eighths(USAGE_SHORT_EIGHTHS))
-		usage_wake_launcher(USAGE_NEEDS_ROOM);
+		usage_hash_need(USAGE_NEEDS_ROOM);
+}
+
+/* Wake the launcher, once, until it has looked at the needs. */
+void
+usage_hash_need(uint32 needs)
+{
+	Latch	   *latch = usage_shared->latch;
+
+	if ((pg_atomic_read_u32(&usage_shared->needs) & needs) == needs ||
+		(pg_atomic_fetch_or_u32(&usage_shared->needs, needs) & needs) == needs)
+		return;
+	if (latch != NULL)
+		SetLatch(latch);
 }

@@ -14,7 +14,6 @@
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 
 #include "compat.h"
 #include "usage/shared.h"
@@ -113,19 +112,6 @@ usage_launch(void)
 	return true;
 }
 
-/* Wake the launcher, once, until it has looked at the needs. */
-void
-usage_wake_launcher(uint32 needs)
-{
-	Latch	   *latch = usage_shared->latch;
-
-	if ((pg_atomic_read_u32(&usage_shared->needs) & needs) == needs ||
-		(pg_atomic_fetch_or_u32(&usage_shared->needs, needs) & needs) == needs)
-		return;
-	if (latch != NULL)
-		SetLatch(latch);
-}
-
 /*
  * In the launcher: return whether keys found no room, and log it if asked to.
  */
@@ -139,7 +125,7 @@ usage_report_lost(bool log)
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("shared memory has no room for more API keys"),
 				 errdetail("Uses of keys are not recorded, and calls of keys with a limit are refused. The view rk_apikeys.stats counts both."),
-				 usage_is_preloaded() ?
+				 usage_shared->tranche == 0 ?
 				 errhint("Increase rk_apikeys.max_tracked_keys.") :
 				 errhint("Add rk_apikeys to shared_preload_libraries.")));
 	return true;

@@ -42,13 +42,6 @@ static int	part_of(const char *key_id);
 static bool is_of(const LostUse *lost, Oid database);
 static void get(int number, LostUse *lost);
 
-void
-usage_lost_init(void)
-{
-	SpinLockInit(&usage_shared->lost_mutex);
-	pg_atomic_init_u32(&usage_shared->has_lost, 0);
-}
-
 /*
  * Return the part of a key.  The tables keep the number, so the hash must not
  * change: it is FNV-1a.
@@ -183,9 +176,9 @@ usage_is_lost(const UsageCopy *copy)
 int
 usage_lost_number(const UsageCopy *copy)
 {
-	int			number = atoi(copy->key_id + 1);
+	long		number = strtol(copy->key_id + 1, NULL, 10);
 
-	return number >= 0 && number < LOST_USES ? number : -1;
+	return number >= 0 && number < LOST_USES ? (int) number : -1;
 }
 
 /* Make a copy anew.  Return false if a flush has written its time. */
@@ -228,7 +221,7 @@ usage_lost_times(void)
 	Relation	rel = OidIsValid(table) ? try_table_open(table, AccessShareLock) : NULL;
 
 	/* The memory first: what leaves it meanwhile is in the table. */
-	if (usage_is_shared() && pg_atomic_read_u32(&usage_shared->has_lost) != 0)
+	if (usage_shared != NULL && pg_atomic_read_u32(&usage_shared->has_lost) != 0)
 	{
 		for (int i = 0; i < LOST_USES; i++)
 		{

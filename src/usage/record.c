@@ -245,7 +245,7 @@ usage_find_or_make(const UsageTarget *target, uint64 tenant,
 		}
 		LWLockRelease(target->lock);
 	}
-	usage_wake_launcher(USAGE_NEEDS_ROOM | USAGE_HAS_LOST);
+	usage_hash_need(USAGE_NEEDS_ROOM | USAGE_HAS_LOST);
 	return NULL;
 }
 

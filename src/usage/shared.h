@@ -253,6 +253,7 @@ extern UsageEntry *usage_hash_find(const UsageTarget *target);
 extern bool usage_hash_is_filled(int eighths);
 extern uint32 usage_hash_eighths(int eighths);
 extern void usage_hash_check_room(void);
+extern void usage_hash_need(uint32 needs);
 extern bool usage_hash_has_room(Oid database, uint64 tenant);
 extern UsageEntry *usage_hash_add(const UsageTarget *target, uint64 tenant,
 								  bool fair);
@@ -274,10 +275,8 @@ extern void usage_file_load(void);
 
 /* launcher.c */
 extern void usage_start_launcher(void);
-extern void usage_wake_launcher(uint32 needs);
 
 /* lost.c */
-extern void usage_lost_init(void);
 extern void usage_lost_note(Oid database, const char *key_id, TimestampTz at);
 extern void usage_lost_load(int number, Oid database, TimestampTz at);
 extern bool usage_lost_next(int *number, LostUse *lost);
