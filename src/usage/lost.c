@@ -220,7 +220,6 @@ usage_lost_times(void)
 	Oid			table = store_table("unrecorded_uses", true);
 	Relation	rel = OidIsValid(table) ? try_table_open(table, AccessShareLock) : NULL;
 
-	/* The memory first: what leaves it meanwhile is in the table. */
 	if (usage_shared != NULL && pg_atomic_read_u32(&usage_shared->has_lost) != 0)
 	{
 		for (int i = 0; i < LOST_USES; i++)

@@ -48,6 +48,13 @@
 #define GIVE_WAY_WORDS 64
 #define GIVE_WAY_ENTRIES 64
 
+/* Which entries the launcher removes. */
+typedef struct Evicted
+{
+	bool		buckets;		/* or keys */
+	TimestampTz now;
+} Evicted;
+
 /* Who needs a place. */
 typedef struct Taker
 {
@@ -102,12 +109,15 @@ may_go(UsageEntry *entry, TimestampTz now)
 		 !usage_is_held(entry, now));
 }
 
-/* UsageFilter.  arg: the time. */
+/* UsageFilter.  arg: Evicted. */
 static bool
 is_evictable(UsageEntry *entry, const void *arg)
 {
-	return (!usage_is_pending(entry) || usage_is_discarded()) &&
-		may_go(entry, *(const TimestampTz *) arg);
+	const Evicted *evicted = arg;
+
+	return usage_is_bucket(entry->key.key_id) == evicted->buckets &&
+		(!usage_is_pending(entry) || usage_is_discarded()) &&
+		may_go(entry, evicted->now);
 }
 
 /*
@@ -180,7 +190,7 @@ is_held(UsageEntry *entry, const void *arg)
 
 /*
  * Make room when the table is nearly full.  Remove entries that are not pending
- * and not held, at most a quarter of the table.  A standby without a
+ * and not held, keys before buckets, at most a quarter of the table.  A standby without a
  * primary_conninfo can write nothing, so there pending entries are removed too,
  * and counted as dropped.  Each call continues where the last one ended.
  */
@@ -192,15 +202,16 @@ usage_evict(void)
 	UsageKey   *keys;
 	int			count = 0;
 	int			dropped = 0;
-	TimestampTz now = GetCurrentTimestamp();
+	Evicted		evicted = {.now = GetCurrentTimestamp()};
 	UsageEntry *entry;
-	UsageWalk	walk = {.wanted = is_evictable, .arg = &now, .at = from};
+	UsageWalk	walk = {.wanted = is_evictable, .arg = &evicted, .at = from};
 
 	if (!usage_hash_is_filled(USAGE_ROOM_EIGHTHS))
 		return;
 	keys = palloc_extended(mul_size(room, sizeof(UsageKey)), MCXT_ALLOC_HUGE);
-	for (int turn = 0; turn < 2; turn++)
+	for (int turn = 0; turn < 3; turn++)
 	{
+		evicted.buckets = turn == 2;
 		while (count < room && (entry = usage_hash_next(&walk)) != NULL)
 		{
 			keys[count++] = entry->key;
@@ -217,7 +228,8 @@ usage_evict(void)
 		usage_hash_target(&target, keys[i].database, keys[i].key_id);
 		LWLockAcquire(target.lock, LW_EXCLUSIVE);
 		entry = usage_hash_find(&target);
-		if (entry != NULL && is_evictable(entry, &now))
+		evicted.buckets = usage_is_bucket(keys[i].key_id);
+		if (entry != NULL && is_evictable(entry, &evicted))
 		{
 			if (usage_is_pending(entry) && !usage_is_bucket(entry->key.key_id))
 				usage_lost_note(entry->key.database, entry->key.key_id,
