@@ -68,6 +68,9 @@ typedef struct Order
 
 StaticAssertDecl(sizeof(Order) <= BGW_EXTRALEN, "an order fits into bgw_extra");
 
+/* The pause between two messages that keys find no room. */
+#define REPORT_PAUSE_MS 10000
+
 static bool flush_all(void);
 static UsageEnd run_worker(Oid database, bool stays);
 static bool wait_for_worker(BackgroundWorkerHandle *handle, Oid database);
@@ -76,8 +79,8 @@ static DatabaseState database_state(Oid database);
 
 /*
  * The main function of the launcher: a round every usage_flush_interval, and when
- * room runs short.  The log reports once between two rounds on time that keys
- * found no room.
+ * room runs short.  While keys find no room, the log says so once in the time of a
+ * round, and not more often than in REPORT_PAUSE_MS.
  */
 void
 rk_apikeys_launcher_main(Datum arg)
@@ -85,7 +88,7 @@ rk_apikeys_launcher_main(Datum arg)
 	TimestampTz last;			/* when the last round on time began */
 	TimestampTz ended;			/* the last round */
 	bool		failed = false;	/* the last round */
-	bool		reported = false;
+	TimestampTz reported = 0;	/* when the log told of keys without room */
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -105,6 +108,7 @@ rk_apikeys_launcher_main(Datum arg)
 		/* If the clock was set back, do not wait until it reaches "last". */
 		last = Min(last, now);
 		ended = Min(ended, now);
+		reported = Min(reported, now);
 		wait = Max(settings_usage_flush_interval -
 				   TimestampDifferenceMilliseconds(last, now), 0);
 		if (pause >= 0)
@@ -120,15 +124,14 @@ rk_apikeys_launcher_main(Datum arg)
 		}
 		if (ShutdownRequestPending)
 			break;
-		reported |= usage_report_lost(!reported);
 		/* Other processes set the latch too, so check the time. */
 		now = GetCurrentTimestamp();
+		if (usage_report_lost(TimestampDifferenceExceeds(reported, now,
+														 Max(settings_usage_flush_interval, REPORT_PAUSE_MS))))
+			reported = now;
 		pause = usage_room_pause(failed);
 		if (TimestampDifferenceExceeds(last, now, settings_usage_flush_interval))
-		{
 			last = now;
-			reported = false;
-		}
 		else if (pause < 0 || !TimestampDifferenceExceeds(ended, now, pause))
 			continue;
 		failed = !flush_all();

@@ -112,22 +112,20 @@ usage_launch(void)
 	return true;
 }
 
-/*
- * In the launcher: return whether keys found no room, and log it if asked to.
- */
+/* In the launcher: log that keys found no room, if asked to.  Return whether. */
 bool
 usage_report_lost(bool log)
 {
-	if ((pg_atomic_fetch_and_u32(&usage_shared->needs, ~USAGE_HAS_LOST) & USAGE_HAS_LOST) == 0)
+	if ((pg_atomic_fetch_and_u32(&usage_shared->needs, ~USAGE_HAS_LOST) & USAGE_HAS_LOST) == 0 ||
+		!log)
 		return false;
-	if (log)
-		ereport(WARNING,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("shared memory has no room for more API keys"),
-				 errdetail("Uses of keys are not recorded, and calls of keys with a limit are refused. The view rk_apikeys.stats counts both."),
-				 usage_shared->tranche == 0 ?
-				 errhint("Increase rk_apikeys.max_tracked_keys.") :
-				 errhint("Add rk_apikeys to shared_preload_libraries.")));
+	ereport(WARNING,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("shared memory has no room for more API keys"),
+			 errdetail("Uses of keys are not recorded, and calls of keys with a limit are refused. The view rk_apikeys.stats counts both."),
+			 usage_shared->tranche == 0 ?
+			 errhint("Increase rk_apikeys.max_tracked_keys.") :
+			 errhint("Add rk_apikeys to shared_preload_libraries.")));
 	return true;
 }
 
