@@ -43,6 +43,7 @@ static void count_entry(const UsageKey *key, uint64 tenant, int32 difference);
 static pg_atomic_uint32 *share_of(Oid database, uint64 tenant, int row);
 static bool is_wanted(const UsageWalk *walk, UsageEntry *entry);
 static void set_pending_bit(UsageEntry *entry);
+static void clear_pending_bit(UsageEntry *entry);
 static uint32 slots_used(void);
 
 /*
@@ -299,6 +300,8 @@ usage_hash_remove(UsageEntry *entry)
 	UsageEntry *before = &entries[entry->place];
 
 	count_entry(&entry->key, entry->tenant, -1);
+	/* Before another entry gets the slot. */
+	clear_pending_bit(entry);
 	entry->key.database = InvalidOid;
 	usage_shared->removed[entry->place % USAGE_PARTITIONS]++;
 	/* The first entry of a chain stays in place, free. */
@@ -525,12 +528,9 @@ usage_hash_set_stamp(UsageEntry *entry, uint32 stamp)
 void
 usage_hash_set_clean(UsageEntry *entry, uint32 stamp)
 {
-	uint32		number = entry - entries;
-
 	if (!pg_atomic_compare_exchange_u32(&entry->state, &stamp, USAGE_CLEAN))
 		return;
-	pg_atomic_fetch_and_u32(&pending_map[number / 32],
-							~((uint32) 1 << number % 32));
+	clear_pending_bit(entry);
 	if (pg_atomic_read_u32(&entry->state) != USAGE_CLEAN)
 		set_pending_bit(entry);
 }
@@ -544,6 +544,15 @@ set_pending_bit(UsageEntry *entry)
 						   (uint32) 1 << number % 32);
 	if (number % LOOK_EVERY == 0)
 		usage_hash_check_room();
+}
+
+static void
+clear_pending_bit(UsageEntry *entry)
+{
+	uint32		number = entry - entries;
+
+	pg_atomic_fetch_and_u32(&pending_map[number / 32],
+							~((uint32) 1 << number % 32));
 }
 
 /* Wake the launcher if so many entries are pending that room runs short. */

@@ -173,7 +173,6 @@ find_or_make(const StoredKey *key, LWLock **lock)
 	UsageEntry *entry;
 	NewKey		new = {.key = key, .seed = {DT_NOBEGIN, 0, 0}};
 	StoredPlace nowhere = {.buffer = InvalidBuffer};
-	StoredKey  *row = NULL;
 	UsageSeed	seed = {read_seed, set_seed, &new};
 
 	usage_hash_target(&target, MyDatabaseId, key->key_id);
@@ -184,12 +183,10 @@ find_or_make(const StoredKey *key, LWLock **lock)
 		return entry;
 	LWLockRelease(target.lock);
 	if (key->tenant == NULL)
-		new.key = row = store_find(store_table("api_keys", true), key->key_id, &nowhere);
-	entry = new.key == NULL ? NULL :
-		usage_find_or_make(&target, usage_tenant(new.key->tenant), &seed);
-	if (row != NULL)
-		pfree(row);
-	return entry;
+		new.key = store_find(store_table("api_keys", true), key->key_id, &nowhere);
+	if (new.key == NULL)
+		return NULL;
+	return usage_find_or_make(&target, usage_tenant(new.key->tenant), &seed);
 }
 
 /*
