@@ -523,16 +523,18 @@ usage_hash_set_stamp(UsageEntry *entry, uint32 stamp)
 
 /*
  * Make an entry clean after the flush with that stamp has written it.  Do
- * nothing if the entry was changed, or copied by another flush, meanwhile.
+ * nothing if the entry was changed, or copied by another flush, meanwhile.  Return
+ * false if another flush has copied it.
  */
-void
+bool
 usage_hash_set_clean(UsageEntry *entry, uint32 stamp)
 {
 	if (!pg_atomic_compare_exchange_u32(&entry->state, &stamp, USAGE_CLEAN))
-		return;
+		return stamp == USAGE_DIRTY || stamp == USAGE_CLEAN;
 	clear_pending_bit(entry);
 	if (pg_atomic_read_u32(&entry->state) != USAGE_CLEAN)
 		set_pending_bit(entry);
+	return true;
 }
 
 static void

@@ -131,12 +131,13 @@ usage_report_lost(bool log)
 
 /*
  * In the launcher: return the milliseconds after a round before another one makes
- * room; -1 if nobody waits for room.
+ * room; -1 if nobody waits for room, and the round has written what it should.
  */
 int
 usage_room_pause(bool failed)
 {
-	if ((pg_atomic_read_u32(&usage_shared->needs) & USAGE_NEEDS_ROOM) == 0)
+	if ((pg_atomic_read_u32(&usage_shared->needs) & USAGE_NEEDS_ROOM) == 0 &&
+		!(failed && usage_is_short()))
 		return -1;
 	return failed || !usage_is_short() ? ROOM_SLOW_MS : ROOM_PAUSE_MS;
 }

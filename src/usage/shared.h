@@ -267,7 +267,7 @@ extern bool usage_is_bucket(const char *key_id);
 extern bool usage_is_rate_bucket(UsageEntry *entry);
 extern void usage_hash_set_dirty(UsageEntry *entry);
 extern bool usage_hash_set_stamp(UsageEntry *entry, uint32 stamp);
-extern void usage_hash_set_clean(UsageEntry *entry, uint32 stamp);
+extern bool usage_hash_set_clean(UsageEntry *entry, uint32 stamp);
 
 /* file.c */
 extern void usage_file_save(int code, Datum arg);

@@ -138,9 +138,10 @@ usage_settle(Oid database, const UsageCopy *copy)
 		if (!copy->is_quota && entry->pepper_id == copy->pepper_id)
 			entry->pepper_id = 0;
 		SpinLockRelease(&entry->mutex);
-		pg_atomic_write_u32(&entry->round,
-							pg_atomic_read_u32(&usage_shared->round));
-		usage_hash_set_clean(entry, copy->stamp);
+		/* If another flush has copied the entry meanwhile, that one makes it clean. */
+		if (usage_hash_set_clean(entry, copy->stamp))
+			pg_atomic_write_u32(&entry->round,
+								pg_atomic_read_u32(&usage_shared->round));
 	}
 	LWLockRelease(lock);
 }
