@@ -71,6 +71,7 @@ StaticAssertDecl(sizeof(Order) <= BGW_EXTRALEN, "an order fits into bgw_extra");
 /* The pause between two messages that keys find no room. */
 #define REPORT_PAUSE_MS 10000
 
+static void report_lost(void);
 static bool flush_all(void);
 static UsageEnd run_worker(Oid database, bool stays);
 static bool wait_for_worker(BackgroundWorkerHandle *handle, Oid database);
@@ -79,8 +80,7 @@ static DatabaseState database_state(Oid database);
 
 /*
  * The main function of the launcher: a round every usage_flush_interval, and when
- * room runs short.  While keys find no room, the log says so once in the time of a
- * round, and not more often than in REPORT_PAUSE_MS.
+ * room runs short.
  */
 void
 rk_apikeys_launcher_main(Datum arg)
@@ -88,7 +88,6 @@ rk_apikeys_launcher_main(Datum arg)
 	TimestampTz last;			/* when the last round on time began */
 	TimestampTz ended;			/* the last round */
 	bool		failed = false;	/* the last round */
-	TimestampTz reported = 0;	/* when the log told of keys without room */
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -108,7 +107,6 @@ rk_apikeys_launcher_main(Datum arg)
 		/* If the clock was set back, do not wait until it reaches "last". */
 		last = Min(last, now);
 		ended = Min(ended, now);
-		reported = Min(reported, now);
 		wait = Max(settings_usage_flush_interval -
 				   TimestampDifferenceMilliseconds(last, now), 0);
 		if (pause >= 0)
@@ -124,11 +122,9 @@ rk_apikeys_launcher_main(Datum arg)
 		}
 		if (ShutdownRequestPending)
 			break;
+		report_lost();
 		/* Other processes set the latch too, so check the time. */
 		now = GetCurrentTimestamp();
-		if (usage_report_lost(TimestampDifferenceExceeds(reported, now,
-														 Max(settings_usage_flush_interval, REPORT_PAUSE_MS))))
-			reported = now;
 		pause = usage_room_pause(failed);
 		if (TimestampDifferenceExceeds(last, now, settings_usage_flush_interval))
 			last = now;
@@ -142,6 +138,22 @@ rk_apikeys_launcher_main(Datum arg)
 	 * DBA may have terminated this one.  Without preload a session starts it.
 	 */
 	proc_exit(usage_is_preloaded() ? 1 : 0);
+}
+
+/*
+ * Log that keys find no room, if they do: once in the time of a round, and not more
+ * often than in REPORT_PAUSE_MS.
+ */
+static void
+report_lost(void)
+{
+	static TimestampTz reported = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	reported = Min(reported, now);
+	if (usage_report_lost(TimestampDifferenceExceeds(reported, now,
+													 Max(settings_usage_flush_interval, REPORT_PAUSE_MS))))
+		reported = now;
 }
 
 /*
@@ -215,6 +227,8 @@ flush_all(void)
 			if (ShutdownRequestPending || !OidIsValid(lfirst_oid(cell)))
 				continue;
 			end = run_worker(lfirst_oid(cell), stays);
+			/* A round can be long. */
+			report_lost();
 			if (end == USAGE_LEFT)
 				unfinished = lappend_oid(unfinished, lfirst_oid(cell));
 			failed |= end == USAGE_FAILED || end == USAGE_BUSY;
