@@ -47,6 +47,20 @@ COMMENT ON COLUMN rk_apikeys.key_usage_daily.uses IS 'Recorded uses, as in key_u
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.denials IS 'Denials, as in key_usage.denied_count.';
 COMMENT ON COLUMN rk_apikeys.key_usage_daily.family IS 'The family of a key that was rotated from another one. NULL: the key''s own id.';
 
+-- Uses that shared memory had no room for. Nobody is granted it, because a row is
+-- of keys of all tenants.
+CREATE TABLE rk_apikeys.unrecorded_uses (
+  -- The C code (src/usage/lost.c) relies on this order: add new columns at the end.
+  part integer NOT NULL,
+  last_used_at timestamptz NOT NULL,
+  CONSTRAINT unrecorded_uses_pkey PRIMARY KEY (part)
+) WITH (fillfactor = 50);
+ALTER TABLE rk_apikeys.unrecorded_uses ENABLE ROW LEVEL SECURITY;
+COMMENT ON TABLE rk_apikeys.unrecorded_uses IS 'When keys were used that found no room in shared memory, by parts of the keys, so that stale_keys leaves these keys out. Only the extension reads and writes it.';
+COMMENT ON COLUMN rk_apikeys.unrecorded_uses.part IS 'A hash of the key id.';
+COMMENT ON COLUMN rk_apikeys.unrecorded_uses.last_used_at IS 'The time of the last unrecorded use of a key of that part. It only moves forward.';
+SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.unrecorded_uses', '');
+
 -- The last batch of usage that each other server has sent, so that no batch
 -- counts twice.
 CREATE TABLE rk_apikeys.usage_senders (

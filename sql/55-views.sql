@@ -47,6 +47,12 @@ CREATE FUNCTION rk_apikeys._live_usage(OUT key_id text, OUT last_used_at timesta
 COMMENT ON FUNCTION rk_apikeys._live_usage() IS
   'Private: the last use and the uses that shared memory knows, for all keys whose usage the caller may see. It can skip a key if the tables have the same values.';
 
+CREATE FUNCTION rk_apikeys._unrecorded_use_at(key_id text) RETURNS timestamptz
+  LANGUAGE C STABLE STRICT PARALLEL SAFE COST 100
+  AS 'MODULE_PATHNAME', 'rk_apikeys_unrecorded_use_at';
+COMMENT ON FUNCTION rk_apikeys._unrecorded_use_at(text) IS
+  'Private: the last time at which a use of the key may have found no room in shared memory. NULL if there was none, or if the caller may not see the key.';
+
 CREATE VIEW rk_apikeys.keys WITH (security_invoker = true) AS
   SELECT k.key_id, k.tenant, k.name, k.description, k.environment,
     coalesce(k.start, k.prefix || '_' || k.environment || '_' || k.key_id || '_') || '********'
@@ -109,12 +115,15 @@ CREATE VIEW rk_apikeys.stale_keys WITH (security_invoker = true) AS
     greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
     greatest(u.use_count, rk_apikeys._live_use_count(k.key_id), 0) AS use_count, k.created_at, k.created_by,
     date_trunc('second', statement_timestamp()
-      - coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at)) AS unused_for
+      - greatest(coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at),
+        rk_apikeys._unrecorded_use_at(k.key_id))) AS unused_for
   FROM rk_apikeys.keys k LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
   WHERE k.revoked_at IS NULL AND k.enabled AND k.grace_until IS NULL
     AND (k.expires_at > statement_timestamp()) IS NOT FALSE
     AND coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at)
-      < (SELECT statement_timestamp() - rk_apikeys._setting_interval('stale_after'));
+      < (SELECT statement_timestamp() - rk_apikeys._setting_interval('stale_after'))
+    AND (rk_apikeys._unrecorded_use_at(k.key_id)
+      < (SELECT statement_timestamp() - rk_apikeys._setting_interval('stale_after'))) IS NOT FALSE;
 COMMENT ON VIEW rk_apikeys.stale_keys IS
   'The active keys that nobody has used for the time of the setting rk_apikeys.stale_after. For a key that was never used, the time counts from its creation.';
 

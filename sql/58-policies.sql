@@ -119,7 +119,8 @@ CREATE VIEW rk_apikeys.noncompliant_keys WITH (security_invoker = true) AS
     CROSS JOIN LATERAL (VALUES
       (text 'max_lifetime', coalesce(k.expires_at, 'infinity') > p.latest_end, p.latest_end::text),
       ('max_idle', k.enabled AND p.max_idle IS NOT NULL
-        AND greatest(k.created_at, k.last_used_at) < p.idle_since, p.max_idle::text),
+        AND greatest(k.created_at, k.last_used_at) < p.idle_since
+        AND (rk_apikeys._unrecorded_use_at(k.key_id) < p.idle_since) IS NOT FALSE, p.max_idle::text),
       ('max_keys', n.of_tenant > p.keys_of_tenant OR n.of_environment > p.keys_of_environment,
         (CASE WHEN n.of_tenant > p.keys_of_tenant THEN p.keys_of_tenant ELSE p.keys_of_environment END)::text),
       ('allowed_scopes', p.scopes IS NOT NULL, p.scopes),

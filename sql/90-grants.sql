@@ -95,7 +95,7 @@ GRANT EXECUTE ON FUNCTION
   rk_apikeys._setting_interval(text), rk_apikeys._may_manage(), rk_apikeys._no_principal(),
   rk_apikeys._principal_environment(), rk_apikeys._sees_key(text),
   rk_apikeys._live_last_used_at(text), rk_apikeys._live_last_used_addr(text),
-  rk_apikeys._live_use_count(text), rk_apikeys._live_usage(),
+  rk_apikeys._live_use_count(text), rk_apikeys._live_usage(), rk_apikeys._unrecorded_use_at(text),
   rk_apikeys._limit_state(text, uuid, text, bigint, interval, text, timestamptz),
   rk_apikeys._searched_key_id(text), rk_apikeys.events_since(text, integer),
   rk_apikeys._page(text, text, text, text, text, text, text, boolean, text, text, jsonb, text[], text[])

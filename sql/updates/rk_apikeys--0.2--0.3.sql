@@ -398,17 +398,38 @@ ALTER POLICY principal ON rk_apikeys.key_usage
 ALTER POLICY principal ON rk_apikeys.key_events
   USING ((SELECT rk_apikeys._may_manage()) AND ((SELECT rk_apikeys._no_principal())
     OR rk_apikeys._sees_key(key_id)));
+
+-- Uses that found no room, so that their keys do not count as stale.
+CREATE TABLE rk_apikeys.unrecorded_uses (
+  -- The C code (src/usage/lost.c) relies on this order: add new columns at the end.
+  part integer NOT NULL,
+  last_used_at timestamptz NOT NULL,
+  CONSTRAINT unrecorded_uses_pkey PRIMARY KEY (part)
+) WITH (fillfactor = 50);
+ALTER TABLE rk_apikeys.unrecorded_uses ENABLE ROW LEVEL SECURITY;
+COMMENT ON TABLE rk_apikeys.unrecorded_uses IS 'When keys were used that found no room in shared memory, by parts of the keys, so that stale_keys leaves these keys out. Only the extension reads and writes it.';
+COMMENT ON COLUMN rk_apikeys.unrecorded_uses.part IS 'A hash of the key id.';
+COMMENT ON COLUMN rk_apikeys.unrecorded_uses.last_used_at IS 'The time of the last unrecorded use of a key of that part. It only moves forward.';
+SELECT pg_catalog.pg_extension_config_dump('rk_apikeys.unrecorded_uses', '');
+CREATE FUNCTION rk_apikeys._unrecorded_use_at(key_id text) RETURNS timestamptz
+  LANGUAGE C STABLE STRICT PARALLEL SAFE COST 100
+  AS 'MODULE_PATHNAME', 'rk_apikeys_unrecorded_use_at';
+COMMENT ON FUNCTION rk_apikeys._unrecorded_use_at(text) IS
+  'Private: the last time at which a use of the key may have found no room in shared memory. NULL if there was none, or if the caller may not see the key.';
 CREATE OR REPLACE VIEW rk_apikeys.stale_keys WITH (security_invoker = true) AS
   SELECT k.key_id, k.tenant, k.name, k.description, k.environment, k.masked_key, k.status,
     greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)) AS last_used_at,
     greatest(u.use_count, rk_apikeys._live_use_count(k.key_id), 0) AS use_count, k.created_at, k.created_by,
     date_trunc('second', statement_timestamp()
-      - coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at)) AS unused_for
+      - greatest(coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at),
+        rk_apikeys._unrecorded_use_at(k.key_id))) AS unused_for
   FROM rk_apikeys.keys k LEFT JOIN rk_apikeys.key_usage u ON u.key_id = k.key_id
   WHERE k.revoked_at IS NULL AND k.enabled AND k.grace_until IS NULL
     AND (k.expires_at > statement_timestamp()) IS NOT FALSE
     AND coalesce(greatest(u.last_used_at, rk_apikeys._live_last_used_at(k.key_id)), k.created_at)
-      < (SELECT statement_timestamp() - rk_apikeys._setting_interval('stale_after'));
+      < (SELECT statement_timestamp() - rk_apikeys._setting_interval('stale_after'))
+    AND (rk_apikeys._unrecorded_use_at(k.key_id)
+      < (SELECT statement_timestamp() - rk_apikeys._setting_interval('stale_after'))) IS NOT FALSE;
 
 -- The words of 0.3.
 COMMENT ON TYPE rk_apikeys.new_key IS

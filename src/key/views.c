@@ -50,6 +50,12 @@ typedef struct Viewer
 	const char *owner;
 } Viewer;
 
+/* What a statement knows of unrecorded uses. */
+typedef struct Unrecorded
+{
+	TimestampTz *times;			/* as usage_lost_times() has them */
+} Unrecorded;
+
 /* Of _stats(): the counters are between the first and the last five. */
 #define STATS_COLUMNS (1 + STATS_ALL + 5)
 
@@ -67,6 +73,7 @@ PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_at);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_last_used_addr);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_use_count);
 PG_FUNCTION_INFO_V1(rk_apikeys_live_usage);
+PG_FUNCTION_INFO_V1(rk_apikeys_unrecorded_use_at);
 PG_FUNCTION_INFO_V1(rk_apikeys_sees_key);
 PG_FUNCTION_INFO_V1(rk_apikeys_searched_key_id);
 PG_FUNCTION_INFO_V1(rk_apikeys_limit_state);
@@ -117,6 +124,41 @@ rk_apikeys_live_use_count(PG_FUNCTION_ARGS)
 	if (!look_for_caller(fcinfo, &look))
 		PG_RETURN_NULL();
 	PG_RETURN_INT64(look.use_count);
+}
+
+/*
+ * rk_apikeys._unrecorded_use_at(key_id text) -> timestamptz
+ *
+ * Return when a use of the key may have found no room; NULL if there is none, or
+ * the caller may not see the key.  A statement sees the times of its first call.
+ */
+Datum
+rk_apikeys_unrecorded_use_at(PG_FUNCTION_ARGS)
+{
+	text	   *key_id = PG_GETARG_TEXT_PP(0);
+	Unrecorded *unrecorded = fcinfo->flinfo->fn_extra;
+	Viewer		viewer;
+	TimestampTz at;
+
+	if (unrecorded == NULL)
+	{
+		MemoryContext caller;
+
+		(void) usage_is_shared();
+		caller = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
+		unrecorded = palloc(sizeof(Unrecorded));
+		unrecorded->times = usage_lost_times();
+		fcinfo->flinfo->fn_extra = unrecorded;
+		MemoryContextSwitchTo(caller);
+	}
+	if (VARSIZE_ANY_EXHDR(key_id) != TOKEN_KEY_ID_LEN ||
+		(at = usage_lost_time(unrecorded->times, VARDATA_ANY(key_id))) == 0 ||
+		!find_viewer(&viewer))
+		PG_RETURN_NULL();
+	if ((viewer.tenant != NULL || viewer.environment != NULL || viewer.owner != NULL) &&
+		!finds_key(&viewer, text_to_cstring(key_id)))
+		PG_RETURN_NULL();
+	PG_RETURN_TIMESTAMPTZ(at);
 }
 
 /*

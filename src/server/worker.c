@@ -7,7 +7,8 @@
  * with pending entries, one after the other.  The worker writes the entries to
  * the tables or, on a standby or subscriber with a primary_conninfo, sends
  * them.  A worker also makes room when memory is nearly full.  On a standby
- * without a primary_conninfo workers only make room.
+ * without a primary_conninfo workers only make room.  When room runs short, a
+ * backend wakes the launcher for a round before its time.
  *
  * Trust: a worker forces the settings that its statements depend on, because a
  * database or role may have settings of its own.
@@ -58,17 +59,35 @@ typedef enum DatabaseState
 PGDLLEXPORT void rk_apikeys_launcher_main(Datum arg);
 PGDLLEXPORT void rk_apikeys_flush_main(Datum database);
 
-static void flush_all(void);
-static UsageEnd run_worker(Oid database);
+/* What a worker is told. */
+typedef struct Order
+{
+	int			batch;			/* keys */
+	bool		stays;			/* for a second, to make room again and again */
+} Order;
+
+StaticAssertDecl(sizeof(Order) <= BGW_EXTRALEN, "an order fits into bgw_extra");
+
+/* The pause between two messages that keys find no room. */
+#define REPORT_PAUSE_MS 10000
+
+static void report_lost(void);
+static bool flush_all(void);
+static UsageEnd run_worker(Oid database, bool stays);
 static bool wait_for_worker(BackgroundWorkerHandle *handle, Oid database);
 static void pause_for(int milliseconds);
 static DatabaseState database_state(Oid database);
 
-/* The main function of the launcher: a round every usage_flush_interval. */
+/*
+ * The main function of the launcher: a round every usage_flush_interval, and when
+ * room runs short.
+ */
 void
 rk_apikeys_launcher_main(Datum arg)
 {
-	TimestampTz last;			/* when the last round of flushes began */
+	TimestampTz last;			/* when the last round on time began */
+	TimestampTz ended;			/* the last round */
+	bool		failed = false;	/* the last round */
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -78,17 +97,22 @@ rk_apikeys_launcher_main(Datum arg)
 	if (!usage_is_shared() || !usage_launch())
 		proc_exit(0);
 
-	last = GetCurrentTimestamp();
+	last = ended = GetCurrentTimestamp();
 	while (!ShutdownRequestPending)
 	{
 		TimestampTz now = GetCurrentTimestamp();
+		int			pause = usage_room_pause(failed);
+		long		wait;
 
 		/* If the clock was set back, do not wait until it reaches "last". */
 		last = Min(last, now);
+		ended = Min(ended, now);
+		wait = Max(settings_usage_flush_interval -
+				   TimestampDifferenceMilliseconds(last, now), 0);
+		if (pause >= 0)
+			wait = Min(wait, Max(pause - TimestampDifferenceMilliseconds(ended, now), 0));
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 Max(settings_usage_flush_interval -
-							 TimestampDifferenceMilliseconds(last, now), 0),
-						 PG_WAIT_EXTENSION);
+						 wait, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -96,13 +120,18 @@ rk_apikeys_launcher_main(Datum arg)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 		}
+		if (ShutdownRequestPending)
+			break;
+		report_lost();
 		/* Other processes set the latch too, so check the time. */
-		if (ShutdownRequestPending ||
-			!TimestampDifferenceExceeds(last, GetCurrentTimestamp(),
-										settings_usage_flush_interval))
+		now = GetCurrentTimestamp();
+		pause = usage_room_pause(failed);
+		if (TimestampDifferenceExceeds(last, now, settings_usage_flush_interval))
+			last = now;
+		else if (pause < 0 || !TimestampDifferenceExceeds(ended, now, pause))
 			continue;
-		last = GetCurrentTimestamp();
-		flush_all();
+		failed = !flush_all();
+		ended = GetCurrentTimestamp();
 	}
 	/*
 	 * The server starts a launcher again only after an exit that is not 0, and a
@@ -112,18 +141,36 @@ rk_apikeys_launcher_main(Datum arg)
 }
 
 /*
- * One round: flush every database with pending entries, one after the other,
- * and make room when memory is nearly full.
+ * Log that keys find no room, if they do: once in the time of a round, and not more
+ * often than in REPORT_PAUSE_MS.
  */
 static void
+report_lost(void)
+{
+	static TimestampTz reported = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	reported = Min(reported, now);
+	if (usage_report_lost(TimestampDifferenceExceeds(reported, now,
+													 Max(settings_usage_flush_interval, REPORT_PAUSE_MS))))
+		reported = now;
+}
+
+/*
+ * One round: flush every database with pending entries, one after the other,
+ * and make room when memory is nearly full.  Return whether all could be flushed.
+ */
+static bool
 flush_all(void)
 {
 	TimestampTz began = GetCurrentTimestamp();
 	bool		failed = false;
 	bool		is_discarded;
+	bool		stays;
 	List	   *databases;
 	ListCell   *cell;
 
+	usage_clear_needs();
 	(void) usage_note_recovery();
 	is_discarded = usage_is_discarded();
 	StartTransactionCommand();
@@ -166,6 +213,8 @@ flush_all(void)
 	databases = list_copy(databases);
 	CommitTransactionCommand();
 
+	/* While a worker stays, other databases would wait. */
+	stays = list_length(databases) == 1 && usage_is_short();
 	/* A worker that left entries is followed by another one. */
 	while (databases != NIL && !ShutdownRequestPending)
 	{
@@ -177,7 +226,9 @@ flush_all(void)
 
 			if (ShutdownRequestPending || !OidIsValid(lfirst_oid(cell)))
 				continue;
-			end = run_worker(lfirst_oid(cell));
+			end = run_worker(lfirst_oid(cell), stays);
+			/* A round can be long. */
+			report_lost();
 			if (end == USAGE_LEFT)
 				unfinished = lappend_oid(unfinished, lfirst_oid(cell));
 			failed |= end != USAGE_LEFT && end != USAGE_DONE;
@@ -190,6 +241,7 @@ flush_all(void)
 	list_free(databases);
 	if (!failed && !is_discarded)
 		usage_end_round(began);
+	return !failed;
 }
 
 /*
@@ -199,9 +251,10 @@ flush_all(void)
  * is half as large.  A primary that is away says nothing about this server.
  */
 static UsageEnd
-run_worker(Oid database)
+run_worker(Oid database, bool stays)
 {
 	static int	batch = USAGE_BATCH;
+	Order		order = {.batch = batch, .stays = stays};
 	BackgroundWorker worker = {0};
 	BackgroundWorkerHandle *handle;
 	bool		in_time;
@@ -215,7 +268,7 @@ run_worker(Oid database)
 	strlcpy(worker.bgw_name, "rk_apikeys flush", BGW_MAXLEN);
 	strlcpy(worker.bgw_type, "rk_apikeys flush", BGW_MAXLEN);
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
-	memcpy(worker.bgw_extra, &batch, sizeof(batch));
+	memcpy(worker.bgw_extra, &order, sizeof(order));
 	worker.bgw_notify_pid = MyProcPid;
 	usage_set_end(USAGE_FAILED);
 	if (!usage_start_worker(&worker, &handle))
@@ -316,7 +369,7 @@ database_state(Oid database)
 void
 rk_apikeys_flush_main(Datum database)
 {
-	int			batch;			/* keys */
+	Order		order;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -332,9 +385,9 @@ rk_apikeys_flush_main(Datum database)
 	SetConfigOption("row_security", "on", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 	pgstat_report_appname("rk_apikeys flush");
-	memcpy(&batch, MyBgworkerEntry->bgw_extra, sizeof(batch));
+	memcpy(&order, MyBgworkerEntry->bgw_extra, sizeof(order));
 	/* Without preload, usage_is_shared() attaches the memory. */
 	if (usage_is_shared())
-		usage_flush_database(batch);
+		usage_flush_database(order.batch, order.stays);
 	proc_exit(0);
 }

@@ -1,7 +1,7 @@
 /*
  * file.c
- *		Pending entries, and the buckets of rate limits, are kept in a file from a
- *		shutdown to the next start.
+ *		Pending entries, unrecorded uses, and the buckets of rate limits, are kept in
+ *		a file from a shutdown to the next start.
  *
  * At a clean end of the server no worker can be started any more.  So the
  * postmaster writes these entries to a file.  At the next start it reads the
@@ -31,8 +31,8 @@
 
 /* Below the data directory. */
 #define SAVE_FILE "pg_stat/rk_apikeys.usage"
-#define SAVE_MAGIC 0x524b5535
-/* 0.2: the same, without the home and without buckets. */
+#define SAVE_MAGIC 0x524b5536
+/* 0.2: the same, without the home, unrecorded uses and buckets. */
 #define SAVE_MAGIC_0_2 0x524b5533
 /* 0.1: without the known counts, too. */
 #define SAVE_MAGIC_0_1 0x524b5532
@@ -59,6 +59,16 @@ typedef struct SavedUsage
 	LimiterRate rate;
 } SavedUsage;
 
+/* The time of a part of the keys; of part -1: the end of these times. */
+typedef struct SavedLost
+{
+	int32		part;
+	Oid			database;
+	int64		at;
+} SavedLost;
+
+static bool save_lost(FILE *file);
+static void load_lost(FILE *file);
 static bool is_to_save(UsageEntry *entry, const void *arg);
 static void save_entry(UsageEntry *entry, SavedUsage *saved);
 static void load_entry(UsageEntry *entry, const SavedUsage *saved);
@@ -93,7 +103,7 @@ usage_file_save(int code, Datum arg)
 	}
 	home = home_of(file);
 	failed = fwrite(&magic, sizeof(magic), 1, file) != 1 ||
-		fwrite(&home, sizeof(home), 1, file) != 1;
+		fwrite(&home, sizeof(home), 1, file) != 1 || !save_lost(file);
 	while (!failed && (entry = usage_hash_next(&walk)) != NULL)
 	{
 		SavedUsage	saved;
@@ -153,6 +163,8 @@ usage_file_load(void)
 				 errdetail("The server of that data directory counts the usage in the file.")));
 	else
 	{
+		if (magic == SAVE_MAGIC)
+			load_lost(file);
 		/* Without the fields, regard all that the table has as known. */
 		saved.known_uses = saved.known_denials = PG_INT64_MAX;
 		while (fread(&saved, size, 1, file) == 1)
@@ -169,6 +181,34 @@ usage_file_load(void)
 	}
 	FreeFile(file);
 	unlink(SAVE_FILE);
+}
+
+/* Write the times of unrecorded uses.  Return whether it worked. */
+static bool
+save_lost(FILE *file)
+{
+	SavedLost	saved = {0};
+	LostUse		lost;
+
+	for (int i = 0; usage_lost_next(&i, &lost); i++)
+	{
+		saved.part = i;
+		saved.database = lost.database;
+		saved.at = lost.at;
+		if (fwrite(&saved, sizeof(saved), 1, file) != 1)
+			return false;
+	}
+	saved.part = -1;
+	return fwrite(&saved, sizeof(saved), 1, file) == 1;
+}
+
+static void
+load_lost(FILE *file)
+{
+	SavedLost	saved;
+
+	while (fread(&saved, sizeof(saved), 1, file) == 1 && saved.part >= 0)
+		usage_lost_load(saved.part, saved.database, saved.at);
 }
 
 /* UsageFilter.  arg: the time.  A rate limit that is full again is not saved. */

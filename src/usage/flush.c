@@ -21,6 +21,7 @@
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -37,6 +38,9 @@
 /* Milliseconds after which a worker begins no other batch, or gives one up. */
 #define WORKER_BUDGET_MS 1000
 #define BATCH_TIMEOUT_MS 1500
+
+/* Milliseconds between two looks of a worker that stays. */
+#define STAY_MS 10
 
 /* The extension's tables in this database. */
 typedef enum TablesState
@@ -61,7 +65,10 @@ typedef enum Destination
  */
 typedef int (*BatchWork) (const UsageCopy *copies, int count);
 
-static UsageEnd flush_database(int batch);
+static UsageEnd flush_database(int batch, bool stays);
+static UsageEnd write_pending(int batch, TimestampTz start);
+static int	try_lock(const UsageCopy *copies, int count);
+static bool wait_for_work(TimestampTz start);
 static void log_busy(bool busy);
 static Destination find_destination(void);
 static TablesState flush_batch(BatchWork work, const UsageCopy *copies, int count);
@@ -111,12 +118,13 @@ usage_flush_now(void)
 
 /*
  * In a worker: write or send this database's pending entries, in batches of
- * that many keys, and set how the worker ended.  Then make room.
+ * that many keys, and set how the worker ended.  Then make room.  stays: when room
+ * runs short again within a second, write again.
  */
 void
-usage_flush_database(int batch)
+usage_flush_database(int batch, bool stays)
 {
-	UsageEnd	end = usage_is_discarded() ? USAGE_DONE : flush_database(batch);
+	UsageEnd	end = usage_is_discarded() ? USAGE_DONE : flush_database(batch, stays);
 
 	if (end == USAGE_BUSY || end == USAGE_DONE)
 		log_busy(end == USAGE_BUSY);
@@ -153,13 +161,14 @@ log_busy(bool busy)
 }
 
 static UsageEnd
-flush_database(int batch)
+flush_database(int batch, bool stays)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
 												  "rk_apikeys flush",
 												  ALLOCSET_DEFAULT_SIZES);
 	TimestampTz start = GetCurrentTimestamp();
 	Destination destination = find_destination();
+	UsageEnd	end;
 	UsageCopy  *copies;
 	int			count;
 
@@ -169,9 +178,9 @@ flush_database(int batch)
 		usage_forget_database(MyDatabaseId);
 		return USAGE_DONE;
 	}
-	copies = usage_pending(MyDatabaseId, true, &count);
 	if (destination == DESTINATION_PRIMARY)
 	{
+		copies = usage_pending(MyDatabaseId, true, &count);
 		pgstat_report_activity(STATE_RUNNING, "sending the usage of API keys");
 		return usage_send(copies, count);
 	}
@@ -183,25 +192,60 @@ flush_database(int batch)
 			return USAGE_FAILED;
 		usage_delivered();
 	}
-	for (int i = 0; i < count; i += batch)
+	do
+		end = write_pending(batch, start);
+	while (stays && (end == USAGE_DONE || end == USAGE_BUSY) && wait_for_work(start));
+	return end;
+}
+
+/* Write this database's pending entries once, until the worker's time is over. */
+static UsageEnd
+write_pending(int batch, TimestampTz start)
+{
+	int			count = 0;
+	UsageCopy  *copies = NULL;
+	TablesState tables = flush_batch(try_lock, NULL, 0);
+
+	/* A copy's stamp would keep a flush that is running from making it clean. */
+	if (tables == TABLES_OURS)
+		copies = usage_pending(MyDatabaseId, true, &count);
+	for (int i = 0; tables == TABLES_OURS && i < count; i += batch)
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
 									   WORKER_BUDGET_MS))
 			return USAGE_LEFT;
-		switch (flush_batch(usage_flush_here, copies + i,
-							Min(count - i, batch)))
-		{
-			case TABLES_OURS:
-				break;
-			case TABLES_BUSY:
-				return USAGE_BUSY;
-			case TABLES_NOT_OURS:
-				usage_forget_database(MyDatabaseId);
-				return USAGE_DONE;
-		}
+		tables = flush_batch(usage_flush_here, copies + i, Min(count - i, batch));
 	}
-	return USAGE_DONE;
+	if (copies != NULL)
+		pfree(copies);
+	if (tables == TABLES_NOT_OURS)
+		usage_forget_database(MyDatabaseId);
+	return tables == TABLES_BUSY ? USAGE_BUSY : USAGE_DONE;
+}
+
+/* BatchWork: find out whether another flush holds the lock. */
+static int
+try_lock(const UsageCopy *copies, int count)
+{
+	return usage_lock_flushes(false) ? 0 : USAGE_BUSY_HERE;
+}
+
+/* Wait until many entries are pending; false: the worker's time is over. */
+static bool
+wait_for_work(TimestampTz start)
+{
+	do
+	{
+		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
+									   WORKER_BUDGET_MS))
+			return false;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 STAY_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	} while (usage_hash_pending(0) < usage_hash_eighths(USAGE_EASY_EIGHTHS));
+	return true;
 }
 
 static Destination
@@ -256,7 +300,7 @@ flush_batch(BatchWork work, const UsageCopy *copies, int count)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
-	if (tables == TABLES_OURS)
+	if (tables == TABLES_OURS && count > 0)
 	{
 		stats_count(STATS_FLUSHES);
 		stats_count_many(STATS_FLUSHED_KEYS, total);
@@ -274,15 +318,16 @@ static TablesState
 lock_tables(void)
 {
 	static const char *const names[] = {
-		"api_keys", "key_usage", "key_usage_daily", "key_events", "limits", "limit_usage"
+		"api_keys", "key_usage", "key_usage_daily", "key_events", "limits", "limit_usage",
+		"unrecorded_uses"
 	};
 	bool		has_limits = OidIsValid(store_table("limit_usage", true));
 	Oid			extension = get_extension_oid("rk_apikeys", true);
 
 	if (!OidIsValid(extension))
 		return TABLES_NOT_OURS;
-	/* SQL of an earlier release has no limits. */
-	for (int i = 0; i < (int) lengthof(names) - (has_limits ? 0 : 2); i++)
+	/* SQL of an earlier release has not the last three. */
+	for (int i = 0; i < (int) lengthof(names) - (has_limits ? 0 : 3); i++)
 	{
 		Oid			table = store_table(names[i], true);
 

@@ -24,6 +24,7 @@
 
 #include "common/hashfn.h"
 #include "port/pg_bitutils.h"
+#include "storage/latch.h"
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
@@ -38,10 +39,21 @@ static pg_atomic_uint32 *pending_map = NULL;
 
 static void init_shared(int max_tracked);
 static void init_map(int max_tracked);
-static void count_entry(Oid database, uint64 tenant, int32 difference);
+static void count_entry(const UsageKey *key, uint64 tenant, int32 difference);
 static pg_atomic_uint32 *share_of(Oid database, uint64 tenant, int row);
 static bool is_wanted(const UsageWalk *walk, UsageEntry *entry);
 static void set_pending_bit(UsageEntry *entry);
+static void clear_pending_bit(UsageEntry *entry);
+static uint32 slots_used(void);
+
+/*
+ * Words of the map from which the number of pending entries is estimated; they
+ * lie apart, because the parts of the table are not equally full.
+ */
+#define SAMPLE_WORDS 32
+
+/* One in so many entries that become pending looks whether room is short. */
+#define LOOK_EVERY 64
 
 /* Half are in place; the other half is enough for any set of keys. */
 static Size
@@ -126,6 +138,11 @@ init_shared(int max_tracked)
 	memset(usage_shared, 0, sizeof(UsageShared));
 	SpinLockInit(&usage_shared->mutex);
 	pg_atomic_init_u32(&usage_shared->tracked, 0);
+	pg_atomic_init_u32(&usage_shared->buckets, 0);
+	pg_atomic_init_u32(&usage_shared->needs, 0);
+	pg_atomic_init_u32(&usage_shared->hand, 0);
+	SpinLockInit(&usage_shared->lost_mutex);
+	pg_atomic_init_u32(&usage_shared->has_lost, 0);
 	pg_atomic_init_u32(&usage_shared->overflow_used, 0);
 	pg_atomic_init_u32(&usage_shared->stamps, USAGE_FIRST_STAMP);
 	pg_atomic_init_u32(&usage_shared->round, 1);
@@ -195,8 +212,14 @@ usage_hash_find(const UsageTarget *target)
 bool
 usage_hash_is_filled(int eighths)
 {
-	return pg_atomic_read_u32(&usage_shared->tracked) >=
-		(uint32) (usage_shared->max_tracked - usage_shared->max_tracked / 8 * (8 - eighths));
+	return pg_atomic_read_u32(&usage_shared->tracked) >= usage_hash_eighths(eighths);
+}
+
+/* Return so many eighths of the entries. */
+uint32
+usage_hash_eighths(int eighths)
+{
+	return usage_shared->max_tracked - usage_shared->max_tracked / 8 * (8 - eighths);
 }
 
 /*
@@ -239,7 +262,7 @@ usage_hash_add(const UsageTarget *target, uint64 tenant, bool fair)
 		pg_atomic_read_u32(&usage_shared->tracked) < (uint32) usage_shared->max_tracked;
 	if (has_room)
 	{
-		count_entry(target->key.database, tenant, 1);
+		count_entry(&target->key, tenant, 1);
 		if (OidIsValid(entry->key.database))
 		{
 			number = usage_shared->first_free;
@@ -276,7 +299,9 @@ usage_hash_remove(UsageEntry *entry)
 	uint32		number = entry - entries;
 	UsageEntry *before = &entries[entry->place];
 
-	count_entry(entry->key.database, entry->tenant, -1);
+	count_entry(&entry->key, entry->tenant, -1);
+	/* Before another entry gets the slot. */
+	clear_pending_bit(entry);
 	entry->key.database = InvalidOid;
 	usage_shared->removed[entry->place % USAGE_PARTITIONS]++;
 	/* The first entry of a chain stays in place, free. */
@@ -294,11 +319,100 @@ usage_hash_remove(UsageEntry *entry)
 
 /* Count an entry of a tenant that is added (1) or removed (-1). */
 static void
-count_entry(Oid database, uint64 tenant, int32 difference)
+count_entry(const UsageKey *key, uint64 tenant, int32 difference)
 {
 	pg_atomic_fetch_add_u32(&usage_shared->tracked, difference);
+	if (usage_is_bucket(key->key_id))
+		pg_atomic_fetch_add_u32(&usage_shared->buckets, difference);
 	for (int row = 0; row < USAGE_SHARE_ROWS; row++)
-		pg_atomic_fetch_add_u32(share_of(database, tenant, row), difference);
+		pg_atomic_fetch_add_u32(share_of(key->database, tenant, row), difference);
+}
+
+/*
+ * Return whether a tenant of a database may take the place of another tenant's
+ * entry.  The rule is that of usage_hash_has_room(), where clean entries count as
+ * free, except buckets, because they may be held.
+ */
+bool
+usage_hash_may_take(Oid database, uint64 tenant)
+{
+	uint32		kept = usage_hash_pending(SAMPLE_WORDS) +
+		pg_atomic_read_u32(&usage_shared->buckets);
+	uint32		max_tracked = (uint32) usage_shared->max_tracked;
+
+	for (int row = 0; row < USAGE_SHARE_ROWS; row++)
+		if (kept < max_tracked &&
+			pg_atomic_read_u32(share_of(database, tenant, row)) < max_tracked - kept)
+			return true;
+	return false;
+}
+
+/*
+ * Return how many entries are pending, estimated from so many words of the map
+ * (0: all words).
+ */
+uint32
+usage_hash_pending(int words)
+{
+	uint32		total = slots_used() / 32 + 1;
+	uint32		step = words == 0 ? 1 : total / words + 1;
+	uint32		first = step == 1 ? 0 : pg_atomic_read_u32(&usage_shared->hand) % step;
+	uint64		found = 0;
+	uint32		looked = 0;
+
+	for (uint32 i = first; i < total; i += step, looked++)
+		found += pg_popcount32(pg_atomic_read_u32(&pending_map[i]));
+	return looked == 0 ? 0 : (uint32) (found * total / looked);
+}
+
+/* Begin a look for clean entries at so many words of the map. */
+void
+usage_hash_take_hand(UsageHand *hand, int words)
+{
+	hand->words = words;
+	hand->at = pg_atomic_fetch_add_u32(&usage_shared->hand, 1) %
+		(slots_used() / 32 + 1) * 32;
+}
+
+/*
+ * Return the next entry that seems to be clean, without a lock; NULL at the end
+ * of the look.
+ */
+UsageEntry *
+usage_hash_next_clean(UsageHand *hand)
+{
+	uint32		end = slots_used();
+
+	while (hand->words > 0)
+	{
+		uint32		word = ~pg_atomic_read_u32(&pending_map[hand->at / 32]) >> hand->at % 32;
+		UsageEntry *entry = NULL;
+
+		if (word != 0)
+		{
+			hand->at += pg_rightmost_one_pos32(word);
+			if (hand->at < end)
+				entry = &entries[hand->at];
+			hand->at++;
+		}
+		else
+			hand->at = (hand->at / 32 + 1) * 32;
+		if (hand->at >= end)
+			hand->at = 0;
+		if (hand->at % 32 == 0)
+			hand->words--;
+		if (entry != NULL && OidIsValid(*(volatile Oid *) &entry->key.database))
+			return entry;
+	}
+	return NULL;
+}
+
+/* Return the end of the entries that were ever used. */
+static uint32
+slots_used(void)
+{
+	return usage_shared->max_tracked +
+		pg_atomic_read_u32(&usage_shared->overflow_used);
 }
 
 /* Return the counter of a tenant of a database in that row. */
@@ -318,8 +432,7 @@ share_of(Oid database, uint64 tenant, int row)
 UsageEntry *
 usage_hash_next(UsageWalk *walk)
 {
-	uint32		end = usage_shared->max_tracked +
-		pg_atomic_read_u32(&usage_shared->overflow_used);
+	uint32		end = slots_used();
 
 	while (walk->at < end)
 	{
@@ -410,19 +523,18 @@ usage_hash_set_stamp(UsageEntry *entry, uint32 stamp)
 
 /*
  * Make an entry clean after the flush with that stamp has written it.  Do
- * nothing if the entry was changed, or copied by another flush, meanwhile.
+ * nothing if the entry was changed, or copied by another flush, meanwhile.  Return
+ * false if another flush has copied it.
  */
-void
+bool
 usage_hash_set_clean(UsageEntry *entry, uint32 stamp)
 {
-	uint32		number = entry - entries;
-
 	if (!pg_atomic_compare_exchange_u32(&entry->state, &stamp, USAGE_CLEAN))
-		return;
-	pg_atomic_fetch_and_u32(&pending_map[number / 32],
-							~((uint32) 1 << number % 32));
+		return stamp == USAGE_DIRTY || stamp == USAGE_CLEAN;
+	clear_pending_bit(entry);
 	if (pg_atomic_read_u32(&entry->state) != USAGE_CLEAN)
 		set_pending_bit(entry);
+	return true;
 }
 
 static void
@@ -432,4 +544,37 @@ set_pending_bit(UsageEntry *entry)
 
 	pg_atomic_fetch_or_u32(&pending_map[number / 32],
 						   (uint32) 1 << number % 32);
+	if (number % LOOK_EVERY == 0)
+		usage_hash_check_room();
+}
+
+static void
+clear_pending_bit(UsageEntry *entry)
+{
+	uint32		number = entry - entries;
+
+	pg_atomic_fetch_and_u32(&pending_map[number / 32],
+							~((uint32) 1 << number % 32));
+}
+
+/* Wake the launcher if so many entries are pending that room runs short. */
+void
+usage_hash_check_room(void)
+{
+	if (usage_hash_is_filled(USAGE_ROOM_EIGHTHS) &&
+		usage_hash_pending(SAMPLE_WORDS) >= usage_hash_eighths(USAGE_SHORT_EIGHTHS))
+		usage_hash_need(USAGE_NEEDS_ROOM);
+}
+
+/* Wake the launcher, once, until it has looked at the needs. */
+void
+usage_hash_need(uint32 needs)
+{
+	Latch	   *latch = usage_shared->latch;
+
+	if ((pg_atomic_read_u32(&usage_shared->needs) & needs) == needs ||
+		(pg_atomic_fetch_or_u32(&usage_shared->needs, needs) & needs) == needs)
+		return;
+	if (latch != NULL)
+		SetLatch(latch);
 }

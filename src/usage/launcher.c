@@ -22,6 +22,14 @@
 #define LAUNCHER_NONE 0
 #define LAUNCHER_STARTED 1
 
+/*
+ * The pause before a round that makes room.  DROP DATABASE finds the database
+ * empty meanwhile.  The long one is for rounds that may be in vain: the last one
+ * failed, or places are held.
+ */
+#define ROOM_PAUSE_MS 250
+#define ROOM_SLOW_MS 1000
+
 static void describe_launcher(BackgroundWorker *worker);
 static void launcher_ends(int code, Datum arg);
 
@@ -99,8 +107,53 @@ usage_launch(void)
 			return false;
 	} while (!pg_atomic_compare_exchange_u32(&usage_shared->launcher, &before,
 											 (uint32) MyProcPid));
+	usage_shared->latch = MyLatch;
 	before_shmem_exit(launcher_ends, (Datum) 0);
 	return true;
+}
+
+/* In the launcher: log that keys found no room, if asked to.  Return whether. */
+bool
+usage_report_lost(bool log)
+{
+	if ((pg_atomic_fetch_and_u32(&usage_shared->needs, ~USAGE_HAS_LOST) & USAGE_HAS_LOST) == 0 ||
+		!log)
+		return false;
+	ereport(WARNING,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("shared memory has no room for more API keys"),
+			 errdetail("Uses of keys are not recorded, and calls of keys with a limit are refused. The view rk_apikeys.stats counts both."),
+			 usage_shared->tranche == 0 ?
+			 errhint("Increase rk_apikeys.max_tracked_keys.") :
+			 errhint("Add rk_apikeys to shared_preload_libraries.")));
+	return true;
+}
+
+/*
+ * In the launcher: return the milliseconds after a round before another one makes
+ * room; -1 if nobody waits for room, and the round has written what it should.
+ */
+int
+usage_room_pause(bool failed)
+{
+	if ((pg_atomic_read_u32(&usage_shared->needs) & USAGE_NEEDS_ROOM) == 0 &&
+		!(failed && usage_is_short()))
+		return -1;
+	return failed || !usage_is_short() ? ROOM_SLOW_MS : ROOM_PAUSE_MS;
+}
+
+/* In the launcher, before a round: who waits for room must say so again. */
+void
+usage_clear_needs(void)
+{
+	(void) pg_atomic_fetch_and_u32(&usage_shared->needs, ~USAGE_NEEDS_ROOM);
+}
+
+/* Return whether most entries are pending. */
+bool
+usage_is_short(void)
+{
+	return usage_hash_pending(0) >= usage_hash_eighths(USAGE_SHORT_EIGHTHS);
 }
 
 static void
@@ -120,6 +173,7 @@ describe_launcher(BackgroundWorker *worker)
 static void
 launcher_ends(int code, Datum arg)
 {
+	usage_shared->latch = NULL;
 	pg_atomic_write_u32(&usage_shared->launcher,
 						code == 0 ? LAUNCHER_NONE : LAUNCHER_STARTED);
 }

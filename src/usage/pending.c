@@ -86,6 +86,11 @@ usage_pending(Oid database, bool round, int *count)
 		stamp = pg_atomic_fetch_add_u32(&usage_shared->stamps, 1);
 	while (stamp < USAGE_FIRST_STAMP);
 	copies = usage_copy_entries(&wanted, true, stamp, count);
+	if (pg_atomic_read_u32(&usage_shared->has_lost) != 0)
+	{
+		copies = repalloc_huge(copies, mul_size(*count + LOST_USES, sizeof(UsageCopy)));
+		*count += usage_lost_copies(database, wanted.round, copies + *count);
+	}
 	/* In the order of the indexes, so that their pages stay in memory. */
 	qsort(copies, *count, sizeof(UsageCopy), compare_copies);
 	return copies;
@@ -143,8 +148,8 @@ is_wanted(UsageEntry *entry, const void *arg)
 }
 
 /*
- * Begin a round of flushes.  Return the databases with pending entries or with a
- * batch in the outbox.
+ * Begin a round of flushes.  Return the databases with pending entries, with
+ * unrecorded uses, or with a batch in the outbox.
  */
 List *
 usage_begin_round(void)
@@ -165,7 +170,7 @@ usage_begin_round(void)
 	}
 	if (OidIsValid(usage_outbox_database()))
 		databases = list_append_unique_oid(databases, usage_outbox_database());
-	return databases;
+	return usage_lost_databases(databases);
 }
 
 /* Remove an entry that cannot be flushed because its key is gone. */
@@ -203,6 +208,7 @@ usage_forget_database(Oid database)
 		LWLockRelease(walk.lock);
 		usage_forget(database, key.key_id);
 	}
+	usage_lost_forget(database);
 	usage_outbox_discard(database);
 	(void) usage_set_busy(database, false);
 	stats_count_many(STATS_DROPPED, dropped);

@@ -9,9 +9,10 @@
  * standby, by its primary.  Because the values are absolute, a reader takes the
  * greater of table and memory.
  *
- * Only genuine tokens make entries.  If there is no room, or the key's tenant has
- * its share of it, the use is not recorded and counts as overflow.  A verify
- * never fails for that reason, except of a key that a limit binds.
+ * Only genuine tokens make entries.  If there is no room, a clean entry gives way.
+ * If none does, or the key's tenant has its share, the use is not recorded and
+ * counts as overflow.  A verify never fails for that reason, except of a key that
+ * a limit binds.
  *
  * Locking: as hash.c says.  An entry's atomics are changed under its
  * partition's lock, taken shared.  No other lock is taken under that lock,
@@ -33,8 +34,8 @@
 #include "compat.h"
 #include "usage/shared.h"
 
-/* Tries to make an entry while others are evicted. */
-#define SEED_TRIES 3
+/* Tries to make an entry while others are evicted, or take the place. */
+#define SEED_TRIES 10
 
 /* A key whose entry is made. */
 typedef struct NewKey
@@ -111,6 +112,8 @@ usage_record(const StoredKey *key, UsageKind kind, inet *client_addr,
 	if (entry == NULL)
 	{
 		stats_count(STATS_OVERFLOW);
+		if (kind == USAGE_USE)
+			usage_lost_note(MyDatabaseId, key->key_id, now);
 		return;
 	}
 	if (key->place.buffer != InvalidBuffer)
@@ -161,7 +164,7 @@ usage_resign(const StoredKey *key, int pepper_id, const uint8 *digest)
  * Return the entry of a key, with its partition locked: shared, or exclusive if
  * the entry was just made.  Return NULL, with nothing locked, if there is no
  * room.  A brief key comes from an entry.  If that entry was evicted at this
- * moment, no new one is made, because a brief key does not have the tenant.
+ * moment, the row is read again, because a brief key does not have the tenant.
  */
 static UsageEntry *
 find_or_make(const StoredKey *key, LWLock **lock)
@@ -169,6 +172,7 @@ find_or_make(const StoredKey *key, LWLock **lock)
 	UsageTarget target;
 	UsageEntry *entry;
 	NewKey		new = {.key = key, .seed = {DT_NOBEGIN, 0, 0}};
+	StoredPlace nowhere = {.buffer = InvalidBuffer};
 	UsageSeed	seed = {read_seed, set_seed, &new};
 
 	usage_hash_target(&target, MyDatabaseId, key->key_id);
@@ -179,8 +183,10 @@ find_or_make(const StoredKey *key, LWLock **lock)
 		return entry;
 	LWLockRelease(target.lock);
 	if (key->tenant == NULL)
+		new.key = store_find(store_table("api_keys", true), key->key_id, &nowhere);
+	if (new.key == NULL)
 		return NULL;
-	return usage_find_or_make(&target, usage_tenant(key->tenant), &seed);
+	return usage_find_or_make(&target, usage_tenant(new.key->tenant), &seed);
 }
 
 /*
@@ -191,6 +197,8 @@ UsageEntry *
 usage_find_or_make(const UsageTarget *target, uint64 tenant,
 				   const UsageSeed *seed)
 {
+	bool		took = false;	/* a place, from another entry */
+
 	for (int tries = 0; tries < SEED_TRIES; tries++)
 	{
 		UsageEntry *entry;
@@ -203,8 +211,15 @@ usage_find_or_make(const UsageTarget *target, uint64 tenant,
 		removed = usage_shared->removed[target->partition];
 		LWLockRelease(target->lock);
 
-		if (!usage_hash_has_room(target->key.database, tenant))
-			return NULL;
+		if (!took && !usage_hash_has_room(target->key.database, tenant))
+		{
+			if (!usage_give_way(target->key.database, tenant))
+				break;
+			/* It may have been of this partition, so look again. */
+			took = true;
+			continue;
+		}
+		usage_hash_check_room();
 		seed->read(seed->arg);
 
 		LWLockAcquire(target->lock, LW_EXCLUSIVE);
@@ -217,16 +232,17 @@ usage_find_or_make(const UsageTarget *target, uint64 tenant,
 		 */
 		if (removed == usage_shared->removed[target->partition])
 		{
-			entry = usage_hash_add(target, tenant, true);
+			entry = usage_hash_add(target, tenant, !took);
 			if (entry != NULL)
 			{
 				seed->set(entry, seed->arg);
 				return entry;
 			}
-			tries = SEED_TRIES;
+			took = false;		/* another one was faster */
 		}
 		LWLockRelease(target->lock);
 	}
+	usage_hash_need(USAGE_NEEDS_ROOM | USAGE_HAS_LOST);
 	return NULL;
 }
 

@@ -3,7 +3,11 @@
  *		Room for more entries, when the table is nearly full.
  *
  * An entry that is not pending can be made anew from the tables, so it can be
- * removed.  But the bucket of a rate limit is nowhere else.  So it stays until
+ * removed.  A backend that needs a place removes one entry by itself.  The launcher
+ * removes more, so that places are free, and does it at once when most entries
+ * are pending.
+ *
+ * But the bucket of a rate limit is nowhere else.  So it stays until
  * the limit is full again: the entry is held.  A sweep ends the hold of a bucket
  * from which no verify can take any more.  A bucket with reserved units stays
  * too.
@@ -37,6 +41,29 @@
 /* Keys after which a sweep looks at the clock. */
 #define SWEEP_CHECK_EVERY 64
 
+/*
+ * How far a backend looks for a place: words of the map, which has a bit for each
+ * pending entry, and entries.
+ */
+#define GIVE_WAY_WORDS 64
+#define GIVE_WAY_ENTRIES 64
+
+/* Which entries the launcher removes. */
+typedef struct Evicted
+{
+	bool		buckets;		/* or keys */
+	TimestampTz now;
+} Evicted;
+
+/* Who needs a place. */
+typedef struct Taker
+{
+	bool		any;			/* may take an entry of any tenant */
+	Oid			database;
+	uint64		tenant;
+	TimestampTz now;
+} Taker;
+
 /* Whose held entries are wanted. */
 typedef struct Held
 {
@@ -51,6 +78,9 @@ typedef struct SweptTables
 	Oid			limits;
 } SweptTables;
 
+static bool may_go(UsageEntry *entry, TimestampTz now);
+static bool may_take(const Taker *taker, UsageEntry *entry);
+static bool take_place(const Taker *taker, UsageEntry *entry);
 static bool is_evictable(UsageEntry *entry, const void *arg);
 static bool is_held(UsageEntry *entry, const void *arg);
 static Oid	lock_table(const char *name, Oid extension);
@@ -70,15 +100,82 @@ usage_is_held(UsageEntry *entry, TimestampTz now)
 		!limiter_is_full(&entry->bucket.limiter, now);
 }
 
-/* UsageFilter.  arg: the time. */
+/* Return whether an entry that is not pending may be removed. */
+static bool
+may_go(UsageEntry *entry, TimestampTz now)
+{
+	return !usage_is_bucket(entry->key.key_id) ||
+		(*(volatile int64 *) &entry->bucket.reserved == 0 &&
+		 !usage_is_held(entry, now));
+}
+
+/* UsageFilter.  arg: Evicted. */
 static bool
 is_evictable(UsageEntry *entry, const void *arg)
 {
-	if (usage_is_pending(entry) && !usage_is_discarded())
+	const Evicted *evicted = arg;
+
+	return usage_is_bucket(entry->key.key_id) == evicted->buckets &&
+		(!usage_is_pending(entry) || usage_is_discarded()) &&
+		may_go(entry, evicted->now);
+}
+
+/*
+ * Remove an entry that gives its place to another one: of the same tenant, if the
+ * tenant may not take another's.  Look at few entries, and take no bucket if a
+ * key is among them.  Return whether an entry was removed.  The caller holds no
+ * lock.
+ */
+bool
+usage_give_way(Oid database, uint64 tenant)
+{
+	Taker		taker = {
+		.any = usage_hash_may_take(database, tenant), .database = database,
+		.tenant = tenant, .now = GetCurrentTimestamp()
+	};
+	UsageEntry *bucket = NULL;
+	UsageEntry *entry;
+	UsageHand	hand;
+
+	usage_hash_take_hand(&hand, GIVE_WAY_WORDS);
+	for (int i = 0; i < GIVE_WAY_ENTRIES &&
+		 (entry = usage_hash_next_clean(&hand)) != NULL; i++)
+	{
+		if (!may_take(&taker, entry))
+			continue;
+		if (!usage_is_bucket(entry->key.key_id) && take_place(&taker, entry))
+			return true;
+		bucket = entry;
+	}
+	return bucket != NULL && take_place(&taker, bucket);
+}
+
+/* Return whether an entry may give way; without a lock, and again with it. */
+static bool
+may_take(const Taker *taker, UsageEntry *entry)
+{
+	return OidIsValid(*(volatile Oid *) &entry->key.database) &&
+		!usage_is_pending(entry) && may_go(entry, taker->now) &&
+		(taker->any || (entry->key.database == taker->database &&
+						entry->tenant == taker->tenant));
+}
+
+/* Remove an entry, unless it has changed or its partition is locked. */
+static bool
+take_place(const Taker *taker, UsageEntry *entry)
+{
+	uint32		place = *(volatile uint32 *) &entry->place;
+	LWLock	   *lock = &usage_locks[place % USAGE_PARTITIONS].lock;
+	bool		taken;
+
+	if (!LWLockConditionalAcquire(lock, LW_EXCLUSIVE))
 		return false;
-	return !usage_is_bucket(entry->key.key_id) ||
-		(*(volatile int64 *) &entry->bucket.reserved == 0 &&
-		 !usage_is_held(entry, *(const TimestampTz *) arg));
+	/* The slot may hold another entry by now. */
+	taken = entry->place == place && may_take(taker, entry);
+	if (taken)
+		usage_hash_remove(entry);
+	LWLockRelease(lock);
+	return taken;
 }
 
 /* UsageFilter.  arg: Held. */
@@ -93,7 +190,7 @@ is_held(UsageEntry *entry, const void *arg)
 
 /*
  * Make room when the table is nearly full.  Remove entries that are not pending
- * and not held, at most a quarter of the table.  A standby without a
+ * and not held, keys before buckets, at most a quarter of the table.  A standby without a
  * primary_conninfo can write nothing, so there pending entries are removed too,
  * and counted as dropped.  Each call continues where the last one ended.
  */
@@ -105,15 +202,16 @@ usage_evict(void)
 	UsageKey   *keys;
 	int			count = 0;
 	int			dropped = 0;
-	TimestampTz now = GetCurrentTimestamp();
+	Evicted		evicted = {.now = GetCurrentTimestamp()};
 	UsageEntry *entry;
-	UsageWalk	walk = {.wanted = is_evictable, .arg = &now, .at = from};
+	UsageWalk	walk = {.wanted = is_evictable, .arg = &evicted, .at = from};
 
 	if (!usage_hash_is_filled(USAGE_ROOM_EIGHTHS))
 		return;
 	keys = palloc_extended(mul_size(room, sizeof(UsageKey)), MCXT_ALLOC_HUGE);
-	for (int turn = 0; turn < 2; turn++)
+	for (int turn = 0; turn < 3; turn++)
 	{
+		evicted.buckets = turn == 2;
 		while (count < room && (entry = usage_hash_next(&walk)) != NULL)
 		{
 			keys[count++] = entry->key;
@@ -130,8 +228,12 @@ usage_evict(void)
 		usage_hash_target(&target, keys[i].database, keys[i].key_id);
 		LWLockAcquire(target.lock, LW_EXCLUSIVE);
 		entry = usage_hash_find(&target);
-		if (entry != NULL && is_evictable(entry, &now))
+		evicted.buckets = usage_is_bucket(keys[i].key_id);
+		if (entry != NULL && is_evictable(entry, &evicted))
 		{
+			if (usage_is_pending(entry) && !usage_is_bucket(entry->key.key_id))
+				usage_lost_note(entry->key.database, entry->key.key_id,
+								(TimestampTz) pg_atomic_read_u64(&entry->last_used_at));
 			dropped += usage_is_pending(entry);
 			usage_hash_remove(entry);
 		}

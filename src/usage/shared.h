@@ -22,6 +22,13 @@
 #define USAGE_SHARE_EIGHTHS 7
 
 /*
+ * So many eighths of the entries are pending when the launcher is woken, and
+ * when a flush that makes room may end.
+ */
+#define USAGE_SHORT_EIGHTHS 6
+#define USAGE_EASY_EIGHTHS 4
+
+/*
  * Counters of the entries of each tenant of a database.  A tenant has a counter
  * in each row, which it shares with the tenants of the same hash.  The lower of
  * the two is the tenant's count, or more.
@@ -117,9 +124,26 @@ typedef struct pg_attribute_aligned(256) UsageEntry
 StaticAssertDecl(offsetof(UsageEntry, round) == 128 && sizeof(UsageEntry) == 256,
 				 "a verify touches two lines of an entry");
 
+/* A use that was not recorded, of one of the keys of a hash; see lost.c. */
+typedef struct LostUse
+{
+	TimestampTz at;				/* the latest one; 0: none */
+	TimestampTz written;		/* what the tables have */
+	Oid			database;		/* whose keys; LOST_SEVERAL: of several */
+	uint32		round;			/* the last one that wrote it */
+} LostUse;
+
+#define LOST_USES 4096
+#define LOST_SEVERAL PG_UINT32_MAX
+
+/* What the launcher is woken for. */
+#define USAGE_NEEDS_ROOM 1
+#define USAGE_HAS_LOST 2
+
 typedef struct UsageShared
 {
 	pg_atomic_uint32 tracked;	/* entries in use */
+	pg_atomic_uint32 buckets;	/* of these, buckets of limits */
 	pg_atomic_uint32 stamps;	/* of flushes */
 	pg_atomic_uint32 overflow_used; /* entries not in place that were ever
 									 * used; only grows */
@@ -144,6 +168,13 @@ typedef struct UsageShared
 	int			max_tracked;	/* fixed */
 	int			tranche;		/* of the locks; fixed; 0 with preload */
 	pg_atomic_uint32 launcher;	/* launcher.c's; 0: there is none */
+	struct Latch *volatile latch;	/* of the launcher; NULL: there is none */
+	pg_atomic_uint32 needs;		/* USAGE_NEEDS_ROOM, USAGE_HAS_LOST */
+	pg_atomic_uint32 hand;		/* where a backend begins to look for a place:
+								 * a word of the map; only grows */
+	pg_atomic_uint32 has_lost;	/* a use was ever lost */
+	slock_t		lost_mutex;		/* guards lost */
+	LostUse		lost[LOST_USES];
 } UsageShared;
 
 /*
@@ -197,6 +228,13 @@ typedef struct UsageWalk
 	LWLock	   *lock;			/* result: of the entry that was found */
 } UsageWalk;
 
+/* A bounded look for clean entries. */
+typedef struct UsageHand
+{
+	uint32		at;				/* the next to be looked at */
+	int			words;			/* of the map, that may still be looked at */
+} UsageHand;
+
 /* The locks, and their wait event. */
 #define USAGE_TRANCHE "RkApikeysUsage"
 
@@ -213,16 +251,23 @@ extern void usage_hash_target(UsageTarget *target, Oid database,
 extern void usage_hash_prefetch(const UsageTarget *target);
 extern UsageEntry *usage_hash_find(const UsageTarget *target);
 extern bool usage_hash_is_filled(int eighths);
+extern uint32 usage_hash_eighths(int eighths);
+extern void usage_hash_check_room(void);
+extern void usage_hash_need(uint32 needs);
 extern bool usage_hash_has_room(Oid database, uint64 tenant);
 extern UsageEntry *usage_hash_add(const UsageTarget *target, uint64 tenant,
 								  bool fair);
 extern void usage_hash_remove(UsageEntry *entry);
+extern bool usage_hash_may_take(Oid database, uint64 tenant);
+extern uint32 usage_hash_pending(int words);
+extern void usage_hash_take_hand(UsageHand *hand, int words);
+extern UsageEntry *usage_hash_next_clean(UsageHand *hand);
 extern UsageEntry *usage_hash_next(UsageWalk *walk);
 extern bool usage_is_bucket(const char *key_id);
 extern bool usage_is_rate_bucket(UsageEntry *entry);
 extern void usage_hash_set_dirty(UsageEntry *entry);
 extern bool usage_hash_set_stamp(UsageEntry *entry, uint32 stamp);
-extern void usage_hash_set_clean(UsageEntry *entry, uint32 stamp);
+extern bool usage_hash_set_clean(UsageEntry *entry, uint32 stamp);
 
 /* file.c */
 extern void usage_file_save(int code, Datum arg);
@@ -230,6 +275,18 @@ extern void usage_file_load(void);
 
 /* launcher.c */
 extern void usage_start_launcher(void);
+
+/* lost.c */
+extern void usage_lost_note(Oid database, const char *key_id, TimestampTz at);
+extern void usage_lost_load(int number, Oid database, TimestampTz at);
+extern bool usage_lost_next(int *number, LostUse *lost);
+extern int	usage_lost_copies(Oid database, uint32 round, UsageCopy *copies);
+extern List *usage_lost_databases(List *databases);
+extern void usage_lost_forget(Oid database);
+extern bool usage_is_lost(const UsageCopy *copy);
+extern int	usage_lost_number(const UsageCopy *copy);
+extern bool usage_lost_take(Oid database, UsageCopy *copy);
+extern void usage_lost_settle(const UsageCopy *copy);
 
 /* outbox.c */
 #define USAGE_SENDER_LEN 16
@@ -314,6 +371,7 @@ extern int	usage_flush(UsageCopy *copies, int count, bool *flushed,
 
 /* room.c */
 extern bool usage_is_held(UsageEntry *entry, TimestampTz now);
+extern bool usage_give_way(Oid database, uint64 tenant);
 extern void usage_sweep(void);
 
 /* send.c */

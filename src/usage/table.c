@@ -1,7 +1,7 @@
 /*
  * table.c
- *		The flush: a batch of copies into key_usage and key_usage_daily, and the
- *		units of quotas into limit_usage.
+ *		The flush: a batch of copies into key_usage and key_usage_daily, the units
+ *		of quotas into limit_usage, and unrecorded uses into unrecorded_uses.
  *
  * Locking: the caller's transaction holds the lock of flushes.  Rows of
  * key_usage, and of api_keys for keys without a row in key_usage, are taken with
@@ -62,6 +62,7 @@ static void write_batch(void *arg);
 static void write_rows(Batch *batch, const int *numbers, int count,
 					   const char *query);
 static void write_quotas(Batch *batch);
+static void write_lost(Batch *batch);
 static void read_results(Batch *batch, const int *numbers);
 static void store_digests(Batch *batch);
 static void tell_ended(Batch *batch);
@@ -185,6 +186,7 @@ write_batch(void *arg)
 	int		   *numbers = palloc(batch->count * sizeof(int));
 	int			keys = 0;
 	int			left = 0;
+	int			lost = 0;
 
 	/* The settings last as long as the borrowed rights. */
 	for (int i = 0; i < (int) lengthof(by_index); i++)
@@ -192,7 +194,9 @@ write_batch(void *arg)
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	SPI_connect();
 	for (int i = 0; i < batch->count; i++)
-		if (!batch->copies[i].is_quota)
+		if (usage_is_lost(&batch->copies[i]))
+			lost++;
+		else if (!batch->copies[i].is_quota)
 			numbers[keys++] = i;
 	if (keys > 0)
 		write_rows(batch, numbers, keys, psprintf(grow, column, value));
@@ -201,8 +205,10 @@ write_batch(void *arg)
 			numbers[left++] = numbers[i];
 	if (left > 0)
 		write_rows(batch, numbers, left, psprintf(add, column, value));
-	if (keys < batch->count)
+	if (keys + lost < batch->count)
 		write_quotas(batch);
+	if (lost > 0)
+		write_lost(batch);
 	store_digests(batch);
 	tell_ended(batch);
 	SPI_finish();
@@ -326,6 +332,49 @@ write_quotas(Batch *batch)
 	if (SPI_execute_with_args(query, QUOTA_COLUMNS, types, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not flush the units of quotas");
 	read_results(batch, numbers);
+}
+
+/*
+ * Write the times of unrecorded uses, which only grow.  SQL of an earlier release
+ * has no table for them.
+ */
+static void
+write_lost(Batch *batch)
+{
+	static const char *const query =
+		"INSERT INTO rk_apikeys.unrecorded_uses AS u (part, last_used_at)"
+		" SELECT part, max(at) FROM unnest($1::int[], $2::timestamptz[]) AS b(part, at)"
+		"  GROUP BY part ORDER BY part"
+		" ON CONFLICT (part) DO UPDATE SET last_used_at = excluded.last_used_at"
+		"  WHERE u.last_used_at < excluded.last_used_at";
+	Oid			types[2] = {INT4ARRAYOID, TIMESTAMPTZARRAYOID};
+	Datum		values[2];
+	Datum	   *columns[2];
+	bool		has_table = OidIsValid(store_table("unrecorded_uses", true));
+	int			count = 0;
+
+	for (int c = 0; c < 2; c++)
+		columns[c] = palloc(batch->count * sizeof(Datum));
+	for (int i = 0; i < batch->count; i++)
+	{
+		UsageCopy  *copy = &batch->copies[i];
+
+		if (!usage_is_lost(copy))
+			continue;
+		batch->flushed[i] = has_table && usage_lost_number(copy) >= 0;
+		batch->gone[i] = !batch->flushed[i];
+		copy->table_uses = copy->table_denials = 0;
+		if (batch->gone[i])
+			continue;
+		columns[0][count] = Int32GetDatum(usage_lost_number(copy));
+		columns[1][count++] = TimestampTzGetDatum(copy->last_used_at);
+	}
+	if (count == 0)
+		return;
+	values[0] = array_of(columns[0], NULL, count, INT4OID);
+	values[1] = array_of(columns[1], NULL, count, TIMESTAMPTZOID);
+	if (SPI_execute_with_args(query, 2, types, values, NULL, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not write unrecorded uses");
 }
 
 /*

@@ -68,8 +68,13 @@ bool
 usage_take(Oid database, UsageCopy *copy)
 {
 	LWLock	   *lock;
-	UsageEntry *entry = find_locked(database, copy, &lock);
-	bool		taken = entry != NULL && usage_hash_set_stamp(entry, copy->stamp);
+	UsageEntry *entry;
+	bool		taken;
+
+	if (usage_is_lost(copy))
+		return usage_lost_take(database, copy);
+	entry = find_locked(database, copy, &lock);
+	taken = entry != NULL && usage_hash_set_stamp(entry, copy->stamp);
 
 	if (taken)
 		usage_copy_entry(entry, copy, true);
@@ -82,8 +87,11 @@ void
 usage_give_back(Oid database, const UsageCopy *copy)
 {
 	LWLock	   *lock;
-	UsageEntry *entry = find_locked(database, copy, &lock);
+	UsageEntry *entry;
 
+	if (usage_is_lost(copy))
+		return;
+	entry = find_locked(database, copy, &lock);
 	if (entry != NULL)
 	{
 		SpinLockAcquire(&entry->mutex);
@@ -110,6 +118,11 @@ usage_settle(Oid database, const UsageCopy *copy)
 
 	/* Before the entry becomes clean: usage_look_all() relies on this order. */
 	pg_atomic_write_u64(&usage_shared->last_flush_at, (uint64) GetCurrentTimestamp());
+	if (usage_is_lost(copy))
+	{
+		usage_lost_settle(copy);
+		return;
+	}
 	entry = find_locked(database, copy, &lock);
 	if (entry != NULL)
 	{
@@ -125,9 +138,10 @@ usage_settle(Oid database, const UsageCopy *copy)
 		if (!copy->is_quota && entry->pepper_id == copy->pepper_id)
 			entry->pepper_id = 0;
 		SpinLockRelease(&entry->mutex);
-		pg_atomic_write_u32(&entry->round,
-							pg_atomic_read_u32(&usage_shared->round));
-		usage_hash_set_clean(entry, copy->stamp);
+		/* If another flush has copied the entry meanwhile, that one makes it clean. */
+		if (usage_hash_set_clean(entry, copy->stamp))
+			pg_atomic_write_u32(&entry->round,
+								pg_atomic_read_u32(&usage_shared->round));
 	}
 	LWLockRelease(lock);
 }
@@ -142,6 +156,12 @@ usage_forget_gone(Oid database, const UsageCopy *copy)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
+	/* SQL of an earlier release has no table for it. */
+	if (usage_is_lost(copy))
+	{
+		usage_lost_settle(copy);
+		return;
+	}
 	/* In both directions: a use is ahead of a clock that was set back. */
 	if (TimestampDifferenceExceeds(copy->last_used_at, now,
 								   GONE_AFTER_SECONDS * 1000) ||

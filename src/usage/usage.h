@@ -123,6 +123,11 @@ extern bool usage_launch(void);
 extern bool usage_start_worker(BackgroundWorker *worker,
 							   BackgroundWorkerHandle **handle);
 
+extern bool usage_report_lost(bool log);
+extern int	usage_room_pause(bool failed);
+extern void usage_clear_needs(void);
+extern bool usage_is_short(void);
+
 /* record.c */
 extern void usage_expect(UsageTarget *target, const char *key_id);
 extern void usage_recall(const UsageTarget *target, StoredBrief *brief);
@@ -155,6 +160,10 @@ extern void usage_totals(UsageTotals *totals);
 extern int64 usage_lag(const UsageTotals *totals);
 extern void usage_state(UsageState *state);
 
+/* lost.c */
+extern TimestampTz *usage_lost_times(void);
+extern TimestampTz usage_lost_time(const TimestampTz *times, const char *key_id);
+
 /* destination.c */
 extern bool usage_goes_to_primary(void);
 extern bool usage_is_discarded(void);
@@ -171,7 +180,7 @@ extern List *usage_crowded_databases(void);
 
 /* flush.c */
 extern int64 usage_flush_now(void);
-extern void usage_flush_database(int batch);
+extern void usage_flush_database(int batch, bool stay);
 extern UsageEnd usage_end(void);
 extern void usage_set_end(UsageEnd end);
 

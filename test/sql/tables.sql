@@ -6,7 +6,7 @@ SELECT pg_describe_object(d.classid, d.objid, 0) AS without_comment
   FROM pg_depend d
   WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
     AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'rk_apikeys')
-    AND pg_describe_object(d.classid, d.objid, 0) !~ '^(type .*(\[\]|\.(api_keys|key_usage|key_usage_daily|usage_senders|key_events|keys|active_keys|expiring_keys|stale_keys|key_activity|stats|health|orm_keys|policies|noncompliant_keys|limits|limit_usage|limit_status|_live_keys))$|toast|rule|default)'
+    AND pg_describe_object(d.classid, d.objid, 0) !~ '^(type .*(\[\]|\.(api_keys|key_usage|key_usage_daily|usage_senders|key_events|keys|active_keys|expiring_keys|stale_keys|key_activity|stats|health|orm_keys|policies|noncompliant_keys|limits|limit_usage|limit_status|_live_keys|unrecorded_uses))$|toast|rule|default)'
     AND NOT EXISTS (SELECT FROM pg_description c
       WHERE c.classoid = d.classid AND c.objoid = d.objid AND c.objsubid = 0)
   ORDER BY 1;
