@@ -67,7 +67,7 @@ foreach my $old ([ '0.2', 0x524b5533, 64 ], [ '0.1', 0x524b5532, 80 ])
 	use_both(10);
 	$before = seen();
 	$node->stop;
-	my $records = substr(slurp_file($saved), 12);
+	my $records = substr(slurp_file($saved), 12 + 16); # without the home, and the end of the unrecorded uses
 	my $size = length($records) / 2;
 	unlink $saved;
 	append_to_file($saved, join '', pack('L', $magic), map { substr($records, $_ * $size, $size - $missing) } 0, 1);
@@ -82,7 +82,7 @@ $node->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '100ms'
 # A file that is not ours, or cut, does no harm
 $node->stop;
 foreach my $content ('', 'x' x 3, 'not of this version', pack('L', 0x524b5531) . 'cut', pack('L', 0x524b5531) . "\xff" x 300,
-	pack('L', 0x524b5535), pack('L', 0x524b5535) . 'cut')
+	pack('L', 0x524b5536), pack('L', 0x524b5536) . 'cut', pack('L', 0x524b5536) . "\x01" x 300)
 {
 	open my $fh, '>', $saved or die $!;
 	print $fh $content;
