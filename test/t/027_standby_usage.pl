@@ -52,6 +52,16 @@ sub send_to
 	$server->append_conf('postgresql.conf', "rk_apikeys.primary_conninfo = '$conninfo'");
 }
 
+# The same, now: the next worker sends to that port.
+sub send_now_to
+{
+	my ($server, $host, $port) = @_;
+	send_to($server, $host, $port);
+	$server->reload;
+	return $server->poll_query_until('postgres', "SELECT current_setting('rk_apikeys.primary_conninfo') LIKE '% port=$port %'
+		AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'rk_apikeys flush')");
+}
+
 passfile($password);
 send_to($standby, $primary->host, $primary->port);
 $standby->start;
@@ -201,16 +211,14 @@ arrives($primary, 'after a crash of the primary');
 
 # The way there is cut: at any byte of the answers, among them the one after which the primary has committed
 my $whole = cut_after(1_000_000);
-send_to($standby, '127.0.0.1', $whole->{port});
-$standby->reload;
+send_now_to($standby, '127.0.0.1', $whole->{port}) or die 'the setting is not read';
 use_on($standby, 1);
 my $answer = $whole->{done}->();
 cmp_ok($answer, '>', 50, "an answer has $answer bytes");
 foreach my $bytes (0, 1, 5, 50, map { $answer - $_ } 30, 20, 10, 7, 6, 5, 1)
 {
 	my $cut = cut_after($bytes);
-	send_to($standby, '127.0.0.1', $cut->{port});
-	$standby->reload;
+	send_now_to($standby, '127.0.0.1', $cut->{port}) or die 'the setting is not read';
 	use_on($standby, 1);
 	is($cut->{done}->(), $bytes, "cut after $bytes bytes");
 	send_to($standby, $primary->host, $primary->port);
@@ -385,12 +393,13 @@ sub wait_until
 sub cut_after
 {
 	my ($bytes) = @_;
-	my $listener = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1, ReuseAddr => 1) or die "no listener: $!";
+	my $listener = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1, ReuseAddr => 1,
+		Timeout => $PostgreSQL::Test::Utils::timeout_default) or die "no listener: $!";
 	pipe(my $told, my $tell) or die "no pipe: $!";
 	my $pid = fork // die;
 	if (!$pid)
 	{
-		my $client = $listener->accept;
+		my $client = $listener->accept or POSIX::_exit(1);
 		close $listener;
 		my $server = IO::Socket::UNIX->new(Peer => $primary->host . '/.s.PGSQL.' . $primary->port) or POSIX::_exit(1);
 		my $select = IO::Select->new($client, $server);
