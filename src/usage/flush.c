@@ -23,7 +23,6 @@
 #include "pgstat.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -187,9 +186,11 @@ flush_database(int batch, bool stays)
 	/* First the batch that this server sent, without an answer, as a standby. */
 	if (usage_outbox_database() == MyDatabaseId)
 	{
-		if (flush_batch(usage_deliver, usage_outbox_copies(),
-						usage_outbox_count()) != TABLES_OURS)
-			return USAGE_FAILED;
+		TablesState tables = flush_batch(usage_deliver, usage_outbox_copies(),
+										 usage_outbox_count());
+
+		if (tables != TABLES_OURS)
+			return tables == TABLES_BUSY ? USAGE_BUSY : USAGE_FAILED;
 		usage_delivered();
 	}
 	do
@@ -274,13 +275,6 @@ flush_batch(BatchWork work, const UsageCopy *copies, int count)
 
 	StartTransactionCommand();
 	pgstat_report_activity(STATE_RUNNING, "flushing the usage of API keys");
-	/*
-	 * Do not wait for a synchronous standby with the lock of flushes.  If this
-	 * server fails, its entries are lost in any case.
-	 */
-	if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
-		(void) set_config_option("synchronous_commit", "local", PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	enable_timeout_after(STATEMENT_TIMEOUT, BATCH_TIMEOUT_MS);
 	tables = lock_tables();

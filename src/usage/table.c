@@ -335,8 +335,9 @@ write_quotas(Batch *batch)
 }
 
 /*
- * Write the times of unrecorded uses, which only grow.  SQL of an earlier release
- * has no table for them.
+ * Write the times of unrecorded uses, which only grow.  A time that the table has
+ * writes nothing, not even the lock of its row.  SQL of an earlier release has no
+ * table for them.
  */
 static void
 write_lost(Batch *batch)
@@ -344,6 +345,8 @@ write_lost(Batch *batch)
 	static const char *const query =
 		"INSERT INTO rk_apikeys.unrecorded_uses AS u (part, last_used_at)"
 		" SELECT part, max(at) FROM unnest($1::int[], $2::timestamptz[]) AS b(part, at)"
+		"  WHERE NOT EXISTS (SELECT FROM rk_apikeys.unrecorded_uses o"
+		"   WHERE o.part = b.part AND o.last_used_at >= b.at)"
 		"  GROUP BY part ORDER BY part"
 		" ON CONFLICT (part) DO UPDATE SET last_used_at = excluded.last_used_at"
 		"  WHERE u.last_used_at < excluded.last_used_at";
