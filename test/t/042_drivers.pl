@@ -89,7 +89,6 @@ sub keys_for
 		SELECT 'elsewhere', secret FROM rk_apikeys.create_key('elsewhere', tenant => 'acme', scopes => '{*}', allowed_cidrs => '{10.0.0.0/8}');
 		SELECT 'here', secret FROM rk_apikeys.create_key('here', tenant => 'acme', scopes => '{*}', allowed_cidrs => '{127.0.0.0/8}');
 		SELECT 'thrice', secret FROM rk_apikeys.create_key('thrice', tenant => 'acme', scopes => '{*}', rate_limit => 3, rate_window => '1 hour');
-		SELECT 'late', secret FROM rk_apikeys.create_key('late', tenant => 'acme', scopes => '{*}', rate_limit => 3, rate_window => '1 hour');
 		SELECT 'disabled', secret FROM rk_apikeys.create_key('gone', tenant => 'acme', scopes => '{*}');
 		SELECT 'unknown', rk_apikeys.generate_token();
 		UPDATE rk_apikeys.keys SET enabled = false WHERE name = 'gone'});
@@ -99,13 +98,19 @@ sub keys_for
 }
 
 # Lets keys of acme's, whose limits are used up, take all its room.
+my @fillers;
 sub take_all_room
 {
-	my @tokens = split /\n/, sql_as($node, 'acme', "WITH k AS (INSERT INTO rk_apikeys.keys (name, rate_limit, rate_window)
-		SELECT 'filler', 1, '366 days' FROM generate_series(1, 64) RETURNING secret) SELECT secret FROM k");
-	push @secrets, @tokens;
-	my $list = join ',', map { "'$_'" } @tokens;
-	sql_as($node, 'backend', "SELECT string_agg(DISTINCT v.code, ',') FROM unnest(ARRAY[$list]) t, rk_apikeys.verify_key(t) v");
+	@fillers = split /\n/, sql_as($node, 'acme', "WITH k AS (INSERT INTO rk_apikeys.keys (name, rate_limit, rate_window)
+		SELECT 'filler', 1, '366 days' FROM generate_series(1, 64) RETURNING secret) SELECT secret FROM k") unless @fillers;
+	push @secrets, @fillers;
+	my $list = join ',', map { "'$_'" } @fillers;
+	# A verify looks at few places, so try until none was found several times
+	for (my $in_vain = 0; $in_vain < 3; $in_vain++)
+	{
+		my $codes = sql_as($node, 'backend', "SELECT string_agg(DISTINCT v.code, ',') FROM unnest(ARRAY[$list]) t, rk_apikeys.verify_key(t) v");
+		$in_vain = -1 if $codes =~ /valid/;
+	}
 }
 
 # --- talking to an example ----------------------------------------------------------------------------------------------
@@ -280,8 +285,19 @@ foreach my $name (sort keys %example)
 # Without room for another limit, while no flush can make some.
 my $holder = session($node, 'postgres');
 $holder->query_safe('BEGIN; LOCK TABLE rk_apikeys.key_usage IN EXCLUSIVE MODE');
-take_all_room();
-is((ask($_, token => $example{$_}{token}{late}))[0], '503 limiter_unavailable retry-after: 1', "$_: the limit cannot be checked") foreach sort keys %example;
+foreach my $name (sort keys %example)
+{
+	my ($answer, $tries) = ('', 0);
+	# A worker may free the place of a limit of another tenant in between. Then the key has its limit, so take another key.
+	while ($answer !~ /^503/ && $tries++ < 20)
+	{
+		take_all_room();
+		my $late = sql_as($node, 'acme', q{SELECT secret FROM rk_apikeys.create_key('late', scopes => '{*}', rate_limit => 3, rate_window => '1 hour')});
+		push @secrets, $late;
+		($answer) = ask($name, token => $late);
+	}
+	is($answer, '503 limiter_unavailable retry-after: 1', "$name: the limit cannot be checked");
+}
 
 # Without the database: all wait together.
 $holder->quit;
