@@ -13,12 +13,12 @@
  * that block of the table now, and a row with the key id is visible there.  Then
  * it is the only such row.
  *
- * Brief key: a copy of a committed row that no transaction had begun to change,
- * with the LSN of its page.  A change or deletion of a row writes WAL, and so
- * moves the LSN of the page, before it commits.  So the copy equals the row as
- * long as that buffer holds that page with that LSN.  This is also true on a
- * standby, and for whatever writes to the table.  It is not true, and no brief
- * key is used,
+ * Unchanged page: the place of a committed row that no transaction had begun to
+ * change has the LSN of its page.  A change or deletion of a row writes WAL, and
+ * so moves the LSN of the page, before it commits.  So the row stands, visible, as
+ * long as that buffer holds that page with that LSN, and it is read without a
+ * snapshot or a lock.  This is also true on a standby, and for whatever writes to
+ * the table.  It is not true, and such a place has no LSN or is not believed,
  * - for a table without WAL;
  * - with wal_level minimal, where a new file may be changed without WAL;
  * - for a file that is no longer the table's, because its buffers may outlive
@@ -32,8 +32,8 @@
  * random, is a plain ReadBuffer().
  *
  * Locking: AccessShareLock on table and index, released at once, so an idle
- * transaction that has verified a key blocks nobody.  A brief key takes only a
- * pin on one buffer.
+ * transaction that has verified a key blocks nobody.  A row in an unchanged page
+ * takes only a pin on one buffer.
  *
  * Memory: results live in the current context.
  */
@@ -58,6 +58,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
@@ -85,12 +86,14 @@
 #define USAGE_DENIED_COUNT 6
 
 /*
- * The file of api_keys when it was last read, and the table's OID.  When a table
- * gets another file, PostgreSQL sends a message before it releases the lock.
- * Until then no row changes, and after it store_forget_file() is called.
+ * The file of api_keys when it was last read, the table's OID, and a copy of its
+ * columns.  When a table gets another file or column, PostgreSQL sends a message
+ * before it releases the lock.  Until then no row changes, and after it
+ * store_forget_file() is called.
  */
 static RelFileLocator file;
 static Oid	file_table = InvalidOid;
+static TupleDesc file_desc = NULL;
 
 /* Pins of places until a plain one is due; in a new session it is the first. */
 static uint32 pins_left = 0;
@@ -121,13 +124,14 @@ typedef struct Search
 	RegProcedure equal;			/* InvalidOid: any row will do */
 	bool		all;			/* hand every row to the reader, not the first */
 	StoredPlace place;			/* where the row may be, then where it was */
-	RelFileLocator file;		/* result: of the table */
+	bool		note_file;		/* of the table */
 } Search;
 
 /* What is done with a row that was found; runs while it is pinned. */
 typedef void (*RowReader) (HeapTuple row, TupleDesc desc, void *arg);
 
 static bool always_fires(Oid table, const char *name);
+static void note_file(Relation rel);
 static bool read_row(Search *search, RowReader reader, void *arg);
 static Buffer pin_place(Relation rel, const StoredPlace *place);
 static bool read_at_place(Relation rel, Snapshot snapshot, Search *search,
@@ -136,6 +140,7 @@ static bool read_by_index(Relation rel, Snapshot snapshot, Search *search,
 						  RowReader reader, void *arg);
 static Oid	find_index(Relation rel, const char *name);
 static char **pointer_of(StoredKey *key, int i);
+static Size unpacked_size(struct varlena *value);
 static void parse_key(HeapTuple row, TupleDesc desc, void *arg);
 static void parse_usage(HeapTuple row, TupleDesc desc, void *arg);
 static void parse_life(HeapTuple row, TupleDesc desc, void *arg);
@@ -226,15 +231,11 @@ store_find(Oid table, const char *key_id, const StoredPlace *place)
 	text	   *id = cstring_to_text_with_len(key_id, TOKEN_KEY_ID_LEN);
 	Search		search = {
 		.table = table, .value = PointerGetDatum(id), .equal = F_TEXTEQ,
-		.place = *place
+		.place = *place, .note_file = true
 	};
 
 	if (read_row(&search, parse_key, &key))
-	{
 		key->place = search.place;
-		file = search.file;
-		file_table = table;
-	}
 	pfree(id);
 	return key;
 }
@@ -272,11 +273,29 @@ always_fires(Oid table, const char *name)
 	return fires;
 }
 
+/* Note the file and the columns of api_keys. */
+static void
+note_file(Relation rel)
+{
+	if (file_desc == NULL)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(TopMemoryContext);
+
+		file_desc = CreateTupleDescCopyConstr(RelationGetDescr(rel));
+		MemoryContextSwitchTo(caller);
+	}
+	file = rel->rd_locator;
+	file_table = RelationGetRelid(rel);
+}
+
 /* Forget the table's file: after a message the table may have another. */
 void
 store_forget_file(void)
 {
 	file_table = InvalidOid;
+	if (file_desc != NULL)
+		FreeTupleDesc(file_desc);
+	file_desc = NULL;
 }
 
 /*
@@ -299,61 +318,36 @@ store_prefetch(const StoredPlace *place)
 }
 
 /*
- * Make a brief key of a key that was just read.  If a brief key cannot stand for
- * the row, note the place alone.
+ * Return the key at a place, if its page is as it was when the place was noted;
+ * NULL also when a plain pin of the place is due.  The row's data do not move
+ * while its page is pinned.
  */
-void
-store_abridge(const StoredKey *key, StoredBrief *brief)
+StoredKey *
+store_find_unchanged(Oid table, const char *key_id, const StoredPlace *place)
 {
-	brief->place = key->place;
-	if (key->digest_kind != DIGEST_NATIVE ||
-		key->digest_len != DIGEST_SHA256_LEN || key->revoked || !key->enabled ||
-		key->allowed_cidrs != NULL || key->rate_limit > 0 ||
-		TransactionIdIsValid(GetTopTransactionIdIfAny()))
-		brief->place.lsn = InvalidXLogRecPtr;
-	brief->good_until = Min(key->expires_at, key->grace_until);
-	brief->pepper_id = key->pepper_id;
-	memcpy(brief->digest, key->digest, DIGEST_SHA256_LEN);
-}
-
-/*
- * Return whether a brief key holds: it equals its row now, and is good.  Return
- * false too when a plain pin of its place is due, so that the caller reads the
- * row.
- */
-bool
-store_brief_holds(Oid table, const StoredBrief *brief)
-{
-	const StoredPlace *place = &brief->place;
-	bool		same;
+	StoredKey  *key = NULL;
 
 	if (XLogRecPtrIsInvalid(place->lsn) || !OidIsValid(table) || file_table != table ||
 		place->buffer < 1 || place->buffer > NBuffers ||
 		(pins_left == 0 && !IsInParallelMode()) ||
 		TransactionIdIsValid(GetTopTransactionIdIfAny()) ||
 		!ReadRecentBuffer(file, MAIN_FORKNUM, place->block, place->buffer))
-		return false;
+		return NULL;
 	if (pins_left > 0)
 		pins_left--;
-	same = BufferGetLSNAtomic(place->buffer) == place->lsn;
-	ReleaseBuffer(place->buffer);
-	return same && GetCurrentTimestamp() < brief->good_until;
-}
+	if (BufferGetLSNAtomic(place->buffer) == place->lsn)
+	{
+		HeapTupleData row = {
+			.t_data = (HeapTupleHeader) ((char *) BufferGetBlock(place->buffer) + place->start)
+		};
 
-/* Make a key of a brief key. */
-void
-store_expand(const StoredBrief *brief, const char *key_id, StoredKey *key)
-{
-	memset(key, 0, sizeof(*key));
-	memcpy(key->key_id, key_id, TOKEN_KEY_ID_LEN);
-	key->digest_kind = DIGEST_NATIVE;
-	key->digest_len = DIGEST_SHA256_LEN;
-	memcpy(key->digest, brief->digest, DIGEST_SHA256_LEN);
-	key->pepper_id = brief->pepper_id;
-	key->enabled = true;
-	key->expires_at = brief->good_until;
-	key->grace_until = DT_NOEND;
-	key->place.buffer = InvalidBuffer;
+		/* Data in the TOAST table would need a snapshot. */
+		if (!HeapTupleHasExternal(&row))
+			parse_key(&row, file_desc, &key);
+	}
+	ReleaseBuffer(place->buffer);
+	Assert(key == NULL || memcmp(key->key_id, key_id, TOKEN_KEY_ID_LEN) == 0);
+	return key;
 }
 
 /* Return the imported key with that digest, or NULL. */
@@ -466,7 +460,6 @@ read_row(Search *search, RowReader reader, void *arg)
 	if (!OidIsValid(search->table) ||
 		(rel = try_table_open(search->table, AccessShareLock)) == NULL)
 		return false;
-	search->file = rel->rd_locator;
 	if (IsInParallelMode())
 	{
 		/*
@@ -485,6 +478,8 @@ read_row(Search *search, RowReader reader, void *arg)
 			read_by_index(rel, snapshot, search, reader, arg);
 		UnregisterSnapshot(snapshot);
 	}
+	if (found && search->note_file)
+		note_file(rel);
 	table_close(rel, AccessShareLock);
 	return found;
 }
@@ -530,8 +525,9 @@ read_at_place(Relation rel, Snapshot snapshot, Search *search,
 	LockBuffer(buffer, BUFFER_LOCK_SHARE);
 	found = heap_hot_search_buffer(&tid, rel, buffer, snapshot, &row, NULL,
 								   true);
-	/* The row is visible, and no transaction has begun to change it. */
+	/* The row is visible to all, and no transaction has begun to change it. */
 	if (found && XLogIsNeeded() && RelationNeedsWAL(rel) &&
+		!TransactionIdIsValid(GetTopTransactionIdIfAny()) &&
 		((row.t_data->t_infomask & HEAP_XMAX_INVALID) != 0 ||
 		 HEAP_XMAX_IS_LOCKED_ONLY(row.t_data->t_infomask)))
 		place->lsn = BufferGetLSNAtomic(buffer);
@@ -647,6 +643,13 @@ parse_kind(text *kind)
 	return DIGEST_NATIVE;
 }
 
+/* Return the bytes that a value takes in a StoredKey. */
+static Size
+unpacked_size(struct varlena *value)
+{
+	return MAXALIGN(VARHDRSZ + VARSIZE_ANY_EXHDR(value));
+}
+
 /* RowReader: parse a row of api_keys into a new StoredKey. */
 static void
 parse_key(HeapTuple row, TupleDesc desc, void *arg)
@@ -684,23 +687,25 @@ parse_key(HeapTuple row, TupleDesc desc, void *arg)
 
 		if (number == KEY_OWNER)
 			number = store_column(desc, KEY_OWNER, "owner");
-		/* Not packed: an array or a jsonb is read in place. */
 		parts[i] = number == 0 || ISNULL(number) ? NULL :
-			PG_DETOAST_DATUM(VALUE(number));
+			PG_DETOAST_DATUM_PACKED(VALUE(number));
 		if (parts[i] != NULL)
-			size += MAXALIGN(VARSIZE(parts[i]));
+			size += unpacked_size(parts[i]);
 	}
-	key = palloc0(size);
+	key = palloc(size);
+	memset(key, 0, sizeof(StoredKey));
 	key->size = size;
-	key->metadata_size = MAXALIGN(VARSIZE(parts[POINTERS - 1]));
+	key->metadata_size = unpacked_size(parts[POINTERS - 1]);
 	at = (char *) key + MAXALIGN(sizeof(StoredKey));
 	for (int i = 0; i < POINTERS; i++)
 	{
 		if (parts[i] == NULL)
 			continue;
+		/* Not packed: an array or a jsonb is read in place. */
 		*pointer_of(key, i) = at;
-		memcpy(at, parts[i], VARSIZE(parts[i]));
-		at += MAXALIGN(VARSIZE(parts[i]));
+		SET_VARSIZE(at, VARHDRSZ + VARSIZE_ANY_EXHDR(parts[i]));
+		memcpy(VARDATA(at), VARDATA_ANY(parts[i]), VARSIZE_ANY_EXHDR(parts[i]));
+		at += unpacked_size(parts[i]);
 	}
 
 	text_to_cstring_buffer(DatumGetTextPP(VALUE(KEY_KEY_ID)), key->key_id,

@@ -98,7 +98,6 @@ typedef struct StoredKey
 	TimestampTz limits_reset_at;	/* DT_NOBEGIN: never */
 	int32		rate_limit;		/* 0: none */
 	Interval	rate_window;
-	/* of a brief key, the rest is NULL and 0 */
 	char		family[TOKEN_KEY_ID_LEN + 1];
 	text	   *tenant;
 	text	   *owner;			/* NULL: the tenant's */
@@ -112,19 +111,6 @@ typedef struct StoredKey
 	Size		size;			/* bytes of all this */
 	Size		metadata_size;	/* bytes of them that the metadata takes */
 } StoredKey;
-
-/*
- * A brief key: the part of a row that verify() needs, of a native key that is
- * good from any address and without a rate limit.  It equals its row as long as
- * the page has the LSN of the place.
- */
-typedef struct StoredBrief
-{
-	StoredPlace place;			/* lsn 0: the place alone is known */
-	TimestampTz good_until;		/* its expiry, or the end of its grace */
-	int			pepper_id;
-	uint8		digest[DIGEST_SHA256_LEN];
-} StoredBrief;
 
 /* One row of key_usage. */
 typedef struct StoredUsage
@@ -143,10 +129,8 @@ extern void store_forget_file(void);
 extern void store_prefetch(const StoredPlace *place);
 extern StoredKey *store_find(Oid table, const char *key_id,
 							 const StoredPlace *place);
-extern void store_abridge(const StoredKey *key, StoredBrief *brief);
-extern bool store_brief_holds(Oid table, const StoredBrief *brief);
-extern void store_expand(const StoredBrief *brief, const char *key_id,
-						 StoredKey *key);
+extern StoredKey *store_find_unchanged(Oid table, const char *key_id,
+									   const StoredPlace *place);
 extern bool store_family_lives(Oid table, const char *family);
 extern StoredKey *store_find_imported(Oid table, DigestKind kind,
 									  const uint8 *digest, int len);

@@ -67,7 +67,7 @@ rk_apikeys_revoke_token(PG_FUNCTION_ARGS)
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_BOOL(false);
-	key = verify_genuine((text *) PG_GETARG_POINTER(0), true, &well_formed);
+	key = verify_genuine((text *) PG_GETARG_POINTER(0), &well_formed);
 	if (key == NULL)
 		PG_RETURN_BOOL(false);
 	if (!key->revoked)

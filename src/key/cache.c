@@ -25,16 +25,17 @@
  * snapshot too old to see the change.  A row that the current transaction wrote
  * is never kept, because it may be rolled back.
  *
- * For keys that this backend has not kept, shared memory may have a brief key,
- * which the last read of the row by any backend left.  store.c says when a brief
- * key holds.  Now and then store.c lets a brief key not hold.  So a key that is
- * used often is soon read and kept, and a key that is used once drives no other
- * key out.  With cache_size 0 each verify reads the row.
+ * For a key that this backend has not kept, shared memory may have the place of
+ * the row, which the last read by any backend left.  While the page there is
+ * unchanged, as store.c says, the row is read from it.  With cache_size 0 each
+ * verify takes a snapshot.
  *
  * The cache is a table of sets.  A key has its place in one of the four of its
  * set, and a look at a set is a look at one line of the processor's cache.  The
- * key that was used last stands in front.  A new key replaces the key that was
- * not used for the longest time.
+ * key that was used last stands in front.  In a full set, one new key in
+ * REPLACE_ONE_IN, at random, replaces the key that was not used for the longest
+ * time.  So a key that is used often is soon kept, and keys that are used once
+ * drive few others out.
  *
  * Memory: rows live in a context that a flush resets.  A set that is older than
  * the last flush is empty.  A result is valid until the next call of a function
@@ -45,6 +46,7 @@
 
 #include "access/xact.h"
 #include "common/hashfn.h"
+#include "common/pg_prng.h"
 #include "port/atomics.h"
 #include "port/pg_bitutils.h"
 #include "utils/inval.h"
@@ -66,6 +68,8 @@
 #define BLOCK_MAX_SIZE (64 * 1024)
 
 #define SET_SIZE 4
+
+#define REPLACE_ONE_IN 16
 
 /* 64 bytes. */
 typedef struct CacheSet
@@ -131,8 +135,7 @@ static StoredKey *use_row(CacheSet *set, int i);
 static void move_to_front(CacheSet *set, int i);
 static bool same_place(const StoredPlace *a, const StoredPlace *b);
 static void drop_row(StoredKey *row);
-static const StoredKey *keep(uint32 hash, StoredKey *row,
-							 uint64 messages_before);
+static void keep(uint32 hash, const StoredKey *row, uint64 messages_before);
 
 static void
 relcache_callback(Datum arg, Oid relid)
@@ -211,7 +214,7 @@ cache_find(const char *key_id)
 
 	cache_look(&look, key_id);
 	cache_recall(&look);
-	return cache_get(&look, false);
+	return cache_get(&look);
 }
 
 /* First step: set look->kept if this backend has kept the key. */
@@ -244,33 +247,31 @@ cache_recall(CacheLook *look)
 {
 	if (look->kept != NULL)
 		return;
-	usage_recall(&look->target, &look->brief);
-	store_prefetch(&look->brief.place);
+	usage_recall(&look->target, &look->place);
+	store_prefetch(&look->place);
 }
 
-/* Last step: return the key, or NULL; brief, if that holds and will do. */
+/* Last step: return the key, or NULL. */
 const StoredKey *
-cache_get(CacheLook *look, bool brief_will_do)
+cache_get(CacheLook *look)
 {
-	static StoredKey recalled;
 	uint64		before = messages;
-	StoredKey  *row;
+	StoredKey  *row = NULL;
 
 	if (look->kept != NULL)
 		return look->kept;
-	/* A brief key does not have what limits go by. */
-	if (brief_will_do && settings_cache_size > 0 && !cache_has_limits() &&
-		store_brief_holds(table, &look->brief))
+	if (settings_cache_size > 0)
+		row = store_find_unchanged(table, look->key_id, &look->place);
+	stats_count(row != NULL ? STATS_CACHE_HITS : STATS_CACHE_MISSES);
+	if (row == NULL)
 	{
-		stats_count(STATS_CACHE_HITS);
-		store_expand(&look->brief, look->key_id, &recalled);
-		return &recalled;
+		row = store_find(table, look->key_id, &look->place);
+		/* The entry has this place already. */
+		if (row != NULL && same_place(&row->place, &look->place))
+			row->place.buffer = InvalidBuffer;
 	}
-	row = store_find(table, look->key_id, &look->brief.place);
-	/* The entry has this place already. */
-	if (row != NULL && same_place(&row->place, &look->brief.place))
-		row->place.buffer = InvalidBuffer;
-	return keep(hash_native(look->key_id), row, before);
+	keep(hash_native(look->key_id), row, before);
+	return row;
 }
 
 /* Return the imported key with that digest, or NULL. */
@@ -278,6 +279,7 @@ const StoredKey *
 cache_find_imported(DigestKind kind, const uint8 *digest, int len)
 {
 	uint32		hash = hash_imported(kind, digest);
+	StoredKey  *row;
 	uint64		before;
 
 	take_messages();
@@ -291,7 +293,10 @@ cache_find_imported(DigestKind kind, const uint8 *digest, int len)
 				return use_row(set, i);
 	}
 	before = messages;
-	return keep(hash, store_find_imported(table, kind, digest, len), before);
+	stats_count(STATS_CACHE_MISSES);
+	row = store_find_imported(table, kind, digest, len);
+	keep(hash, row, before);
+	return row;
 }
 
 /* Return whether any imported key exists, so that any string may be a token. */
@@ -487,27 +492,28 @@ drop_row(StoredKey *row)
 	pfree(row);
 }
 
-/* Keep a row that was just read, if it may be kept.  Return the row. */
-static const StoredKey *
-keep(uint32 hash, StoredKey *row, uint64 messages_before)
+/* Keep a copy of a row (NULL: none) that was just read, if it may be kept. */
+static void
+keep(uint32 hash, const StoredKey *row, uint64 messages_before)
 {
 	CacheSet   *set;
 	StoredKey  *copy;
 	int			i = 0;
 
-	stats_count(STATS_CACHE_MISSES);
 	if (row == NULL || !may_keep(messages_before) || made_for == 0 ||
 		IsInParallelMode() ||
 		TransactionIdIsCurrentTransactionId(row->xmin) ||
 		row->size - row->metadata_size > ENTRY_MAX_SIZE ||
 		row->metadata_size > METADATA_MAX_SIZE)
-		return row;
+		return;
 
 	if (sets == NULL)
 		make_sets();
 	set = find_set(hash);
 	while (i < SET_SIZE && set->rows[i] != NULL)
 		i++;
+	if (i == SET_SIZE && pg_prng_uint32(&pg_global_prng_state) % REPLACE_ONE_IN != 0)
+		return;
 	copy = store_copy(row, context);
 	copy->place.buffer = InvalidBuffer;
 	copy->limits = NULL;
@@ -516,5 +522,4 @@ keep(uint32 hash, StoredKey *row, uint64 messages_before)
 	set->rows[i] = copy;
 	set->hashes[i] = hash;
 	move_to_front(set, i);
-	return row;
 }

@@ -17,14 +17,14 @@ typedef struct CacheLook
 	const char *key_id;			/* TOKEN_KEY_ID_LEN bytes */
 	const StoredKey *kept;		/* by this backend; NULL: it has none */
 	UsageTarget target;
-	StoredBrief brief;			/* what shared memory has, once recalled */
+	StoredPlace place;			/* of the row by shared memory, once recalled */
 } CacheLook;
 
 extern void cache_init(void);
 extern void cache_tell_change(Relation api_keys);
 extern void cache_look(CacheLook *look, const char *key_id);
 extern void cache_recall(CacheLook *look);
-extern const StoredKey *cache_get(CacheLook *look, bool brief_will_do);
+extern const StoredKey *cache_get(CacheLook *look);
 extern const StoredKey *cache_find(const char *key_id);
 extern const StoredKey *cache_find_imported(DigestKind kind,
 											const uint8 *digest, int len);

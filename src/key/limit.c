@@ -118,9 +118,7 @@ limit_take(const StoredKey *key, LimitCall *call, TimestampTz now)
 	int			from;
 
 	call->name = NULL;
-	/* A brief key was found because there were no limits then. */
-	if (key->tenant == NULL ||
-		(key->rate_limit == 0 && call->names_count == 0 && !cache_has_limits()))
+	if (key->rate_limit == 0 && call->names_count == 0 && !cache_has_limits())
 		return VERDICT_VALID;
 	limits = limits_of(key, now);
 	if (call->names_count > 0)

@@ -82,7 +82,6 @@ typedef struct Request
 	text	   *scope;			/* a list; NULL: no scope is required */
 	inet	   *client_addr;	/* NULL: not given */
 	text	   *environment;	/* NULL: any */
-	bool		brief;			/* the caller needs the verdict only */
 	LimitCall	limit;
 } Request;
 
@@ -118,7 +117,7 @@ static Verdict judge_key(const StoredKey *key, Request *request,
 							  TimestampTz now);
 static bool environment_fits(const StoredKey *key, const Request *request);
 static const StoredKey *find_genuine(const char *bytes, size_t len,
-									 bool brief_will_do, bool *well_formed);
+									 bool *well_formed);
 static bool native_matches(const StoredKey *key, const char *token, size_t len,
 						   const Pepper *current, const uint8 *digest);
 static const StoredKey *find_imported(const char *token, size_t len);
@@ -151,9 +150,7 @@ rk_apikeys_verify(PG_FUNCTION_ARGS)
 Datum
 rk_apikeys_verify_0_3(PG_FUNCTION_ARGS)
 {
-	Request		request = {
-		.limit.cost = 1, .brief = settings_required_environment[0] == '\0'
-	};
+	Request		request = {.limit.cost = 1};
 	const StoredKey *key;
 
 	if (PG_ARGISNULL(0))
@@ -476,7 +473,7 @@ judge(text *token, Request *request, const StoredKey **key)
 	bool		well_formed;
 	Verdict verdict;
 
-	*key = verify_genuine(token, request->brief, &well_formed);
+	*key = verify_genuine(token, &well_formed);
 	if (*key == NULL)
 		verdict = well_formed ? VERDICT_UNKNOWN : VERDICT_MALFORMED;
 	else
@@ -495,8 +492,7 @@ judge(text *token, Request *request, const StoredKey **key)
 
 /*
  * Return the key of a token (toasted or not); NULL if the token is not genuine.
- * The pointer is good until the next verify.  If brief_will_do, the key may be
- * brief.
+ * The pointer is good until the next verify.
  * Set *well_formed to whether the token has the shape and the check digits of a
  * token of ours.  A string that is not well-formed may be the token of an
  * imported key, which is found by its digest.
@@ -506,7 +502,7 @@ judge(text *token, Request *request, const StoredKey **key)
  * needs cannot be read.
  */
 const StoredKey *
-verify_genuine(text *token, bool brief_will_do, bool *well_formed)
+verify_genuine(text *token, bool *well_formed)
 {
 	size_t		len = toast_raw_datum_size(PointerGetDatum(token)) - VARHDRSZ;
 	text	   *detoasted;
@@ -517,12 +513,12 @@ verify_genuine(text *token, bool brief_will_do, bool *well_formed)
 		return NULL;
 	detoasted = (text *) PG_DETOAST_DATUM_PACKED(PointerGetDatum(token));
 	if (detoasted == token)
-		return find_genuine(VARDATA_ANY(token), len, brief_will_do, well_formed);
+		return find_genuine(VARDATA_ANY(token), len, well_formed);
 
 	/* The detoasted copy of the token is ours, so we must wipe it. */
 	PG_TRY();
 	{
-		key = find_genuine(VARDATA_ANY(detoasted), len, brief_will_do, well_formed);
+		key = find_genuine(VARDATA_ANY(detoasted), len, well_formed);
 	}
 	PG_FINALLY();
 	{
@@ -541,8 +537,7 @@ verify_genuine(text *token, bool brief_will_do, bool *well_formed)
  * the digest is computed.
  */
 static const StoredKey *
-find_genuine(const char *bytes, size_t len, bool brief_will_do,
-			 bool *well_formed)
+find_genuine(const char *bytes, size_t len, bool *well_formed)
 {
 	TokenParts	parts;
 	CacheLook	look;
@@ -566,7 +561,7 @@ find_genuine(const char *bytes, size_t len, bool brief_will_do,
 			sign_begin(&work, pepper);
 			cache_recall(&look);
 			digest_end(&work, bytes, len, digest);
-			key = cache_get(&look, brief_will_do);
+			key = cache_get(&look);
 			if (!native_matches(key, bytes, len, pepper, digest))
 				key = NULL;
 			explicit_bzero(digest, sizeof(digest));
@@ -673,7 +668,7 @@ judge_key(const StoredKey *key, Request *request, TimestampTz now)
 
 	if (state != VERDICT_VALID)
 		return state;
-	if (key->environment != NULL && !environment_fits(key, request))
+	if (!environment_fits(key, request))
 		return VERDICT_ENVIRONMENT_MISMATCH;
 	if (key->allowed_cidrs != NULL &&
 		!grant_address(key->allowed_cidrs, request->client_addr))

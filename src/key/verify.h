@@ -7,8 +7,7 @@
 
 #include "base/store.h"
 
-extern const StoredKey *verify_genuine(text *token, bool brief_will_do,
-									   bool *well_formed);
+extern const StoredKey *verify_genuine(text *token, bool *well_formed);
 extern const StoredKey *verify_imported(const char *token, size_t len);
 
 #endif

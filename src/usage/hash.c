@@ -100,7 +100,7 @@ usage_hash_startup(int max_tracked)
 	max_tracked = usage_shared->max_tracked;
 	/* The system zeroes the memory; writing to it would take all of it. */
 	entries = (UsageEntry *)
-		TYPEALIGN(sizeof(UsageEntry),
+		TYPEALIGN(USAGE_ENTRY_ALIGN,
 				  ShmemInitStruct("rk_apikeys usage entries",
 								  entries_size(max_tracked), &found));
 	pending_map = ShmemInitStruct("rk_apikeys usage pending",
@@ -119,7 +119,7 @@ usage_hash_place(char *memory, int max_tracked)
 {
 	usage_shared = (UsageShared *) memory;
 	memory += CACHELINEALIGN(sizeof(UsageShared));
-	entries = (UsageEntry *) TYPEALIGN(sizeof(UsageEntry), memory);
+	entries = (UsageEntry *) TYPEALIGN(USAGE_ENTRY_ALIGN, memory);
 	memory += CACHELINEALIGN(entries_size(max_tracked));
 	pending_map = (pg_atomic_uint32 *) memory;
 }
@@ -190,7 +190,7 @@ usage_hash_prefetch(const UsageTarget *target)
 	UsageEntry *entry = &entries[target->place];
 
 	__builtin_prefetch(entry);
-	__builtin_prefetch(&entry->brief.digest);
+	__builtin_prefetch(&entry->row);
 }
 
 /* Return the entry, or NULL.  The partition is locked. */

@@ -65,16 +65,16 @@ usage_expect(UsageTarget *target, const char *key_id)
 }
 
 /*
- * Copy the place and brief key that the last read of a key's row left, by
- * whichever backend.  Without them the buffer of the place is invalid.
+ * Copy the place that the last read of a key's row left, by whichever backend.
+ * Without it the buffer of the place is invalid.
  */
 void
-usage_recall(const UsageTarget *target, StoredBrief *brief)
+usage_recall(const UsageTarget *target, StoredPlace *place)
 {
 	UsageEntry *entry;
 
-	brief->place.buffer = InvalidBuffer;
-	brief->place.lsn = InvalidXLogRecPtr;
+	place->buffer = InvalidBuffer;
+	place->lsn = InvalidXLogRecPtr;
 	if (!usage_is_shared() || !settings_track_usage)
 		return;
 	LWLockAcquire(target->lock, LW_SHARED);
@@ -82,7 +82,7 @@ usage_recall(const UsageTarget *target, StoredBrief *brief)
 	if (entry != NULL)
 	{
 		SpinLockAcquire(&entry->mutex);
-		*brief = entry->brief;
+		*place = entry->row;
 		SpinLockRelease(&entry->mutex);
 	}
 	LWLockRelease(target->lock);
@@ -163,8 +163,7 @@ usage_resign(const StoredKey *key, int pepper_id, const uint8 *digest)
 /*
  * Return the entry of a key, with its partition locked: shared, or exclusive if
  * the entry was just made.  Return NULL, with nothing locked, if there is no
- * room.  A brief key comes from an entry.  If that entry was evicted at this
- * moment, the row is read again, because a brief key does not have the tenant.
+ * room.
  */
 static UsageEntry *
 find_or_make(const StoredKey *key, LWLock **lock)
@@ -172,7 +171,6 @@ find_or_make(const StoredKey *key, LWLock **lock)
 	UsageTarget target;
 	UsageEntry *entry;
 	NewKey		new = {.key = key, .seed = {DT_NOBEGIN, 0, 0}};
-	StoredPlace nowhere = {.buffer = InvalidBuffer};
 	UsageSeed	seed = {read_seed, set_seed, &new};
 
 	usage_hash_target(&target, MyDatabaseId, key->key_id);
@@ -182,11 +180,7 @@ find_or_make(const StoredKey *key, LWLock **lock)
 	if (entry != NULL)
 		return entry;
 	LWLockRelease(target.lock);
-	if (key->tenant == NULL)
-		new.key = store_find(store_table("api_keys", true), key->key_id, &nowhere);
-	if (new.key == NULL)
-		return NULL;
-	return usage_find_or_make(&target, usage_tenant(new.key->tenant), &seed);
+	return usage_find_or_make(&target, usage_tenant(key->tenant), &seed);
 }
 
 /*
@@ -279,15 +273,12 @@ set_seed(UsageEntry *entry, void *arg)
 	entry->known_denials = new->seed.denied_count;
 }
 
-/* Keep the place and brief key of a row that was just read. */
+/* Note the place of a row that was just read. */
 static void
 note_row(UsageEntry *entry, const StoredKey *key)
 {
-	StoredBrief brief;
-
-	store_abridge(key, &brief);
 	SpinLockAcquire(&entry->mutex);
-	entry->brief = brief;
+	entry->row = key->place;
 	SpinLockRelease(&entry->mutex);
 }
 

@@ -68,12 +68,15 @@ typedef struct BucketState
 	uint64		serial;			/* of this entry; fixed */
 } BucketState;
 
+/* A line of the processor's cache. */
+#define USAGE_ENTRY_ALIGN 64
+
 /*
  * A record in shared memory: of a key's use, or of a limit's bucket.  It takes
- * four lines of the processor's cache, of which a verify touches one or two.
- * The key id of a bucket is no key's: see bucket.c.
+ * three lines of the processor's cache, of which a verify touches two.  The key
+ * id of a bucket is no key's: see bucket.c.
  */
-typedef struct pg_attribute_aligned(256) UsageEntry
+typedef struct pg_attribute_aligned(USAGE_ENTRY_ALIGN) UsageEntry
 {
 	uint32		place;			/* of its chain's first; fixed */
 	uint32		next;			/* in its chain, or among the free entries;
@@ -84,32 +87,29 @@ typedef struct pg_attribute_aligned(256) UsageEntry
 	pg_atomic_uint64 denied_count;	/* only grows */
 	pg_atomic_uint32 state;		/* as above */
 	slock_t		mutex;			/* guards the fields below, except where said */
-	union
-	{
-		StoredBrief brief;		/* the row as it was read */
-		BucketState bucket;
-	};
-
-	/* the third line */
 	pg_atomic_uint32 round;		/* the last one that wrote the entry; not
 								 * guarded by the mutex */
 	pg_atomic_uint32 ended_day; /* of the last denial of the ended key: days
 								 * since 1999-12-31, UTC; 0: none; not guarded
 								 * by the mutex */
+
+	/* the second line */
 	uint64		tenant;			/* hash of the key's tenant; fixed */
 	union
 	{
 		struct
 		{
+			StoredPlace row;	/* where it was read */
 			char		environment[TOKEN_NAME_MAX + 1];	/* of the key; fixed */
 			bool		has_addr;
 			inet_struct addr;
 			int			pepper_id;	/* of the new digest; 0: there is none */
 			uint8		digest[DIGEST_SHA256_LEN];	/* signed anew, to be stored */
 		};
-		/* of a bucket; fixed */
 		struct
 		{
+			BucketState bucket;
+			/* of the bucket; fixed */
 			TimestampTz since;
 			uint8		limit_id[USAGE_LIMIT_ID_LEN];
 			char		family[TOKEN_KEY_ID_LEN + 1];
@@ -121,7 +121,9 @@ typedef struct pg_attribute_aligned(256) UsageEntry
 	int64		known_denials;
 } UsageEntry;
 
-StaticAssertDecl(offsetof(UsageEntry, round) == 128 && sizeof(UsageEntry) == 256,
+StaticAssertDecl(offsetof(UsageEntry, tenant) == USAGE_ENTRY_ALIGN &&
+				 offsetof(UsageEntry, environment) <= 2 * USAGE_ENTRY_ALIGN &&
+				 sizeof(UsageEntry) == 3 * USAGE_ENTRY_ALIGN,
 				 "a verify touches two lines of an entry");
 
 /* A use that was not recorded, of one of the keys of a hash; see lost.c. */

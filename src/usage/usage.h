@@ -130,7 +130,7 @@ extern bool usage_is_short(void);
 
 /* record.c */
 extern void usage_expect(UsageTarget *target, const char *key_id);
-extern void usage_recall(const UsageTarget *target, StoredBrief *brief);
+extern void usage_recall(const UsageTarget *target, StoredPlace *place);
 extern void usage_record(const StoredKey *key, UsageKind kind,
 						 inet *client_addr, TimestampTz now);
 extern void usage_resign(const StoredKey *key, int pepper_id,

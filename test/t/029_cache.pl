@@ -38,7 +38,7 @@ $node->safe_psql('postgres', q{
 	CREATE TABLE sample AS SELECT DISTINCT ON (block) block, secret
 		FROM (SELECT (ctid::text::point)[0]::int AS block, key_id FROM rk_apikeys.api_keys) k
 			JOIN token ON split_part(secret, '_', 3) = key_id ORDER BY block LIMIT 20});
-foreach my $case ([ 0, 'rows that are read' ], [ 4, 'brief keys' ])
+foreach my $case ([ 0, 'rows that are read' ], [ 4, 'rows in unchanged pages' ])
 {
 	my ($cache_size, $what) = @$case;
 	$node->restart;

@@ -37,7 +37,7 @@ sub rk_initdb
 	my ($name, @conf) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
 	$node->init(extra => INITDB);
-	# The default, which PostgreSQL's own tests turn off: below it no brief keys are made
+	# The default, which PostgreSQL's own tests turn off: below it no page's LSN is remembered
 	$node->append_conf('postgresql.conf', join "\n", 'wal_level = replica', @conf);
 	$node->start;
 	return $node;

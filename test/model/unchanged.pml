@@ -1,5 +1,5 @@
 /*
- * brief.pml: brief keys in shared memory, against changes of their pages.
+ * unchanged.pml: rows read in unchanged pages, against changes of these pages.
  *
  * A backend verifies one key twice.  A writer changes its row in place, moves it to
  * another block, and rolls back.  CLUSTER gives the table a new file.  Buffers are
@@ -31,15 +31,15 @@ byte sent;						/* messages about the table, ever */
 byte sharers;					/* of the table's lock */
 bool is_exclusive;
 
-/* The entry's brief key and place; lsn 0: the place alone. */
-typedef Brief
+/* The entry's place of the row; lsn 0: of a page that may be changing. */
+typedef Place
 {
 	byte buffer;
 	byte block;
 	byte lsn;
-	byte version
+	byte version				/* the one that stands there */
 };
-Brief brief;
+Place entry;
 byte returned;					/* the last version whose COMMIT has returned */
 
 
@@ -69,8 +69,8 @@ inline take_messages()
 	fi
 }
 
-/* store_brief_holds(): sets answer if the brief key holds. */
-inline look_at_brief()
+/* store_find_unchanged(): sets answer if the page is unchanged. */
+inline find_unchanged()
 {
 	atomic {
 		if
@@ -82,13 +82,26 @@ inline look_at_brief()
 		fi
 	}
 	atomic {
-		pins[mine.buffer]--;
 		if
 #ifndef MUTANT_NO_LSN
-		:: lsn[buffer[mine.buffer]] != mine.lsn -> goto read
+		:: lsn[buffer[mine.buffer]] != mine.lsn -> pins[mine.buffer]--; goto read
 #endif
-		:: else -> answer = mine.version; goto judge
-		fi
+		:: else
+		fi;
+#ifdef MUTANT_NO_PIN
+		pins[mine.buffer]--
+#endif
+	}
+	/* The row is read in the page, which must still be there. */
+	atomic {
+#ifndef MUTANT_NO_TAG
+		assert(buffer[mine.buffer] == PAGE(file, mine.block));
+#endif
+#ifndef MUTANT_NO_PIN
+		pins[mine.buffer]--;
+#endif
+		answer = mine.version;
+		goto judge
 	}
 }
 
@@ -129,10 +142,10 @@ inline read_row()
 	}
 	/* usage_record(): the entry gets what was read, whenever that was. */
 	atomic {
-		brief.buffer = mine.buffer;
-		brief.block = mine.block;
-		brief.lsn = mine.lsn;
-		brief.version = mine.version
+		entry.buffer = mine.buffer;
+		entry.block = mine.block;
+		entry.lsn = mine.lsn;
+		entry.version = mine.version
 	}
 }
 
@@ -141,7 +154,7 @@ active [1] proctype backend()
 	byte taken, read_file, answer, must, verifies;
 	byte file = NONE;
 	bool is_stale;				/* a message was taken and is not handled */
-	Brief mine;
+	Place mine;
 
 	do
 	:: verifies < VERIFIES ->
@@ -149,12 +162,12 @@ active [1] proctype backend()
 		atomic {
 			must = returned;
 			take_messages();
-			mine.buffer = brief.buffer;
-			mine.block = brief.block;
-			mine.lsn = brief.lsn;
-			mine.version = brief.version
+			mine.buffer = entry.buffer;
+			mine.block = entry.block;
+			mine.lsn = entry.lsn;
+			mine.version = entry.version
 		}
-		look_at_brief();
+		find_unchanged();
 read:
 		read_row();
 judge:

@@ -1,9 +1,9 @@
-# test/t/026_brief.pl: what shared memory remembers of a key's row is used while the row is as it was, and never after it was changed, by
-# whomsoever and in whatever way.
+# test/t/026_unchanged_page.pl: a row is read at its place, without a snapshot, while its page is unchanged, and never after the row was
+# changed, by whomsoever and in whatever way.
 #
-# A new session has kept nothing, but it has to read one row, any, to know the table's file: so each verifies a guide first. Then a verify
-# is told by shared memory or by the row. What the row tells is remembered when it is read at its known place: by the second verify that
-# reads it.
+# A new session has kept nothing, but it has to read one row with a snapshot, any, to know the table's file: so each verifies a guide first.
+# Then a verify recalls the row at its place, or reads it with a snapshot. The LSN of its page is remembered when the row is read so at its
+# known place: by the second verify that reads it.
 use strict;
 use warnings;
 
@@ -13,7 +13,7 @@ use RkApikeys;
 use PostgreSQL::Test::Cluster;
 use Test::More;
 
-my $node = PostgreSQL::Test::Cluster->new('brief');
+my $node = PostgreSQL::Test::Cluster->new('unchanged');
 $node->init(allows_streaming => 1, extra => INITDB);
 $node->append_conf('postgresql.conf', join "\n", PRELOAD, "rk_apikeys.usage_flush_interval = '1h'", 'max_prepared_transactions = 2',
 	'autovacuum = off', 'shared_buffers = 16MB');
@@ -30,7 +30,7 @@ sub fresh
 	return sql_as($on, 'backend', "SELECT rk_apikeys.verify('$guide') \\g /dev/null\nSELECT rk_apikeys.verify('$token')");
 }
 
-# Whether a new session's verify is told without the row, and what it says.
+# Whether a new session's verify takes no snapshot, and what it says.
 sub recalled
 {
 	my ($on, $token) = @_;
@@ -79,16 +79,56 @@ foreach my $change (
 
 (undef, $guide) = create_key($node, 'another guide');
 
-# A database that requires an environment believes no brief key, because it does not have the environment.
+# All of the row is there: what a database, an address list or a limit asks of it, and what verify_key() answers.
 {
 	my (undef, $token) = create_key($node, 'of prod');
 	remember($node, $token, 'of prod');
 	$node->safe_psql('postgres', 'ALTER DATABASE postgres SET rk_apikeys.required_environment = stage');
-	is(recalled($node, $token), 'read f', 'another environment is required: the row is read');
+	is(recalled($node, $token), 'recalled f', 'another environment is required');
 	$node->safe_psql('postgres', 'ALTER DATABASE postgres SET rk_apikeys.required_environment = prod');
-	is(recalled($node, $token), 'read t', 'its own environment is required: good');
+	is(recalled($node, $token), 'recalled t', 'its own environment is required: good');
 	$node->safe_psql('postgres', 'ALTER DATABASE postgres RESET rk_apikeys.required_environment');
-	is(recalled($node, $token), 'recalled t', 'none is required: memory tells again');
+}
+foreach my $case (
+	[ q{rate_limit => 100, rate_window => '1 hour'}, 't' ],
+	[ q{allowed_cidrs => '{10.0.0.0/8,fe80::/10}'}, 'f' ],
+	[ q{scopes => '{a:read,b:write}', metadata => '{"a": [1, {"b": "c"}]}', expires_at => now() + interval '1 hour'}, 't' ],
+	[ q{metadata => jsonb_build_object('a', repeat('0123456789', 500))}, 't' ],
+	[ q{metadata => jsonb_build_object('a', (SELECT jsonb_agg(md5(n::text)) FROM generate_series(1, 200) n))}, 't' ])
+{
+	my ($settings, $said) = @$case;
+	my ($id, $token) = create_key($node, 'full', $settings);
+	my $how = $settings =~ /jsonb_agg/ ? 'read' : 'recalled';    # in the TOAST table
+	my $columns = "code, key_id, family, tenant, owner, name, environment, scopes, metadata, expires_at, limit_name, limit_units";
+	fresh($node, $token) foreach 1 .. 2;
+	is(recalled($node, $token), "$how $said", "$settings: $how");
+	my $full = sql_as($node, 'backend', "SET rk_apikeys.cache_size = 0; SELECT $columns FROM rk_apikeys.verify_key('$token', NULL, '10.1.2.3')");
+	like($full, qr/^valid\|$id\|$id\|acme\|/, "$settings: verify_key with a snapshot");
+	my $misses = stat_of($node, 'cache_misses');
+	is(sql_as($node, 'backend', "SELECT rk_apikeys.verify('$guide') \\g /dev/null\nSELECT $columns FROM rk_apikeys.verify_key('$token', NULL, '10.1.2.3')"),
+		$full, "$settings: verify_key says the same without");
+	is(stat_of($node, 'cache_misses') - $misses, $how eq 'read' ? 2 : 1, "$settings: $how");
+}
+
+# A column that somebody adds or drops, and the rows before and after it
+{
+	my ($id, $token) = create_key($node, 'shape');
+	my $session = session($node, 'backend');
+	my $verdict = "SELECT code, name, family, metadata FROM rk_apikeys.verify_key('$token')";
+	remember($node, $token, 'shape');
+	$session->query_safe("SELECT rk_apikeys.verify('$guide')");
+	foreach my $change ('ALTER TABLE rk_apikeys.api_keys ADD extra text', q{ALTER TABLE rk_apikeys.api_keys ADD more text NOT NULL DEFAULT 'x'},
+		q{UPDATE rk_apikeys.api_keys SET more = 'y', metadata = '{"b": 2}' WHERE key_id = 'ID'}, 'ALTER TABLE rk_apikeys.api_keys DROP extra',
+		q{UPDATE rk_apikeys.api_keys SET name = 'other', metadata = '{"c": 3}' WHERE key_id = 'ID'}, 'ALTER TABLE rk_apikeys.api_keys DROP more')
+	{
+		$node->safe_psql('postgres', $change =~ s/ID/$id/r);
+		my $said = sql_as($node, 'backend', "SET rk_apikeys.cache_size = 0; $verdict");
+		like($said, qr/^valid\|/, "$change: read with a snapshot");
+		is($session->query_safe($verdict), $said, "$change: the same in a session that knew the shape before");
+		remember($node, $token, $change);
+		is(sql_as($node, 'backend', "SELECT rk_apikeys.verify('$guide') \\g /dev/null\n$verdict"), $said, "$change: recalled, the same");
+	}
+	$session->quit;
 }
 
 # What leaves a key as good as it was. What moves its page costs a look at the row, no more.
@@ -126,7 +166,7 @@ is($taken, $place, 'another key has taken the place of a row');
 is(join(' ', map { fresh($node, $token) } 1 .. 3), 't t t', 'whose key is found where it is now');
 remember($node, $token, 'where it is now');
 
-# While a change is not committed others are told of the row before, and no brief key is made of it.
+# While a change is not committed others are told of the row before, and its place is not believed.
 $locker->query_safe("BEGIN; UPDATE rk_apikeys.api_keys SET enabled = false WHERE key_id = '$id'");
 is(join(' ', map { recalled($node, $token) } 1 .. 3), 'read t read t read t', 'a change under way: the row is read');
 is($locker->query_safe("SELECT rk_apikeys.verify('$token')"), 'f', 'and its own transaction sees it');
@@ -179,14 +219,6 @@ foreach my $off ('cache_size = 0', 'track_usage = off')
 	cmp_ok(stat_of($node, 'cache_misses') - $misses, '>', 0, "$off: the row is read");
 }
 
-# Of keys that ask more than to be good nothing is remembered
-foreach my $setting (q{allowed_cidrs => '{0.0.0.0/0}'}, q{rate_limit => 100, rate_window => '1 hour'})
-{
-	my ($asking_id, $asking) = create_key($node, 'asking', $setting);
-	fresh($node, $asking) foreach 1 .. 3;
-	like(recalled($node, $asking), qr/^read/, "$setting: read");
-}
-
 # Another database's key of the same id is another
 $node->safe_psql('other', 'SET client_min_messages = error; CREATE EXTENSION rk_apikeys CASCADE');
 is(sql_as($node, 'backend', "SELECT rk_apikeys.verify('$token')", 'other'), 'f', 'not known to another database');
@@ -194,7 +226,7 @@ is(sql_as($node, 'backend', "SELECT rk_apikeys.verify('$token')", 'other'), 'f',
 # A standby has a memory of its own
 remember($node, $token, 'before the standby');
 $node->backup('base');
-my $standby = PostgreSQL::Test::Cluster->new('brief_standby');
+my $standby = PostgreSQL::Test::Cluster->new('unchanged_standby');
 $standby->init_from_backup($node, 'base', has_streaming => 1);
 $standby->start;
 $node->wait_for_catchup($standby, 'replay');
