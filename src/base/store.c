@@ -17,7 +17,7 @@
  * change has the LSN of its page.  A change or deletion of a row writes WAL, and
  * so moves the LSN of the page, before it commits.  So the row stands, visible, as
  * long as that buffer holds that page with that LSN, and it is read without a
- * snapshot or a lock.  This is also true on a standby, and for whatever writes to
+ * snapshot or a lock of the table.  This is also true on a standby, and for whatever writes to
  * the table.  It is not true, and such a place has no LSN or is not believed,
  * - for a table without WAL;
  * - with wal_level minimal, where a new file may be changed without WAL;
@@ -33,7 +33,7 @@
  *
  * Locking: AccessShareLock on table and index, released at once, so an idle
  * transaction that has verified a key blocks nobody.  A row in an unchanged page
- * takes only a pin on one buffer.
+ * takes only a pin, and for a moment the lock, of one buffer.
  *
  * Memory: results live in the current context.
  */
@@ -319,13 +319,18 @@ store_prefetch(const StoredPlace *place)
 
 /*
  * Return the key at a place, if its page is as it was when the place was noted;
- * NULL also when a plain pin of the place is due.  The row's data do not move
- * while its page is pinned.
+ * NULL also when a plain pin of the place is due.
+ *
+ * Who moves rows within a page looks for other pins once, under an exclusive lock
+ * of the page, and writes the LSN before releasing the lock.  So the LSN is read
+ * under a lock, behind the pin.  From then on the row's data do not move until the
+ * pin is released.
  */
 StoredKey *
 store_find_unchanged(Oid table, const char *key_id, const StoredPlace *place)
 {
 	StoredKey  *key = NULL;
+	bool		unchanged;
 
 	if (XLogRecPtrIsInvalid(place->lsn) || !OidIsValid(table) || file_table != table ||
 		place->buffer < 1 || place->buffer > NBuffers ||
@@ -335,7 +340,10 @@ store_find_unchanged(Oid table, const char *key_id, const StoredPlace *place)
 		return NULL;
 	if (pins_left > 0)
 		pins_left--;
-	if (BufferGetLSNAtomic(place->buffer) == place->lsn)
+	LockBuffer(place->buffer, BUFFER_LOCK_SHARE);
+	unchanged = BufferGetLSNAtomic(place->buffer) == place->lsn;
+	LockBuffer(place->buffer, BUFFER_LOCK_UNLOCK);
+	if (unchanged)
 	{
 		HeapTupleData row = {
 			.t_data = (HeapTupleHeader) ((char *) BufferGetBlock(place->buffer) + place->start)
@@ -346,8 +354,7 @@ store_find_unchanged(Oid table, const char *key_id, const StoredPlace *place)
 			parse_key(&row, file_desc, &key);
 	}
 	ReleaseBuffer(place->buffer);
-	Assert(key == NULL || memcmp(key->key_id, key_id, TOKEN_KEY_ID_LEN) == 0);
-	return key;
+	return key != NULL && memcmp(key->key_id, key_id, TOKEN_KEY_ID_LEN) == 0 ? key : NULL;
 }
 
 /* Return the imported key with that digest, or NULL. */

@@ -32,10 +32,11 @@
  *
  * The cache is a table of sets.  A key has its place in one of the four of its
  * set, and a look at a set is a look at one line of the processor's cache.  The
- * key that was used last stands in front.  In a full set, one new key in
- * REPLACE_ONE_IN, at random, replaces the key that was not used for the longest
- * time.  So a key that is used often is soon kept, and keys that are used once
- * drive few others out.
+ * key that was used last stands in front.  In a full set, a new key replaces the
+ * key that was not used for the longest time.  Of keys that were read cheaply, in
+ * unchanged pages, only one in KEEP_ONE_IN is kept, at random.  So a key that is
+ * used often is soon kept, and keys that are used once take little memory and time
+ * and drive few others out.
  *
  * Memory: rows live in a context that a flush resets.  A set that is older than
  * the last flush is empty.  A result is valid until the next call of a function
@@ -69,7 +70,7 @@
 
 #define SET_SIZE 4
 
-#define REPLACE_ONE_IN 16
+#define KEEP_ONE_IN 16
 
 /* 64 bytes. */
 typedef struct CacheSet
@@ -135,7 +136,8 @@ static StoredKey *use_row(CacheSet *set, int i);
 static void move_to_front(CacheSet *set, int i);
 static bool same_place(const StoredPlace *a, const StoredPlace *b);
 static void drop_row(StoredKey *row);
-static void keep(uint32 hash, const StoredKey *row, uint64 messages_before);
+static void keep(uint32 hash, const StoredKey *row, uint64 messages_before,
+				 bool is_cheap);
 
 static void
 relcache_callback(Datum arg, Oid relid)
@@ -257,20 +259,23 @@ cache_get(CacheLook *look)
 {
 	uint64		before = messages;
 	StoredKey  *row = NULL;
+	bool		unchanged;
 
 	if (look->kept != NULL)
 		return look->kept;
 	if (settings_cache_size > 0)
 		row = store_find_unchanged(table, look->key_id, &look->place);
-	stats_count(row != NULL ? STATS_CACHE_HITS : STATS_CACHE_MISSES);
-	if (row == NULL)
+	unchanged = row != NULL;
+	stats_count(unchanged ? STATS_CACHE_HITS : STATS_CACHE_MISSES);
+	if (!unchanged)
 	{
 		row = store_find(table, look->key_id, &look->place);
 		/* The entry has this place already. */
 		if (row != NULL && same_place(&row->place, &look->place))
 			row->place.buffer = InvalidBuffer;
 	}
-	keep(hash_native(look->key_id), row, before);
+	/* The limits of a key are read with it, unless it is kept. */
+	keep(hash_native(look->key_id), row, before, unchanged && !cache_has_limits());
 	return row;
 }
 
@@ -295,7 +300,7 @@ cache_find_imported(DigestKind kind, const uint8 *digest, int len)
 	before = messages;
 	stats_count(STATS_CACHE_MISSES);
 	row = store_find_imported(table, kind, digest, len);
-	keep(hash, row, before);
+	keep(hash, row, before, false);
 	return row;
 }
 
@@ -492,14 +497,19 @@ drop_row(StoredKey *row)
 	pfree(row);
 }
 
-/* Keep a copy of a row (NULL: none) that was just read, if it may be kept. */
+/*
+ * Keep a copy of a row (NULL: none) that was just read, if it may be kept; seldom
+ * if the row can be read again cheaply.
+ */
 static void
-keep(uint32 hash, const StoredKey *row, uint64 messages_before)
+keep(uint32 hash, const StoredKey *row, uint64 messages_before, bool is_cheap)
 {
 	CacheSet   *set;
 	StoredKey  *copy;
 	int			i = 0;
 
+	if (is_cheap && pg_prng_uint32(&pg_global_prng_state) % KEEP_ONE_IN != 0)
+		return;
 	if (row == NULL || !may_keep(messages_before) || made_for == 0 ||
 		IsInParallelMode() ||
 		TransactionIdIsCurrentTransactionId(row->xmin) ||
@@ -512,8 +522,6 @@ keep(uint32 hash, const StoredKey *row, uint64 messages_before)
 	set = find_set(hash);
 	while (i < SET_SIZE && set->rows[i] != NULL)
 		i++;
-	if (i == SET_SIZE && pg_prng_uint32(&pg_global_prng_state) % REPLACE_ONE_IN != 0)
-		return;
 	copy = store_copy(row, context);
 	copy->place.buffer = InvalidBuffer;
 	copy->limits = NULL;

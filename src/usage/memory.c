@@ -31,7 +31,7 @@
 
 #define SEGMENT "rk_apikeys " RK_APIKEYS_VERSION
 
-/* Keys that are tracked without preload: 9 MB. */
+/* Keys that are tracked without preload: 7 MB. */
 #define MAX_TRACKED 16384
 
 static bool attach(void);

@@ -100,9 +100,9 @@ typedef struct pg_attribute_aligned(USAGE_ENTRY_ALIGN) UsageEntry
 		struct
 		{
 			StoredPlace row;	/* where it was read */
-			char		environment[TOKEN_NAME_MAX + 1];	/* of the key; fixed */
 			bool		has_addr;
 			inet_struct addr;
+			char		environment[TOKEN_NAME_MAX + 1];	/* of the key; fixed */
 			int			pepper_id;	/* of the new digest; 0: there is none */
 			uint8		digest[DIGEST_SHA256_LEN];	/* signed anew, to be stored */
 		};

@@ -136,7 +136,10 @@ usage_settle(Oid database, const UsageCopy *copy)
 			entry->known_denials += more_denials;
 		}
 		if (!copy->is_quota && entry->pepper_id == copy->pepper_id)
+		{
 			entry->pepper_id = 0;
+			memset(entry->digest, 0, DIGEST_SHA256_LEN);
+		}
 		SpinLockRelease(&entry->mutex);
 		/* If another flush has copied the entry meanwhile, that one makes it clean. */
 		if (usage_hash_set_clean(entry, copy->stamp))

@@ -2,8 +2,8 @@
  * unchanged.pml: rows read in unchanged pages, against changes of these pages.
  *
  * A backend verifies one key twice.  A writer changes its row in place, moves it to
- * another block, and rolls back.  CLUSTER gives the table a new file.  Buffers are
- * used for other blocks at any time.
+ * another block, and rolls back.  A vacuum moves rows within a page.  CLUSTER gives
+ * the table a new file.  Buffers are used for other blocks at any time.
  */
 #define VERIFIES 2
 #define CHANGES 2
@@ -16,6 +16,8 @@
 
 /* The pages, by file and block. */
 byte lsn[FILES * BLOCKS];
+byte layout[FILES * BLOCKS];	/* which bytes are which row's */
+bool is_locked[FILES * BLOCKS];	/* exclusively */
 byte last_lsn = 1;
 byte buffer[BUFFERS] = NONE;	/* the page that a buffer holds */
 byte pins[BUFFERS];
@@ -37,6 +39,7 @@ typedef Place
 	byte buffer;
 	byte block;
 	byte lsn;
+	byte layout;
 	byte version				/* the one that stands there */
 };
 Place entry;
@@ -82,6 +85,9 @@ inline find_unchanged()
 		fi
 	}
 	atomic {
+#ifndef MUTANT_NO_LOCK
+		!is_locked[buffer[mine.buffer]];
+#endif
 		if
 #ifndef MUTANT_NO_LSN
 		:: lsn[buffer[mine.buffer]] != mine.lsn -> pins[mine.buffer]--; goto read
@@ -95,7 +101,7 @@ inline find_unchanged()
 	/* The row is read in the page, which must still be there. */
 	atomic {
 #ifndef MUTANT_NO_TAG
-		assert(buffer[mine.buffer] == PAGE(file, mine.block));
+		assert(buffer[mine.buffer] == PAGE(file, mine.block) && layout[buffer[mine.buffer]] == mine.layout);
 #endif
 #ifndef MUTANT_NO_PIN
 		pins[mine.buffer]--;
@@ -119,10 +125,12 @@ inline read_row()
 	}
 	answer = committed;				/* the snapshot decides */
 	atomic {
+		!is_locked[page_of[answer]];
 		if
 		:: buffer[mine.buffer] == PAGE(read_file, mine.block) && page_of[answer] == buffer[mine.buffer] ->
 			/* read_at_place(): the row and the LSN under the page's lock */
 			mine.lsn = lsn[buffer[mine.buffer]];
+			mine.layout = layout[buffer[mine.buffer]];
 #ifndef MUTANT_NOTE_CHANGING
 			if
 			:: is_changing[answer] -> mine.lsn = 0
@@ -145,6 +153,7 @@ inline read_row()
 		entry.buffer = mine.buffer;
 		entry.block = mine.block;
 		entry.lsn = mine.lsn;
+		entry.layout = mine.layout;
 		entry.version = mine.version
 	}
 }
@@ -165,6 +174,7 @@ active [1] proctype backend()
 			mine.buffer = entry.buffer;
 			mine.block = entry.block;
 			mine.lsn = entry.lsn;
+			mine.layout = entry.layout;
 			mine.version = entry.version
 		}
 		find_unchanged();
@@ -178,6 +188,7 @@ judge:
 			mine.buffer = 0;
 			mine.block = 0;
 			mine.lsn = 0;
+			mine.layout = 0;
 			mine.version = 0
 		}
 	:: else -> break
@@ -197,6 +208,7 @@ active proctype writer()
 		}
 		/* The change: in its page, or to another one.  WAL moves both LSNs. */
 		atomic {
+			!is_locked[page_of[committed]];
 			last_lsn++;
 			is_changing[committed] = true;
 			if
@@ -216,6 +228,24 @@ active proctype writer()
 		version++
 	:: else -> break
 	od
+}
+
+/* A vacuum, of one page: it looks for pins once, moves rows, then sets the LSN. */
+active proctype vacuum()
+{
+	atomic {
+		!is_exclusive;
+		sharers++;
+		(buffer[0] != PAGE(0, 0) || pins[0] == 0) && (buffer[1] != PAGE(0, 0) || pins[1] == 0);
+		is_locked[PAGE(0, 0)] = true
+	}
+	layout[PAGE(0, 0)]++;
+	atomic {
+		last_lsn++;
+		lsn[PAGE(0, 0)] = last_lsn;
+		is_locked[PAGE(0, 0)] = false;
+		sharers--
+	}
 }
 
 /* CLUSTER, or another command that writes the table into a new file. */
