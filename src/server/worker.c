@@ -100,10 +100,19 @@ rk_apikeys_launcher_main(Datum arg)
 	last = ended = GetCurrentTimestamp();
 	while (!ShutdownRequestPending)
 	{
-		TimestampTz now = GetCurrentTimestamp();
-		int			pause = usage_room_pause(failed);
+		TimestampTz now;
+		int			pause;
 		long		wait;
 
+		/* Before the wait, because a round resets the latch too. */
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		report_lost();
+		now = GetCurrentTimestamp();
+		pause = usage_room_pause(failed);
 		/* If the clock was set back, do not wait until it reaches "last". */
 		last = Min(last, now);
 		ended = Min(ended, now);
@@ -115,14 +124,8 @@ rk_apikeys_launcher_main(Datum arg)
 						 wait, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-		}
 		if (ShutdownRequestPending)
 			break;
-		report_lost();
 		/* Other processes set the latch too, so check the time. */
 		now = GetCurrentTimestamp();
 		pause = usage_room_pause(failed);

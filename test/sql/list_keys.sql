@@ -54,7 +54,7 @@ ROLLBACK;
 -- A key is found by its whole token, by its mask as it is shown, and by the last four characters.
 RESET ROLE;
 SET ROLE rk_test_admin;
-SELECT rk_apikeys.import_key('old ERP', sha256('sk_live_0123456789abcdef'), 'sha256', hint => 'cdef', start => 'sk_live_', tenant => 'rk_test_manager') AS "old" \gset
+SELECT rk_apikeys.import_key('old ERP', sha256('sk_live_0123456789abcd_f'), 'sha256', hint => 'cd_f', start => 'sk_live_', tenant => 'rk_test_manager') AS "old" \gset
 SELECT rk_apikeys.import_key('old shop', sha512('100% like_this, any bytes'), 'sha512', tenant => 'rk_test_manager') AS shop \gset
 SELECT rk_apikeys.import_key('old neighbour', sha256('sk_live_fedcba9876543210'), 'sha256', hint => '3210', start => 'sk_live_', tenant => 'rk_test_other') AS "other" \gset
 SET ROLE rk_test_manager;
@@ -63,13 +63,13 @@ SELECT masked_key AS mask, right(masked_key, 4) AS hint FROM rk_apikeys.keys WHE
 SELECT what, (SELECT array_agg(name ORDER BY name) FROM rk_apikeys.list_keys(search)) AS found FROM (VALUES
   ('token', :'token'), ('blanks around it', E' \t' || :'token' || E'\r\n'), ('wrong secret', overlay(:'token' PLACING '000' FROM 30 FOR 3)),
   ('half of it', left(:'token', 40)), ('mask', :'mask'), ('mask of mask()', rk_apikeys.mask(:'token')), ('hint', :'hint'), ('key id', :'id'),
-  ('part of the key id', substr(:'id', 2, 10)), ('imported token', 'sk_live_0123456789abcdef'), ('blanks around it', E'  sk_live_0123456789abcdef\n'),
-  ('sha512', '100% like_this, any bytes'), ('imported mask', 'sk_live_********cdef'), ('mask without start and hint', '********'),
-  ('imported hint', 'cdef'), ('hint in capitals', 'CDEF'), ('part of a hint', 'cde'), ('a wildcard', 'c%ef'), ('another', 'sk_live_********____'),
-  ('part of a token', 'sk_live_0123456789abcde'), ('the neighbour''s token', 'sk_live_fedcba9876543210'), ('mask', 'sk_live_********3210'),
+  ('part of the key id', substr(:'id', 2, 10)), ('imported token', 'sk_live_0123456789abcd_f'), ('blanks around it', E'  sk_live_0123456789abcd_f\n'),
+  ('sha512', '100% like_this, any bytes'), ('imported mask', 'sk_live_********cd_f'), ('mask without start and hint', '********'),
+  ('imported hint', 'cd_f'), ('hint in capitals', 'CD_F'), ('part of a hint', 'cd_'), ('a wildcard', 'cd%f'), ('another', 'sk_live_********____'),
+  ('part of a token', 'sk_live_0123456789abcd_'), ('the neighbour''s token', 'sk_live_fedcba9876543210'), ('mask', 'sk_live_********3210'),
   ('hint', '3210'), ('too long', repeat('x', 3000)), ('a name of that shape', 'app_user_subscription_items')) v(what, search);
 -- By every sort, and over pages.
-SELECT s, array_agg(k.name) AS token, (SELECT array_agg(name) FROM rk_apikeys.list_keys('sk_live_0123456789abcdef', sort_by => s)) AS imported
+SELECT s, array_agg(k.name) AS token, (SELECT array_agg(name) FROM rk_apikeys.list_keys('sk_live_0123456789abcd_f', sort_by => s)) AS imported
   FROM unnest(ARRAY['name', 'environment', 'key_id', 'created_at', 'updated_at', 'expires_at', 'last_used_at', 'use_count', 'status']) WITH ORDINALITY u(s, n),
     rk_apikeys.list_keys(:'token', sort_by => s) k GROUP BY s, n ORDER BY n;
 BEGIN;
@@ -81,17 +81,17 @@ SELECT p1.name, p2.name, p3.name, convert_from(decode(p2.cursor, 'hex'), 'UTF8')
 SELECT (SELECT count(*) FROM rk_apikeys.list_keys(:'token', page_size => 1, after => p.cursor)) AS behind_it FROM rk_apikeys.list_keys(:'token', page_size => 1) p;
 ROLLBACK;
 -- The private function says nothing of a key that the caller cannot see; what is in the text itself it may say.
-SELECT rk_apikeys._searched_key_id('sk_live_0123456789abcdef') = :'old' AS mine, rk_apikeys._searched_key_id('sk_live_fedcba9876543210') AS neighbours,
+SELECT rk_apikeys._searched_key_id('sk_live_0123456789abcd_f') = :'old' AS mine, rk_apikeys._searched_key_id('sk_live_fedcba9876543210') AS neighbours,
   rk_apikeys._searched_key_id(:'token') = :'id' AS token, rk_apikeys._searched_key_id('') AS nothing, rk_apikeys._searched_key_id(NULL) AS "null";
 SET ROLE rk_test_other;
 SELECT name FROM rk_apikeys.list_keys(:'token');
-SELECT name FROM rk_apikeys.list_keys('sk_live_0123456789abcdef');
-SELECT rk_apikeys._searched_key_id('sk_live_fedcba9876543210') = :'other' AS mine, rk_apikeys._searched_key_id('sk_live_0123456789abcdef') AS neighbours;
+SELECT name FROM rk_apikeys.list_keys('sk_live_0123456789abcd_f');
+SELECT rk_apikeys._searched_key_id('sk_live_fedcba9876543210') = :'other' AS mine, rk_apikeys._searched_key_id('sk_live_0123456789abcd_f') AS neighbours;
 SET ROLE rk_test_auditor;
 SELECT name FROM rk_apikeys.list_keys(:'token');
-SELECT name FROM rk_apikeys.list_keys('sk_live_0123456789abcdef');
+SELECT name FROM rk_apikeys.list_keys('sk_live_0123456789abcd_f');
 SET ROLE rk_test_verifier;
-SELECT rk_apikeys._searched_key_id('sk_live_0123456789abcdef'); -- fails: not granted
+SELECT rk_apikeys._searched_key_id('sk_live_0123456789abcd_f'); -- fails: not granted
 -- A principal finds the keys that it sees.
 RESET ROLE;
 SELECT secret AS principal FROM rk_apikeys.create_key('principal', environment => 'stage', scopes => '{apikeys:manage}', tenant => 'rk_test_manager') \gset
@@ -99,7 +99,7 @@ SET ROLE rk_test_admin;
 BEGIN;
 SELECT FROM rk_apikeys.authenticate(:'principal');
 SELECT name FROM rk_apikeys.list_keys(:'token');
-SELECT count(*), (SELECT count(rk_apikeys._searched_key_id('sk_live_0123456789abcdef'))) AS of_another_environment FROM rk_apikeys.list_keys('sk_live_0123456789abcdef');
+SELECT count(*), (SELECT count(rk_apikeys._searched_key_id('sk_live_0123456789abcd_f'))) AS of_another_environment FROM rk_apikeys.list_keys('sk_live_0123456789abcd_f');
 COMMIT;
 RESET ROLE;
 DELETE FROM rk_apikeys.api_keys WHERE name ~ '^(old|found|principal)';

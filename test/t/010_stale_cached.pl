@@ -55,11 +55,17 @@ foreach my $preloaded (0, 1)
 		code($session{'no transaction'}, $token);
 		$session{$_}->query_safe($begin{$_}) foreach keys %begin;
 		code($_, $token) foreach values %session;
-		my $hits = stat_of($node, 'cache_hits');
-		is_deeply([ map { code($session{$_}, $token) } sort keys %begin ], [ ($before) x keys %begin ],
-			"$with, $name: $before before");
-		is(stat_of($node, 'cache_hits') - $hits, keys %begin, "$with, $name: and cached")
-		  if $preloaded && $before ne 'unknown';
+		# One lookup in 64, at random, pins the row's page plainly, which is no hit; then the row is kept
+		my $hits;
+		foreach (1 .. 5)
+		{
+			$hits = -stat_of($node, 'cache_hits');
+			is_deeply([ map { code($session{$_}, $token) } sort keys %begin ], [ ($before) x keys %begin ],
+				"$with, $name: $before before");
+			$hits += stat_of($node, 'cache_hits');
+			last if $hits == keys %begin || !$preloaded || $before eq 'unknown';
+		}
+		is($hits, keys %begin, "$with, $name: and cached") if $preloaded && $before ne 'unknown';
 
 		$sql =~ s/ID/$id/g;
 		$sql =~ s/TOKEN/$token/g;

@@ -8,6 +8,7 @@ use lib $FindBin::Bin;
 use RkApikeys;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my $node = rk_node('overflow', PRELOAD, 'rk_apikeys.max_tracked_keys = 16', "rk_apikeys.usage_flush_interval = '1h'");
 my @token = split /\n/, sql_as($node, 'acme', q{WITH k AS (
@@ -42,10 +43,18 @@ is(stat_of($node, 'overflow'), 186 + 3 + 160 * 186, 'and the rest is told');
 
 # What is tracked is flushed, then room is made
 is(sql_as($node, 'acme', 'SELECT sum(use_count) FROM rk_apikeys.keys'), 161 * 14, 'the uses of what is tracked are exact');
-$holder->query_safe('ROLLBACK');
+# The new setting comes while the launcher waits for a worker, which the postmaster cannot start
+my ($postmaster) = slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/;
+my $launcher = $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'rk_apikeys launcher'");
 $node->append_conf('postgresql.conf', "rk_apikeys.usage_flush_interval = '100ms'");
-$node->reload;
+kill STOP => $postmaster;
+$holder->query_safe('ROLLBACK');
+sleep 3;
+kill HUP => $launcher;
+usleep(300_000);
+kill CONT => $postmaster;
 ok($node->poll_query_until('postgres', 'SELECT tracked_keys < 14 AND pending_keys = 0 FROM rk_apikeys.stats'), 'a flush makes room');
+$node->reload;
 is($node->safe_psql('postgres', 'SELECT sum(use_count) FROM rk_apikeys.key_usage'), 161 * 14, 'and has written them');
 is(sql_as($node, 'acme', 'SELECT sum(use_count) FROM rk_apikeys.keys'), 161 * 14, 'the sum stays');
 ok($node->poll_query_until('postgres', "SELECT code = 'valid' FROM rk_apikeys.verify_key('$limited')"), 'the limited key passes');
