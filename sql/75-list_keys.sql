@@ -89,8 +89,11 @@ DECLARE
   nullable boolean := false;
   usage_join text := '';
   direction text := CASE WHEN descending THEN 'DESC' ELSE 'ASC' END;
-  -- Whether an index gives the order, and the view has all columns of the conditions.
-  by_view boolean := sort_by IN ('key_id', 'created_at') AND coalesce(search, '') = '';
+  -- Whether an index gives the order, as it gives that of the names in one tenant, and
+  -- the view has all columns of the conditions.
+  by_view boolean := coalesce(search, '') = '' AND (sort_by IN ('key_id', 'created_at')
+    OR (sort_by = 'name' AND (tenant IS NOT NULL OR NOT (pg_has_role('rk_apikeys_admin', 'USAGE')
+      OR pg_has_role('rk_apikeys_auditor', 'USAGE')))));
   -- The page before a cursor is read backwards from it.
   backward boolean := before IS NOT NULL;
   inner_direction text := CASE WHEN descending = backward THEN 'ASC' ELSE 'DESC' END;
@@ -102,6 +105,9 @@ DECLARE
   position text[];
   start_value text;
   start_key text;
+  -- A value of the cursor's, to see whether it is of the type.
+  count bigint;
+  moment timestamptz;
 BEGIN
   IF sort_by IN ('name', 'environment') THEN
     expression := 'k.' || sort_by;
@@ -140,7 +146,8 @@ BEGIN
     RAISE EXCEPTION 'after and before cannot both be given'
       USING ERRCODE = 'invalid_parameter_value', HINT = 'Give the cursor of one row.';
   END IF;
-  conditions := rk_apikeys._conditions(search, status, environment, owner, tenant, metadata, scopes, statuses);
+  conditions := CASE WHEN num_nonnulls(search, status, environment, owner, tenant, metadata, scopes, statuses) = 0 THEN ''
+    ELSE rk_apikeys._conditions(search, status, environment, owner, tenant, metadata, scopes, statuses) END;
 
   IF nullable THEN
     nulls := 'NULLS LAST';
@@ -159,8 +166,10 @@ BEGIN
         '^([a-z_]+)([+-])([0-9A-Za-z]{12})(?:=(.*))?$');
       start_key := position[3];
       start_value := position[4];
-      IF start_value IS NOT NULL AND type NOT LIKE 'text%' THEN
-        EXECUTE 'SELECT $1::' || type USING start_value;
+      IF type = 'bigint' THEN
+        count := start_value;
+      ELSIF type = 'timestamptz' THEN
+        moment := start_value;
       END IF;
     EXCEPTION WHEN data_exception OR character_not_in_repertoire OR syntax_error THEN
       position := NULL;
@@ -207,14 +216,18 @@ BEGIN
         v.replaces, v.grace_until, v.revoked_at, v.revoked_reason,
         v.created_at, v.created_by, v.updated_at, v.updated_by,
         encode(convert_to($6 || CASE WHEN $7 THEN '-' ELSE '+' END || v.key_id
-          || coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), ''), 'SQL_ASCII'), 'hex'),
+          || %4$s, 'SQL_ASCII'), 'hex'),
         v.parent,
         coalesce(CASE WHEN u.last_used_at > rk_apikeys._live_last_used_at(v.key_id) THEN u.last_used_addr END,
           rk_apikeys._live_last_used_addr(v.key_id), u.last_used_addr),
         v.family, v.owner, v.created_by_user, v.updated_by_user
-      FROM %s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
-      ORDER BY v.sort_value %s %s, v.key_id %2$s$q$,
-      page, direction, nulls),
+      FROM %1$s v LEFT JOIN rk_apikeys.key_usage u ON u.key_id = v.key_id
+      ORDER BY v.sort_value %2$s %3$s%5$s$q$,
+      page, direction, nulls,
+      -- JSON writes a value alike under every setting.
+      CASE WHEN type LIKE 'text%' THEN $q$'=' || v.sort_value$q$ ELSE $q$coalesce('=' || (to_jsonb(v.sort_value) #>> '{}'), '')$q$ END,
+      -- The planner does not know that the sort value of that sort is the key id.
+      CASE WHEN sort_by <> 'key_id' THEN ', v.key_id ' || direction ELSE '' END),
     search, status, environment, start_value, start_key, sort_by, descending,
     owner, tenant, metadata, scopes, statuses);
 END $$;

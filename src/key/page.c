@@ -13,6 +13,7 @@
 
 #include "catalog/pg_type_d.h"
 #include "executor/spi.h"
+#include "executor/tstoreReceiver.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -34,6 +35,11 @@
 #define PAGE_ARGS 12
 #define PAGE_ARGS_0_2 7			/* without owner and what follows it */
 
+static Oid	arg_types[PAGE_ARGS] = {
+	TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID,
+	TEXTOID, TEXTOID, JSONBOID, TEXTARRAYOID, TEXTARRAYOID
+};
+
 typedef struct PagePlan
 {
 	char		query[QUERY_MAX_LEN];	/* hash key */
@@ -44,7 +50,6 @@ typedef struct PagePlan
 static HTAB *plans = NULL;
 
 static Datum run_page(FunctionCallInfo fcinfo, int nargs);
-static bool same_types(TupleDesc a, TupleDesc b);
 static SPIPlanPtr find_plan(const char *query);
 
 PG_FUNCTION_INFO_V1(rk_apikeys_page);
@@ -78,48 +83,38 @@ run_page(FunctionCallInfo fcinfo, int nargs)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	char	   *query;
-	Datum		values[PAGE_ARGS];
-	char		nulls[PAGE_ARGS];
+	SPIExecuteOptions options = {.read_only = true};
 
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("query of a page cannot be null")));
 	query = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	options.params = makeParamList(PAGE_ARGS);
 	for (int i = 0; i < PAGE_ARGS; i++)
 	{
-		bool		isnull = i >= nargs || PG_ARGISNULL(i + 1);
+		ParamExternData *param = &options.params->params[i];
 
-		values[i] = isnull ? (Datum) 0 : PG_GETARG_DATUM(i + 1);
-		nulls[i] = isnull ? 'n' : ' ';
+		param->isnull = i >= nargs || PG_ARGISNULL(i + 1);
+		param->value = param->isnull ? (Datum) 0 : PG_GETARG_DATUM(i + 1);
+		param->pflags = PARAM_FLAG_CONST;
+		param->ptype = arg_types[i];
 	}
 	InitMaterializedSRF(fcinfo, 0);
 
+	/* The rows go into the result as they come. */
+	options.dest = CreateTuplestoreDestReceiver();
+	SetTuplestoreDestReceiverParams(options.dest, result->setResult,
+									CurrentMemoryContext, false, result->setDesc,
+									gettext_noop("query of a page does not return rk_apikeys.listed_key"));
 	SPI_connect();
-	if (SPI_execute_plan(find_plan(query), values, nulls, true, 0) != SPI_OK_SELECT)
+	if (SPI_execute_plan_extended(find_plan(query), &options) != SPI_OK_SELECT)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("query of a page is not a SELECT")));
-	if (!same_types(SPI_tuptable->tupdesc, result->setDesc))
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("query of a page does not return rk_apikeys.listed_key")));
-	for (uint64 i = 0; i < SPI_processed; i++)
-		tuplestore_puttuple(result->setResult, SPI_tuptable->vals[i]);
 	SPI_finish();
+	options.dest->rDestroy(options.dest);
 	return (Datum) 0;
-}
-
-/* Return whether two rows have the same number and types of columns. */
-static bool
-same_types(TupleDesc a, TupleDesc b)
-{
-	if (a->natts != b->natts)
-		return false;
-	for (int i = 0; i < a->natts; i++)
-		if (TupleDescAttr(a, i)->atttypid != TupleDescAttr(b, i)->atttypid)
-			return false;
-	return true;
 }
 
 /*
@@ -129,10 +124,6 @@ same_types(TupleDesc a, TupleDesc b)
 static SPIPlanPtr
 find_plan(const char *query)
 {
-	Oid			types[PAGE_ARGS] = {
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BOOLOID,
-		TEXTOID, TEXTOID, JSONBOID, TEXTARRAYOID, TEXTARRAYOID
-	};
 	PagePlan   *found;
 	SPIPlanPtr	plan;
 
@@ -153,7 +144,7 @@ find_plan(const char *query)
 	if (found != NULL)
 		return found->plan;
 
-	plan = SPI_prepare_cursor(query, PAGE_ARGS, types, CURSOR_OPT_PARALLEL_OK);
+	plan = SPI_prepare_cursor(query, PAGE_ARGS, arg_types, CURSOR_OPT_PARALLEL_OK);
 	if (plan == NULL)
 		elog(ERROR, "could not plan a page: %s",
 			 SPI_result_code_string(SPI_result));
