@@ -114,16 +114,20 @@ foreach my $case (
 {
 	my ($id, $token) = create_key($node, 'shape');
 	my $session = session($node, 'backend');
-	my $verdict = "SELECT code, name, family, metadata FROM rk_apikeys.verify_key('$token')";
+	my $verdict = "SELECT code, name, family, metadata, owner FROM rk_apikeys.verify_key('$token')";
 	remember($node, $token, 'shape');
 	$session->query_safe("SELECT rk_apikeys.verify('$guide')");
 	foreach my $change ('ALTER TABLE rk_apikeys.api_keys ADD extra text', q{ALTER TABLE rk_apikeys.api_keys ADD more text NOT NULL DEFAULT 'x'},
 		q{UPDATE rk_apikeys.api_keys SET more = 'y', metadata = '{"b": 2}' WHERE key_id = 'ID'}, 'ALTER TABLE rk_apikeys.api_keys DROP extra',
-		q{UPDATE rk_apikeys.api_keys SET name = 'other', metadata = '{"c": 3}' WHERE key_id = 'ID'}, 'ALTER TABLE rk_apikeys.api_keys DROP more')
+		q{UPDATE rk_apikeys.api_keys SET name = 'other', metadata = '{"c": 3}' WHERE key_id = 'ID'}, 'ALTER TABLE rk_apikeys.api_keys DROP more',
+		q{ALTER TABLE rk_apikeys.api_keys RENAME owner TO was; ALTER TABLE rk_apikeys.api_keys ADD owner text DEFAULT 'new'},
+		'ALTER TABLE rk_apikeys.api_keys DROP owner; ALTER TABLE rk_apikeys.api_keys RENAME was TO owner')
 	{
 		$node->safe_psql('postgres', $change =~ s/ID/$id/r);
 		my $said = sql_as($node, 'backend', "SET rk_apikeys.cache_size = 0; $verdict");
 		like($said, qr/^valid\|/, "$change: read with a snapshot");
+		# It reads the table for another key; the page of this one is as it was, unless it was changed
+		$session->query_safe("SELECT rk_apikeys.verify('$guide')");
 		is($session->query_safe($verdict), $said, "$change: the same in a session that knew the shape before");
 		remember($node, $token, $change);
 		is(sql_as($node, 'backend', "SELECT rk_apikeys.verify('$guide') \\g /dev/null\n$verdict"), $said, "$change: recalled, the same");
