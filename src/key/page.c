@@ -25,7 +25,7 @@
 #include "compat.h"
 
 /*
- * Saved plans per backend.  For one page size and one set of filters list_keys()
+ * Saved plans per backend.  For one role, page size and set of filters list_keys()
  * can write at most 9 sorts * 2 directions * 5 places to begin = 90 queries.  A
  * plan above the limit is made for one call.  No saved plan is freed, because a
  * query can call _page() again while its plan runs.

@@ -228,6 +228,12 @@ SELECT count(*) FROM rk_apikeys.list_keys(page_size => 0); -- fails: too small
 SELECT count(*) FROM rk_apikeys.list_keys(page_size => 1001); -- fails: too large
 SELECT count(*) FROM rk_apikeys.list_keys(status => 'on'); -- fails: no such status
 
+-- What runs the query of a page takes no other query.
+SELECT count(*) FROM rk_apikeys._page(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL); -- fails: null
+SELECT count(*) FROM rk_apikeys._page('SELECT 1', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL); -- fails: not the columns of a list
+SELECT count(*) FROM rk_apikeys._page('SHOW server_version', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL); -- fails: no row of a list
+SELECT count(*) FROM rk_apikeys._page('DELETE FROM rk_apikeys.keys', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL); -- fails: a change
+
 -- An auditor lists all tenants', without secrets.
 SET ROLE rk_test_auditor;
 SELECT tenant, name FROM rk_apikeys.list_keys('hub', sort_by => 'name');
